@@ -1,0 +1,1 @@
+"""ONNX to TensorRT engines; only compiles."""

@@ -1,0 +1,89 @@
+"""The export stage of a build: checkpoint in, graphs and reference and manifest out."""
+
+from collections.abc import Callable
+from copy import deepcopy
+from importlib.metadata import version
+from pathlib import Path
+
+from ilf_trt.build import BuildOptions
+from ilf_trt.bundle import GRAPH_FOLDER, REFERENCE_FILE, Manifest, write_manifest
+from ilf_trt.contract import Precision, graphs_of
+from ilf_trt.errors import MissingDependency
+from ilf_trt.schedule import make_plan
+
+TOOLS = ("torch", "diffusers", "onnx", "onnxscript", "numpy")
+Progress = Callable[[str], None]
+
+
+def export_bundle(checkpoint: str, folder: Path, options: BuildOptions, progress: Progress) -> Manifest:
+    """Write every file of a bundle into `folder`; `progress` is told each stage's name as it begins.
+
+    Raises CheckpointError, UnsupportedBackbone, UnsupportedScheduler, InvalidRequest, PortMismatch.
+    """
+    try:
+        import torch
+
+        from ilf_trt.checkpoint import load_ilf, read_checkpoint, read_json_object
+
+        from .golden import write_golden
+        from .graph import export_segment
+        from .segments import segments_of, spec_of
+    except ImportError as error:
+        raise MissingDependency(f"building needs {error.name}; pip install 'ilf-trt[build]'") from error
+
+    progress("load checkpoint")
+    facts = read_checkpoint(checkpoint)
+    scheduler = read_json_object(Path(options.scheduler)) if options.scheduler else facts.scheduler_config()
+    model = load_ilf(checkpoint, base=options.base).float()
+    plan = make_plan(
+        scheduler,
+        options.steps,
+        blocks=len(model.adapter.blocks),
+        loop=model.loop,
+        feedback=options.feedback,
+        rule=options.rule,
+        ratio=options.ratio,
+    )
+    spec = spec_of(
+        model,
+        guidance=options.guidance,
+        text_tokens=options.text_tokens,
+        train_timesteps=int(scheduler.get("num_train_timesteps", 1000)),
+        precision=options.precision,
+    )
+
+    served = model if options.precision is Precision.FP32 else deepcopy(model).to(torch.float16)
+    for name, segment in segments_of(served, spec, options.precision).items():
+        progress(f"export {name}")
+        export_segment(segment, options.batch, folder / GRAPH_FOLDER / f"{name}.onnx")
+
+    progress("reference")
+    write_golden(
+        folder / REFERENCE_FILE,
+        model,
+        segments_of(model, spec, Precision.FP32),
+        spec,
+        plan,
+        scheduler,
+        pictures=options.batch.min,
+        guidance_scale=options.guidance_scale,
+        precision=options.precision,
+    )
+    return write_manifest(
+        folder,
+        Manifest(
+            spec=spec,
+            precision=options.precision,
+            batch=options.batch,
+            graphs=graphs_of(spec, options.precision),
+            scales=tuple(model.feedback.scales.tolist()),
+            plan=plan,
+            scheduler=scheduler,
+            guidance_scale=options.guidance_scale,
+            base_sha256=facts.base_sha256,
+            tools={tool: version(tool) for tool in ("ilf-trt", *TOOLS)},
+            files={},
+        ),
+    )
+
+

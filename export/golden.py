@@ -1,0 +1,110 @@
+"""Writes down what torch in float32 says that every graph and one trajectory must give, for `verify` to read anywhere."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from ilf_trt import reference
+from ilf_trt.contract import ModelSpec, Port, Precision
+from ilf_trt.model import ILFModel
+from ilf_trt.probe import CASES, TRAJECTORY, TRAJECTORY_NOISE
+from ilf_trt.schedule import StepPlan
+
+from .segments import Segment
+
+SEED = 0
+PROBE_SCALE = 0.1
+LARGE = 1 << 20
+
+
+@torch.inference_mode()
+def write_golden(
+    path: Path,
+    model: ILFModel,
+    segments: dict[str, Segment],
+    spec: ModelSpec,
+    plan: StepPlan,
+    scheduler: dict[str, Any],
+    *,
+    pictures: int,
+    guidance_scale: float,
+    precision: Precision,
+) -> None:
+    """Write the probe's tensors as `path` (.npz). `segments` and `model` are in float32.
+
+    Tensors past a million values are stored in the bundle's own dtype, whose rounding is far below its parity limit.
+    """
+    torch.manual_seed(SEED)
+    conditions = _conditions(spec, pictures)
+    noise = torch.randn(pictures, *spec.latent)
+    tensors = _step(model, segments, plan, conditions, noise, guidance_scale)
+    tensors |= conditions
+    tensors[TRAJECTORY_NOISE] = noise
+    tensors[TRAJECTORY] = reference.generate(
+        model, plan, scheduler, conditions, noise, guidance_scale=guidance_scale, guidance=spec.guidance
+    )
+    np.savez(path, allow_pickle=False, **{name: _stored(tensor, precision) for name, tensor in tensors.items()})
+
+
+def _step(
+    model: ILFModel,
+    segments: dict[str, Segment],
+    plan: StepPlan,
+    conditions: dict[str, Tensor],
+    noise: Tensor,
+    guidance_scale: float,
+) -> dict[str, Tensor]:
+    step = next((step for step in plan.steps if step.feedback), plan.steps[0])
+    size = model.loop.size
+    tensors = {
+        "times": torch.tensor([step.t, step.t_post]),
+        "latent": noise,
+        "history_1": torch.randn_like(noise),
+        "history_2": torch.randn_like(noise),
+        "coefficients": torch.tensor([guidance_scale, *step.solver, 0.0]),
+        "scales": model.feedback.scales.detach() + PROBE_SCALE,
+        "no_scales": torch.zeros(size),
+        **conditions,
+    }
+    per_time: set[str] = set()
+    for case in CASES:
+        segment = segments[case.graph]
+        if case.graph == "loop_body":
+            tensors.setdefault("no_feedback", torch.zeros_like(tensors["hidden"]))
+        inputs = []
+        for port in segment.graph.inputs:
+            tensor = tensors[case.inputs.get(port.name, port.name)]
+            inputs.append(tensor[case.time] if port.name in per_time else tensor)
+        outputs = segment(*inputs)
+        outputs = outputs if isinstance(outputs, tuple) else (outputs,)
+        for port, output in zip(segment.graph.outputs, outputs, strict=True):
+            tensors[case.outputs.get(port.name, port.name)] = output
+            if port.shape[0] == "T":
+                per_time.add(port.name)
+    return tensors
+
+
+def _conditions(spec: ModelSpec, pictures: int) -> dict[str, Tensor]:
+    return {port.name: _condition(port, spec, pictures) for port in spec.conditions}
+
+
+def _condition(port: Port, spec: ModelSpec, pictures: int) -> Tensor:
+    shape = port.resolve({"B": pictures})
+    if port.below is not None:
+        return (torch.arange(pictures) % port.below).to(torch.int32)
+    if port.name.endswith("mask"):
+        return (torch.arange(shape[1]) < max(shape[1] // 2, 1)).float().repeat(pictures, 1)
+    if port.name == "resolution":
+        return torch.tensor(spec.latent[1:]).float().mul(8).repeat(pictures, 1)
+    if port.name == "aspect_ratio":
+        return torch.ones(shape)
+    return torch.randn(shape)
+
+
+def _stored(tensor: Tensor, precision: Precision) -> NDArray[Any]:
+    array: NDArray[Any] = tensor.numpy()
+    return array.astype(precision.dtype) if array.size > LARGE and array.dtype == np.float32 else array

@@ -1,0 +1,93 @@
+"""Turns one segment into one ONNX file whose inputs and outputs bear the contract's names."""
+
+import logging
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+from torch import Tensor
+from torch.export import Dim
+
+from ilf_trt.contract import Batch, Graph, Port
+from ilf_trt.errors import PortMismatch
+
+from .passes import strip_metadata
+from .segments import Segment
+
+OPSET = 20
+MAX_TIMES = 1024
+TRACED_PICTURES = 2
+TRACED_TIMES = 3
+
+
+def export_segment(segment: Segment, batch: Batch, path: Path) -> None:
+    """Write `path` and its weights beside it as `path`.data.
+
+    Opset 20 decomposes attention, which every engine accepts under a mask (opset 23's Attention does not run under a
+    broadcast mask on ONNX Runtime's CPU provider).
+    """
+    graph = segment.graph
+    sizes = _traced_sizes(batch)
+    inputs = tuple(_example(port, sizes) for port in graph.inputs)
+    with _quiet(), torch.no_grad():
+        program: Any = torch.onnx.export(
+            segment,
+            inputs,
+            dynamo=True,
+            opset_version=OPSET,
+            input_names=[port.name for port in graph.inputs],
+            output_names=[port.name for port in graph.outputs],
+            dynamic_shapes=_dynamic_shapes(graph, batch),
+            verbose=False,
+        )
+    _check_border(program.model.graph, graph, batch)
+    strip_metadata(program.model)
+    program.model.graph.name = graph.name
+    path.parent.mkdir(parents=True, exist_ok=True)
+    program.save(path, external_data=True)
+
+
+def _check_border(exported: Any, graph: Graph, batch: Batch) -> None:
+    """The exporter may fix a dimension that was asked to vary, and says nothing."""
+    for value, port in zip((*exported.inputs, *exported.outputs), (*graph.inputs, *graph.outputs), strict=True):
+        varying = [axis for axis, dim in enumerate(port.shape) if dim == "T" or (isinstance(dim, str) and not batch.fixed)]
+        if [axis for axis, dim in enumerate(value.shape) if not isinstance(dim, int)] != varying:
+            raise PortMismatch(f"{graph.name}: {port.name} was exported as {value.shape}, the contract says {port.shape}")
+
+
+def _traced_sizes(batch: Batch) -> dict[str, int]:
+    pictures = batch.max if batch.fixed else TRACED_PICTURES
+    return {"B": pictures, "2B": 2 * pictures, "T": TRACED_TIMES}
+
+
+def _example(port: Port, sizes: dict[str, int]) -> Tensor:
+    shape, dtype = port.resolve(sizes), cast(torch.dtype, getattr(torch, port.dtype))
+    return torch.zeros(shape, dtype=dtype) if dtype.is_floating_point else torch.ones(shape, dtype=dtype)
+
+
+def _dynamic_shapes(graph: Graph, batch: Batch) -> tuple[tuple[dict[int, Any], ...]]:
+    pictures = Dim("B", min=1, max=max(batch.max, TRACED_PICTURES))
+    symbols: dict[str, Any] = {"T": Dim("T", min=1, max=MAX_TIMES)}
+    if not batch.fixed:
+        derived = any("B" in port.shape for port in (*graph.inputs, *graph.outputs))
+        symbols |= {"B": pictures, "2B": 2 * pictures if derived else Dim("B2", min=2, max=2 * batch.max)}
+    return (tuple({axis: symbols[dim] for axis, dim in enumerate(port.shape) if dim in symbols} for port in graph.inputs),)
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """The exporter speaks of its own progress and internals; what matters of it comes back as an exception."""
+    loggers = [logging.getLogger(name) for name in ("torch.onnx", "onnxscript", "onnx_ir", "torch.export")]
+    levels = [logger.level for logger in loggers]
+    for logger in loggers:
+        logger.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)

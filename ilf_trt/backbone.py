@@ -1,0 +1,150 @@
+"""What ILF needs to know of a diffusion transformer: the seam between the method and one model class."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from ilf_trt.contract import Port
+from ilf_trt.errors import InvalidRequest
+
+
+@dataclass(frozen=True, slots=True)
+class Context:
+    """What the pictures of a batch ask for, without the time; R rows.
+
+    `labels` (R,), `sizes` (R, D) added to the time embedding, `text` (R, L, D), `text_bias` (R, 1, 1, L).
+    """
+
+    labels: Tensor | None = None
+    sizes: Tensor | None = None
+    text: Tensor | None = None
+    text_bias: Tensor | None = None
+
+
+class Backbone(ABC):
+    """An adapter over one diffusers transformer; it owns no weights."""
+
+    kind: ClassVar[str]
+    model_class: ClassVar[str]
+    arguments: ClassVar[tuple[str, ...]]
+    shares_rows: ClassVar[bool]
+
+    def __init__(self, model: Any) -> None:
+        self.model = model
+        self.check()
+
+    @property
+    def blocks(self) -> nn.ModuleList:
+        blocks: nn.ModuleList = self.model.transformer_blocks
+        return blocks
+
+    @property
+    def width(self) -> int:
+        return int(self.model.inner_dim)
+
+    @property
+    def patch(self) -> int:
+        return int(self.model.config.patch_size)
+
+    @property
+    def latent(self) -> tuple[int, int, int]:
+        """(C, H, W) of the latent; the model may predict more channels (a learned variance), which are dropped."""
+        side = int(self.model.config.sample_size)
+        return int(self.model.config.in_channels), side, side
+
+    @property
+    def grid(self) -> tuple[int, int]:
+        """Patches in a column and in a row."""
+        return self.latent[1] // self.patch, self.latent[2] // self.patch
+
+    def embed(self, latent: Tensor) -> Tensor:
+        """latent (R, C, H, W) -> tokens (R, N, D), positions added."""
+        embedder = self.model.pos_embed
+        patches = embedder.proj(latent.to(embedder.proj.weight.dtype)).flatten(2).transpose(1, 2)
+        return (patches + embedder.pos_embed).to(patches.dtype)
+
+    def bind(self, values: Sequence[Any], named: Mapping[str, Any]) -> dict[str, Any]:
+        """The backbone's own positional and named arguments after the latent, by name; raises InvalidRequest."""
+        if len(values) > len(self.arguments):
+            raise InvalidRequest(f"{self.model_class} takes {self.arguments} after the latent, got {len(values)} values")
+        call = dict(zip(self.arguments, values, strict=False))
+        for name, value in named.items():
+            if name in call or name not in self.arguments:
+                what = "given twice" if name in call else f"not an argument of {self.model_class}"
+                raise InvalidRequest(f"{name!r} is {what}; it takes {', '.join(self.arguments)}")
+            call[name] = value
+        for name in ("attention_mask", "cross_attention_kwargs"):
+            if call.pop(name, None) is not None:
+                raise InvalidRequest(f"{name!r} is not supported with inner loop feedback; leave it out")
+        if call.get("timestep") is None:
+            raise InvalidRequest(f"{self.model_class} needs a timestep; pass timestep=…")
+        return call
+
+    @abstractmethod
+    def check(self) -> None:
+        """Raise UnsupportedBackbone for a configuration that the segments do not reproduce."""
+
+    @abstractmethod
+    def condition_ports(self, text_tokens: int, *, guidance: bool) -> tuple[Port, ...]:
+        """What a caller of the served model passes for each picture."""
+
+    @abstractmethod
+    def context_ports(self, rows: str, text_tokens: int, dtype: str) -> tuple[Port, ...]:
+        """What of the context crosses from `cond` into the graphs that hold blocks."""
+
+    @abstractmethod
+    def call(self, conditions: Mapping[str, Tensor], *, guidance: bool) -> dict[str, Any]:
+        """Conditions under their port names, B pictures -> the backbone's own arguments, B or 2B rows."""
+
+    @abstractmethod
+    def context(self, call: Mapping[str, Any]) -> Context:
+        """The backbone's own arguments -> what the blocks and the time embedding need of them."""
+
+    @abstractmethod
+    def rows(self, blocks: Sequence[nn.Module], times: Tensor, context: Context, batch: int) -> Tensor:
+        """times (batch,) -> (batch, K, 6, D), or times (T, 1) -> (T, batch, K, 6, D), in float32.
+
+        K is 1 where all blocks share a row, else the number of blocks.
+        """
+
+    @abstractmethod
+    def head_row(self, times: Tensor, context: Context, batch: int) -> Tensor:
+        """times as in `rows` -> shift and scale of the last norm, (…, batch, 2, D), in float32."""
+
+    @abstractmethod
+    def block(self, block: nn.Module, tokens: Tensor, row: Tensor, context: Context) -> Tensor:
+        """One block: tokens (R, N, D), row (R, 6, D) -> (R, N, D)."""
+
+    @abstractmethod
+    def head(self, tokens: Tensor, row: Tensor) -> Tensor:
+        """tokens (R, N, D), row (R, 2, D) -> the model's output (R, C_out, H, W)."""
+
+    def run(
+        self,
+        blocks: Sequence[nn.Module],
+        tokens: Tensor,
+        rows: Tensor,
+        context: Context,
+        *,
+        feedback: Tensor | None = None,
+        scales: Tensor | None = None,
+    ) -> Tensor:
+        """Blocks one after another, `scales[i] * feedback` added to the input of block i (paper Eq. 2 and 3).
+
+        tokens and feedback (R, N, D), rows (R, K, 6, D), scales (len(blocks),) -> (R, N, D).
+        """
+        for index, block in enumerate(blocks):
+            if feedback is not None and scales is not None:
+                tokens = tokens + (feedback * scales[index]).to(tokens.dtype)
+            tokens = self.block(block, tokens, rows[:, 0 if self.shares_rows else index], context)
+        return tokens
+
+    def embed_time(self, embedder: Any, times: Tensor) -> Tensor:
+        """times of any shape -> (…, D): sinusoids in float32, then the embedder's two layers."""
+        waves = embedder.time_proj(times.flatten().float())
+        embedded = embedder.timestep_embedder(waves.to(embedder.timestep_embedder.linear_1.weight.dtype))
+        return torch.as_tensor(embedded).unflatten(0, times.shape)

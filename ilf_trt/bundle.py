@@ -1,0 +1,216 @@
+"""The bundle: a folder with graphs, a reference to check them by, and a manifest that says what they are."""
+
+import errno
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+from ilf_trt.contract import Batch, Graph, Loop, ModelSpec, Port, Precision
+from ilf_trt.errors import BundleError, IlfError
+from ilf_trt.schedule import StepPlan
+
+SCHEMA = 1
+MANIFEST_FILE = "manifest.json"
+REFERENCE_FILE = "reference.npz"
+GRAPH_FOLDER = "graphs"
+
+
+@dataclass(frozen=True, slots=True)
+class FileFacts:
+    """What a file of the bundle must be."""
+
+    sha256: str
+    size_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class Manifest:
+    """Everything the runtime needs to know before it opens a graph; `scales` (m,) are the learned feedback scales."""
+
+    spec: ModelSpec
+    precision: Precision
+    batch: Batch
+    graphs: tuple[Graph, ...]
+    scales: tuple[float, ...]
+    plan: StepPlan
+    scheduler: dict[str, Any]
+    guidance_scale: float
+    base_sha256: str
+    tools: dict[str, str]
+    files: dict[str, FileFacts]
+
+    def as_json(self) -> dict[str, Any]:
+        """Plain data; `Manifest.from_json` reads it back."""
+        return {"schema": SCHEMA, **asdict(self), "plan": self.plan.as_json()}
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> "Manifest":
+        """Raises BundleError for a newer schema or a field that is missing or wrong."""
+        schema = data.get("schema")
+        if schema != SCHEMA:
+            newer = isinstance(schema, int) and schema > SCHEMA
+            hint = "upgrade ilf-trt" if newer else "build the bundle anew"
+            raise BundleError(f"manifest schema is {schema!r}, this version reads {SCHEMA}; {hint}")
+        try:
+            spec = data["spec"]
+            return cls(
+                spec=ModelSpec(
+                    **{
+                        **spec,
+                        "latent": tuple(spec["latent"]),
+                        "loop": Loop(**spec["loop"]),
+                        "conditions": _ports(spec["conditions"]),
+                        "context": _ports(spec["context"]),
+                    }
+                ),
+                precision=Precision(data["precision"]),
+                batch=Batch(**data["batch"]),
+                graphs=tuple(
+                    Graph(graph["name"], _ports(graph["inputs"]), _ports(graph["outputs"])) for graph in data["graphs"]
+                ),
+                scales=tuple(float(value) for value in data["scales"]),
+                plan=StepPlan.from_json(data["plan"]),
+                scheduler=dict(data["scheduler"]),
+                guidance_scale=float(data["guidance_scale"]),
+                base_sha256=str(data["base_sha256"]),
+                tools=dict(data["tools"]),
+                files={name: FileFacts(**facts) for name, facts in data["files"].items()},
+            )
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            raise BundleError(f"manifest field missing or wrong ({error!r}); build the bundle anew") from error
+
+
+@dataclass(frozen=True, slots=True)
+class Bundle:
+    """A checked bundle on disk."""
+
+    path: Path
+    manifest: Manifest
+
+    @classmethod
+    def open(cls, path: str | Path, *, check_hashes: bool = True) -> "Bundle":
+        """Read and check a bundle before anything in it is deserialised; raises BundleError.
+
+        Names and sizes are always checked; `check_hashes=False` skips reading every file.
+        """
+        path = Path(path)
+        if not path.is_dir():
+            raise BundleError(f"{path} is not a bundle: no such folder; make one with ilf-trt build --output {path}")
+        manifest_path = path / MANIFEST_FILE
+        if not manifest_path.is_file():
+            raise BundleError(f"{path} holds no {MANIFEST_FILE}: half-written or not a bundle; build it anew")
+        try:
+            data = json.loads(manifest_path.read_text())
+        except (OSError, ValueError) as error:
+            raise BundleError(f"{manifest_path} is not readable JSON ({error}); build the bundle anew") from error
+        if not isinstance(data, dict):
+            raise BundleError(f"{manifest_path} holds {type(data).__name__}, expected an object; build the bundle anew")
+        manifest = Manifest.from_json(data)
+        for name, facts in manifest.files.items():
+            _check_file(path, name, facts, check_hashes=check_hashes)
+        missing = [graph.name for graph in manifest.graphs if _graph_name(graph.name) not in manifest.files]
+        if missing:
+            raise BundleError(f"{path} lists no file for graph {missing[0]!r}; build the bundle anew")
+        return cls(path, manifest)
+
+    def graph_path(self, graph: str) -> Path:
+        """The ONNX file of a graph."""
+        return self.path / _graph_name(graph)
+
+    @property
+    def size_bytes(self) -> int:
+        return sum(facts.size_bytes for facts in self.manifest.files.values())
+
+
+@contextmanager
+def drafted(output: str | Path, *, force: bool) -> Iterator[Path]:
+    """A temporary folder beside `output` that takes its place when the block ends well, and vanishes when it does not.
+
+    Raises BundleError when `output` exists and `force` is not set, or when the disk is full or not writable.
+    """
+    output = Path(output).absolute()
+    if output.exists() and not force:
+        raise BundleError(f"{output} exists; pass --force to replace it, or another --output")
+    if output.exists() and not (output / MANIFEST_FILE).is_file():
+        raise BundleError(f"{output} exists and is not a bundle; it is left alone, pass another --output")
+    draft = output.parent / f".{output.name}.partial-{os.getpid()}"
+    try:
+        output.parent.mkdir(parents=True, exist_ok=True)
+        _sweep(output)
+        draft.mkdir()
+        yield draft
+        _replace(output, draft)
+    except OSError as error:
+        if isinstance(error, IlfError):
+            raise
+        hint = "free some space" if error.errno == errno.ENOSPC else "choose a writable --output"
+        raise BundleError(f"cannot write {output}: {error.strerror or error}; {hint}") from error
+    finally:
+        shutil.rmtree(draft, ignore_errors=True)
+
+
+def write_manifest(folder: Path, manifest: Manifest) -> Manifest:
+    """Write the manifest with the facts of every file in `folder`, and return it."""
+    files = {
+        path.relative_to(folder).as_posix(): FileFacts(_sha256(path), path.stat().st_size)
+        for path in sorted(folder.rglob("*"))
+        if path.is_file() and path.name != MANIFEST_FILE
+    }
+    manifest = Manifest(**{**{name: getattr(manifest, name) for name in Manifest.__slots__}, "files": files})
+    (folder / MANIFEST_FILE).write_text(json.dumps(manifest.as_json(), indent=2) + "\n")
+    return manifest
+
+
+def _ports(data: list[dict[str, Any]]) -> tuple[Port, ...]:
+    return tuple(Port(**{**port, "shape": tuple(port["shape"])}) for port in data)
+
+
+def _graph_name(graph: str) -> str:
+    return f"{GRAPH_FOLDER}/{graph}.onnx"
+
+
+def _check_file(folder: Path, name: str, facts: FileFacts, *, check_hashes: bool) -> None:
+    relative = PurePosixPath(name)
+    if relative.is_absolute() or ".." in relative.parts or "\\" in name:
+        raise BundleError(f"{folder}: manifest names {name!r}, outside the bundle; do not use this bundle")
+    path = folder / relative
+    if not path.is_file():
+        raise BundleError(f"{path} is missing; copy the whole bundle again, or build it anew")
+    if not path.resolve().is_relative_to(folder.resolve()):
+        raise BundleError(f"{path} is a link that leaves the bundle; do not use this bundle")
+    size_bytes = path.stat().st_size
+    if size_bytes != facts.size_bytes:
+        raise BundleError(f"{path} has {size_bytes} bytes, the manifest says {facts.size_bytes}; copy the bundle again")
+    if check_hashes and (found := _sha256(path)) != facts.sha256:
+        raise BundleError(
+            f"{path} has sha256 {found[:12]}…, the manifest says {facts.sha256[:12]}…; copy the bundle again"
+        )
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _sweep(output: Path) -> None:
+    """Remove drafts of builds that were killed: their process is gone."""
+    for stale in output.parent.glob(f".{output.name}.partial-*"):
+        pid = stale.name.rpartition("-")[2]
+        if pid.isdecimal() and not Path(f"/proc/{pid}").exists():
+            shutil.rmtree(stale, ignore_errors=True)
+
+
+def _replace(output: Path, draft: Path) -> None:
+    if not output.exists():
+        draft.rename(output)
+        return
+    old = output.parent / f".{output.name}.partial-old-{os.getpid()}"
+    output.rename(old)
+    draft.rename(output)
+    shutil.rmtree(old)

@@ -1,0 +1,190 @@
+"""Names, shapes and dtypes of everything that crosses a border between graphs.
+
+Legend of the dimensions: B pictures, 2B rows of a guided batch (first the B conditional, then the B unconditional),
+T distinct times of a plan, N tokens, D width, C H W latent channels and sides, L text tokens, m blocks of the loop.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from enum import StrEnum
+
+from ilf_trt.errors import InvalidRequest
+
+GRAPHS = ("cond", "pre", "loop_body", "loop_feedback", "post")
+COEFFICIENTS = ("guidance", "c_x", "c_out", "a", "b_0", "b_1", "b_2", "unused")
+
+Dim = int | str
+Shape = tuple[Dim, ...]
+
+
+class Precision(StrEnum):
+    """What the matrix products of a bundle run in; norms, modulation, guidance and solver stay in float32."""
+
+    FP32 = "fp32"
+    FP16 = "fp16"
+
+    @property
+    def dtype(self) -> str:
+        """Dtype of the tokens that pass from graph to graph."""
+        return {"fp32": "float32", "fp16": "float16"}[self.value]
+
+    @property
+    def parity_limit(self) -> float:
+        """Largest relative difference from the float32 reference that a build accepts."""
+        return {"fp32": 1e-4, "fp16": 2e-2}[self.value]
+
+
+@dataclass(frozen=True, slots=True)
+class Loop:
+    """The inner loop: blocks `begin` to `end`, both included."""
+
+    begin: int
+    end: int
+
+    @classmethod
+    def parse(cls, text: str) -> "Loop":
+        """`"8:19"` -> Loop(8, 19)."""
+        begin, separator, end = text.partition(":")
+        if not (separator and begin.strip().isdecimal() and end.strip().isdecimal()):
+            raise InvalidRequest(f"loop {text!r} is not BEGIN:END; give two block numbers, such as 8:19")
+        return cls(int(begin), int(end))
+
+    @property
+    def size(self) -> int:
+        """m, the number of blocks that run twice on a feedback step."""
+        return self.end - self.begin + 1
+
+    def check(self, blocks: int) -> None:
+        """Raise InvalidRequest unless 0 <= begin <= end < blocks."""
+        if not 0 <= self.begin <= self.end < blocks:
+            raise InvalidRequest(
+                f"loop {self.begin}:{self.end} does not fit a model of {blocks} blocks; "
+                f"it needs 0 <= begin <= end <= {blocks - 1}"
+            )
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """The range of pictures a graph accepts; equal ends mean a fixed batch."""
+
+    min: int
+    opt: int
+    max: int
+
+    @classmethod
+    def parse(cls, text: str) -> "Batch":
+        """`"1"` -> fixed, `"1:4:8"` -> min, opt, max."""
+        parts = text.split(":")
+        if len(parts) not in (1, 3) or not all(part.isdecimal() for part in parts):
+            raise InvalidRequest(f"batch {text!r} is neither N nor MIN:OPT:MAX; give 1 or 1:4:8")
+        low, best, high = (int(part) for part in (parts * 3 if len(parts) == 1 else parts))
+        if not 1 <= low <= best <= high:
+            raise InvalidRequest(f"batch {text!r} is out of order; it needs 1 <= MIN <= OPT <= MAX")
+        return cls(low, best, high)
+
+    @property
+    def fixed(self) -> bool:
+        return self.min == self.max
+
+    def check(self, pictures: int) -> None:
+        """Raise InvalidRequest when `pictures` is outside the range."""
+        if not self.min <= pictures <= self.max:
+            raise InvalidRequest(
+                f"batch of {pictures} is outside the bundle's {self}; ask for {self}, or rebuild with "
+                f"--batch {min(self.min, pictures)}:{self.opt}:{max(self.max, pictures)}"
+            )
+
+    def __str__(self) -> str:
+        return str(self.min) if self.fixed else f"{self.min}:{self.opt}:{self.max}"
+
+
+@dataclass(frozen=True, slots=True)
+class Port:
+    """One tensor of a graph's border; `below` bounds an index input (0 <= value < below)."""
+
+    name: str
+    shape: Shape
+    dtype: str
+    below: int | None = None
+
+    def resolve(self, sizes: Mapping[str, int]) -> tuple[int, ...]:
+        """The shape in numbers, `sizes` naming each symbolic dimension."""
+        return tuple(sizes[dim] if isinstance(dim, str) else dim for dim in self.shape)
+
+
+@dataclass(frozen=True, slots=True)
+class Graph:
+    """One graph's border."""
+
+    name: str
+    inputs: tuple[Port, ...]
+    outputs: tuple[Port, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class ModelSpec:
+    """The dimensions of an ILF model, and what one picture asks of it."""
+
+    kind: str
+    blocks: int
+    width: int
+    tokens: int
+    latent: tuple[int, int, int]
+    loop: Loop
+    guidance: bool
+    shares_rows: bool
+    train_timesteps: int
+    conditions: tuple[Port, ...]
+    context: tuple[Port, ...]
+
+    @property
+    def rows(self) -> str:
+        """Symbol of the rows that the blocks see: the guided batch carries every picture twice."""
+        return "2B" if self.guidance else "B"
+
+
+def graphs_of(spec: ModelSpec, precision: Precision) -> tuple[Graph, ...]:
+    """The five graphs' borders, in the order of GRAPHS."""
+    rows, loop, width = spec.rows, spec.loop, spec.width
+    tokens: Shape = (rows, spec.tokens, width)
+    latent: Shape = ("B", *spec.latent)
+    hidden, features, feedback = (Port(name, tokens, precision.dtype) for name in ("hidden", "features", "feedback"))
+
+    after = spec.blocks - 1 - loop.end
+    counts = {"pre": loop.begin, "loop_body": loop.size, "loop_feedback": 1, "post": after}
+    tables = {
+        graph: Port("modulation", (rows, 1, 6, width), "float32")
+        if spec.shares_rows
+        else Port(f"modulation_{graph}", (rows, count, 6, width), "float32")
+        for graph, count in counts.items()
+        if count
+    }
+    head = Port("modulation_head", (rows, 2, width), "float32")
+    of_blocks = {graph: (tables[graph], *spec.context) if graph in tables else () for graph in counts}
+    per_time = dict.fromkeys([*tables.values(), head])
+
+    return (
+        Graph(
+            "cond",
+            (Port("times", ("T",), "float32"), *spec.conditions),
+            (*(Port(port.name, ("T", *port.shape), port.dtype) for port in per_time), *spec.context),
+        ),
+        Graph("pre", (Port("latent", latent, "float32"), *of_blocks["pre"]), (hidden,)),
+        Graph(
+            "loop_body",
+            (hidden, feedback, Port("scales", (loop.size,), "float32"), *of_blocks["loop_body"]),
+            (features,),
+        ),
+        Graph("loop_feedback", (features, *of_blocks["loop_feedback"]), (feedback,)),
+        Graph(
+            "post",
+            (
+                features,
+                *of_blocks["post"],
+                head,
+                *(Port(name, latent, "float32") for name in ("latent", "history_1", "history_2")),
+                Port("coefficients", (len(COEFFICIENTS),), "float32"),
+            ),
+            (Port("next_latent", latent, "float32"), Port("prediction", latent, "float32")),
+        ),
+    )

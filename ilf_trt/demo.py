@@ -1,0 +1,134 @@
+"""The demo: a small DiT on scikit-learn's real 8x8 digits, and the feedback block trained on it."""
+
+import json
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from diffusers import DiTTransformer2DModel, DPMSolverMultistepScheduler
+from numpy.typing import NDArray
+from torch import Tensor
+
+from ilf_trt.checkpoint import save_ilf
+from ilf_trt.contract import Loop
+from ilf_trt.errors import MissingDependency
+from ilf_trt.model import ILFModel
+from ilf_trt.surgery import attach
+from ilf_trt.training import Batch, Recipe, noised, train_feedback
+
+LOOP = Loop(3, 7)
+CLASSES = 10
+NULL_SHARE = 0.1
+BASE_BATCH = 128
+BASE_ITERATIONS = 10_000
+BASE_LEARNING_RATE = 1.5e-3
+WARMUP = 500
+FEEDBACK_RECIPE = Recipe(
+    iterations=3_000,
+    batch_size=128,
+    learning_rate=1e-4,
+    scale_learning_rate=1e-3,
+    weight_decay=0.0,
+    seed=0,
+)
+
+Progress = Callable[[str, int, int, float], None]
+
+
+def digits() -> tuple[NDArray[np.float32], NDArray[np.int64]]:
+    """The 1,797 real digits: pixels (1797, 1, 8, 8) in [-1, 1] and labels (1797,)."""
+    try:
+        from sklearn.datasets import load_digits
+    except ImportError as error:
+        raise MissingDependency("scikit-learn is not installed; pip install 'ilf-trt[demo]'") from error
+    data = load_digits()
+    return (data.images[:, None] / 8 - 1).astype(np.float32), data.target.astype(np.int64)
+
+
+def new_base() -> DiTTransformer2DModel:
+    """The untrained base: 12 blocks, width 64, 16 tokens, 10 classes and the null class; adaptive norms start at zero."""
+    model = DiTTransformer2DModel(
+        num_attention_heads=4,
+        attention_head_dim=16,
+        in_channels=1,
+        num_layers=12,
+        sample_size=8,
+        patch_size=2,
+        num_embeds_ada_norm=CLASSES,
+    )
+    for block in model.transformer_blocks:
+        torch.nn.init.zeros_(block.norm1.linear.weight)
+        torch.nn.init.zeros_(block.norm1.linear.bias)
+    for layer in (model.proj_out_1, model.proj_out_2):
+        torch.nn.init.zeros_(layer.weight)
+        torch.nn.init.zeros_(layer.bias)
+    return model
+
+
+def new_scheduler() -> DPMSolverMultistepScheduler:
+    """DPM-Solver++ of second order over 1,000 linear betas."""
+    return DPMSolverMultistepScheduler(num_train_timesteps=1000, solver_order=2, timestep_spacing="linspace")
+
+
+def batches(size: int, seed: int) -> Iterator[Batch]:
+    """Endless batches of real digits with labels, a tenth of them the null class."""
+    pixels, targets = (torch.from_numpy(array) for array in digits())
+    generator = torch.Generator().manual_seed(seed)
+    while True:
+        chosen = torch.randint(0, len(pixels), (size,), generator=generator)
+        dropped = torch.rand(size, generator=generator) < NULL_SHARE
+        labels = torch.where(dropped, CLASSES, targets[chosen])
+        yield Batch(pixels[chosen], {"class_labels": labels})
+
+
+def train_base(output: Path, *, seed: int, iterations: int, progress: Progress | None = None) -> None:
+    """Train the base and write it as a diffusers folder: `transformer/` and `scheduler/` under `output`."""
+    torch.manual_seed(seed)
+    model = new_base().eval()
+    scheduler = new_scheduler()
+    optimizer = torch.optim.AdamW(model.parameters(), lr=BASE_LEARNING_RATE, betas=(0.9, 0.99), weight_decay=0.01)
+    rate = torch.optim.lr_scheduler.OneCycleLR(
+        optimizer, BASE_LEARNING_RATE, total_steps=iterations, pct_start=min(0.3, WARMUP / iterations)
+    )
+    stream = batches(BASE_BATCH, seed)
+    for iteration in range(1, iterations + 1):
+        loss = _base_loss(model, next(stream), scheduler.alphas_cumprod)
+        optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        rate.step()
+        if progress:
+            progress("base", iteration, iterations, loss.item())
+    model.save_pretrained(output / "transformer")
+    scheduler.save_pretrained(output / "scheduler")
+
+
+def _base_loss(model: DiTTransformer2DModel, batch: Batch, alphas_cumprod: Tensor) -> Tensor:
+    size, times = len(batch.x0), len(alphas_cumprod)
+    time = ((torch.arange(size) + torch.rand(1)) / size * times).long()     # stratified: a steadier gradient
+    noise = torch.randn_like(batch.x0)
+    return F.mse_loss(model(noised(batch.x0, noise, time, alphas_cumprod), time, **batch.call).sample, noise)
+
+
+def train_demo_feedback(output: Path, recipe: Recipe, *, progress: Progress | None = None) -> ILFModel:
+    """Train the feedback block on the base under `output` and write the ILF checkpoint beside it."""
+    base = DiTTransformer2DModel.from_pretrained(output / "transformer")
+    model = attach(base, LOOP)
+    facts = train_feedback(
+        model,
+        batches(recipe.batch_size, recipe.seed),
+        new_scheduler().alphas_cumprod,
+        recipe,
+        log=output / "feedback.jsonl",
+        progress=None if progress is None else lambda i, loss: progress("feedback", i, recipe.iterations, loss),
+    )
+    save_ilf(model, output, base="transformer", training={**facts, "data": "scikit-learn load_digits"})
+    return model
+
+
+def write_facts(output: Path, facts: dict[str, object]) -> None:
+    """Record how the demo was trained, for a reader of the folder."""
+    (output / "training.json").write_text(json.dumps(facts, indent=2) + "\n")

@@ -1,0 +1,53 @@
+"""The one tree of errors that this package raises on purpose.
+
+    IlfError
+    ├── InvalidRequest        an argument, label, seed or shape that cannot be served
+    ├── UnsupportedBackbone   a model class, or an option of it, that has no adapter
+    ├── UnsupportedScheduler  a scheduler, or an option of it, that is not linear and deterministic
+    ├── CheckpointError       an ILF checkpoint or its base that is missing, damaged or of another model
+    ├── BundleError           a bundle that is missing, damaged, half-written or too new
+    ├── PortMismatch          a tensor whose name, shape or dtype differs from the graph's port
+    ├── ParityError           a graph that differs from the reference by more than its limit
+    ├── EngineError           the engine library refused to load or to run a graph
+    └── MissingDependency     an optional package that the asked command needs
+"""
+
+
+class IlfError(Exception):
+    """Root of the tree; the message says what, got and expected, and what to do next."""
+
+
+class InvalidRequest(IlfError, ValueError):
+    """An argument that cannot be served."""
+
+
+class UnsupportedBackbone(IlfError):
+    """A model class, or an option of it, that has no adapter."""
+
+
+class UnsupportedScheduler(IlfError):
+    """A scheduler, or an option of it, that is not linear and deterministic."""
+
+
+class CheckpointError(IlfError):
+    """An ILF checkpoint or its base that is missing, damaged or of another model."""
+
+
+class BundleError(IlfError):
+    """A bundle that is missing, damaged, half-written or too new."""
+
+
+class PortMismatch(IlfError, ValueError):
+    """A tensor whose name, shape or dtype differs from the graph's port."""
+
+
+class ParityError(IlfError):
+    """A graph that differs from the reference by more than its limit."""
+
+
+class EngineError(IlfError):
+    """The engine library refused to load or to run a graph."""
+
+
+class MissingDependency(IlfError, ImportError):
+    """An optional package that the asked command needs."""

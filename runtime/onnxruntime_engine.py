@@ -1,0 +1,81 @@
+"""ONNX Runtime on the CPU, the default engine."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from ilf_trt.contract import Graph
+from ilf_trt.errors import EngineError, MissingDependency, PortMismatch
+
+from .engine import Array, Launch
+
+WARNINGS_OFF = 3
+_ORT_TYPES = {"tensor(float)": "float32", "tensor(float16)": "float16", "tensor(int32)": "int32"}
+
+
+class OnnxRuntimeEngine:
+    """A graph in an ONNX Runtime session; safe to launch from several threads."""
+
+    def __init__(self, graph: Graph, path: Path, *, threads: int) -> None:
+        """Load `path`; raises EngineError when the library refuses it, PortMismatch when its border differs.
+
+        `threads` 0 leaves the number to the library.
+        """
+        try:
+            import onnxruntime
+        except ImportError as error:
+            raise MissingDependency("onnxruntime is not installed; pip install onnxruntime") from error
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = threads
+        options.log_severity_level = WARNINGS_OFF
+        try:
+            self._session: Any = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+        except Exception as error:
+            raise EngineError(f"ONNX Runtime refused {path}: {error}; build the bundle anew") from error
+        self.graph = graph
+        self._check_border()
+
+    def bind(self, arrays: Mapping[str, Array]) -> Launch:
+        binding = self._session.io_binding()
+        held = []
+        for port, place in [(p, binding.bind_input) for p in self.graph.inputs] + [
+            (p, binding.bind_output) for p in self.graph.outputs
+        ]:
+            array = arrays[port.name]
+            if not array.flags.c_contiguous or str(array.dtype) != port.dtype:
+                raise PortMismatch(f"{self.graph.name}: {port.name} is {array.dtype}, expected contiguous {port.dtype}")
+            place(port.name, "cpu", 0, array.dtype.type, array.shape, array.ctypes.data)
+            held.append(array)
+        return _Launch(self._session, binding, held, self.graph.name)
+
+    def close(self) -> None:
+        self._session = None
+
+    def _check_border(self) -> None:
+        found = {value.name: _ORT_TYPES.get(value.type, value.type) for value in self._session.get_inputs()}
+        found |= {value.name: _ORT_TYPES.get(value.type, value.type) for value in self._session.get_outputs()}
+        wanted = {port.name: port.dtype for port in (*self.graph.inputs, *self.graph.outputs)}
+        if found != wanted:
+            name = min(set(found.items()) ^ set(wanted.items()))[0]
+            raise PortMismatch(
+                f"{self.graph.name}: port {name!r} is {found.get(name, 'missing')}, the manifest says "
+                f"{wanted.get(name, 'no such port')}; build the bundle anew"
+            )
+
+
+class _Launch:
+    """A bound run; holds the memory that it points to."""
+
+    __slots__ = ("_binding", "_held", "_name", "_run")
+
+    def __init__(self, session: Any, binding: Any, held: list[Array], name: str) -> None:
+        self._run = session._sess.run_with_iobinding
+        self._binding = binding._iobinding
+        self._held = held
+        self._name = name
+
+    def __call__(self) -> None:
+        try:
+            self._run(self._binding, None)
+        except Exception as error:
+            raise EngineError(f"ONNX Runtime failed in graph {self._name}: {error}") from error

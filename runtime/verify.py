@@ -1,0 +1,94 @@
+"""Holds a bundle's graphs and one whole trajectory against the reference that torch wrote at build time."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ilf_trt.bundle import REFERENCE_FILE, Bundle
+from ilf_trt.contract import Graph
+from ilf_trt.errors import BundleError, ParityError
+from ilf_trt.probe import CASES, TRAJECTORY, TRAJECTORY_NOISE, Case
+
+from .engine import Array, Engine
+from .pipeline import Pipeline
+
+
+@dataclass(frozen=True, slots=True)
+class Difference:
+    """How far one tensor is from the reference; `relative` is max |difference| over max |reference|."""
+
+    what: str
+    max_abs: float
+    relative: float
+    cosine: float
+
+
+def verify(path: str | Path) -> tuple[Difference, ...]:
+    """Run every graph and one trajectory of the bundle's plan; raises BundleError, EngineError."""
+    with Pipeline.load(path) as pipeline:
+        reference = _read(pipeline.bundle)
+        rows = []
+        for case in CASES:
+            engine = pipeline._engines[case.graph]
+            for name, array in _run(engine, case, reference).items():
+                label = f"{case.graph} {name}"
+                rows.append(difference(label, array, reference[name]))
+        conditions = {port.name: reference[port.name] for port in pipeline.manifest.spec.conditions}
+        result = pipeline.generate(latents=reference[TRAJECTORY_NOISE], **conditions)
+        rows.append(difference(TRAJECTORY, result.latents, reference[TRAJECTORY]))
+    return tuple(rows)
+
+
+def check(differences: tuple[Difference, ...], limit: float) -> None:
+    """Raise ParityError when a difference is not below `limit` (NaN is not)."""
+    for row in differences:
+        if not row.relative <= limit:
+            raise ParityError(
+                f"{row.what} differs from the reference by {row.relative:.2e} relative, the limit is {limit:.0e}; "
+                "build in a higher --precision, or raise --max-error if that is good enough for you"
+            )
+
+
+def difference(what: str, got: NDArray[Any], wanted: NDArray[Any]) -> Difference:
+    """Compare two arrays of one shape in float64."""
+    a, b = (np.asarray(array, np.float64).ravel() for array in (got, wanted))
+    max_abs = float(np.abs(a - b).max())
+    norm = float(np.linalg.norm(a) * np.linalg.norm(b))
+    cosine = float(a @ b) / norm if norm else float(np.array_equal(a, b))
+    return Difference(what, max_abs, max_abs / max(float(np.abs(b).max()), np.finfo(np.float32).tiny), cosine)
+
+
+def _read(bundle: Bundle) -> dict[str, NDArray[Any]]:
+    path = bundle.path / REFERENCE_FILE
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            return dict(file)
+    except (OSError, ValueError) as error:
+        raise BundleError(f"{path} cannot be read ({error}); build the bundle anew") from error
+
+
+def _run(engine: Engine, case: Case, reference: Mapping[str, NDArray[Any]]) -> dict[str, Array]:
+    """Outputs of one run under the names that they bear in the reference."""
+    graph = engine.graph
+    arrays = {}
+    for port in graph.inputs:
+        array = reference[case.inputs.get(port.name, port.name)]
+        row = array[case.time] if array.ndim > len(port.shape) else array
+        arrays[port.name] = np.ascontiguousarray(row, dtype=port.dtype)
+    sizes = _sizes(graph, arrays)
+    outputs = {port.name: np.zeros(port.resolve(sizes), port.dtype) for port in graph.outputs}
+    engine.bind({**arrays, **outputs})()
+    return {case.outputs.get(name, name): array for name, array in outputs.items()}
+
+
+def _sizes(graph: Graph, arrays: Mapping[str, Array]) -> dict[str, int]:
+    sizes: dict[str, int] = {}
+    for port in graph.inputs:
+        sizes |= {dim: n for dim, n in zip(port.shape, arrays[port.name].shape, strict=True) if isinstance(dim, str)}
+    if "B" in sizes:
+        sizes["2B"] = 2 * sizes["B"]
+    return sizes
