@@ -9,7 +9,7 @@ from ilf_trt.build import BuildOptions
 from ilf_trt.bundle import GRAPH_FOLDER, REFERENCE_FILE, Manifest, write_manifest
 from ilf_trt.contract import Precision, graphs_of
 from ilf_trt.errors import MissingDependency
-from ilf_trt.schedule import make_plan
+from ilf_trt.schedule import make_plan, read_scheduler
 
 TOOLS = ("torch", "diffusers", "onnx", "onnxscript", "numpy")
 Progress = Callable[[str], None]
@@ -23,7 +23,7 @@ def export_bundle(checkpoint: str, folder: Path, options: BuildOptions, progress
     try:
         import torch
 
-        from ilf_trt.checkpoint import load_ilf, read_checkpoint, read_json_object
+        from ilf_trt.checkpoint import load_ilf, read_checkpoint
 
         from .golden import write_golden
         from .graph import export_segment
@@ -33,7 +33,7 @@ def export_bundle(checkpoint: str, folder: Path, options: BuildOptions, progress
 
     progress("load checkpoint")
     facts = read_checkpoint(checkpoint)
-    scheduler = read_json_object(Path(options.scheduler)) if options.scheduler else facts.scheduler_config()
+    scheduler = read_scheduler(options.scheduler) if options.scheduler else facts.scheduler_config()
     model = load_ilf(checkpoint, base=options.base).float()
     plan = make_plan(
         scheduler,
@@ -85,5 +85,3 @@ def export_bundle(checkpoint: str, folder: Path, options: BuildOptions, progress
             files={},
         ),
     )
-
-

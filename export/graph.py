@@ -53,9 +53,13 @@ def export_segment(segment: Segment, batch: Batch, path: Path) -> None:
 def _check_border(exported: Any, graph: Graph, batch: Batch) -> None:
     """The exporter may fix a dimension that was asked to vary, and says nothing."""
     for value, port in zip((*exported.inputs, *exported.outputs), (*graph.inputs, *graph.outputs), strict=True):
-        varying = [axis for axis, dim in enumerate(port.shape) if dim == "T" or (isinstance(dim, str) and not batch.fixed)]
+        varying = [
+            axis for axis, dim in enumerate(port.shape) if dim == "T" or (isinstance(dim, str) and not batch.fixed)
+        ]
         if [axis for axis, dim in enumerate(value.shape) if not isinstance(dim, int)] != varying:
-            raise PortMismatch(f"{graph.name}: {port.name} was exported as {value.shape}, the contract says {port.shape}")
+            raise PortMismatch(
+                f"{graph.name}: {port.name} was exported as {value.shape}, the contract says {port.shape}"
+            )
 
 
 def _traced_sizes(batch: Batch) -> dict[str, int]:
@@ -74,7 +78,9 @@ def _dynamic_shapes(graph: Graph, batch: Batch) -> tuple[tuple[dict[int, Any], .
     if not batch.fixed:
         derived = any("B" in port.shape for port in (*graph.inputs, *graph.outputs))
         symbols |= {"B": pictures, "2B": 2 * pictures if derived else Dim("B2", min=2, max=2 * batch.max)}
-    return (tuple({axis: symbols[dim] for axis, dim in enumerate(port.shape) if dim in symbols} for port in graph.inputs),)
+    return (
+        tuple({axis: symbols[dim] for axis, dim in enumerate(port.shape) if dim in symbols} for port in graph.inputs),
+    )
 
 
 @contextmanager

@@ -11,7 +11,9 @@ from ilf_trt.contract import Graph, ModelSpec, Precision, graphs_of
 from ilf_trt.model import ILFModel
 
 
-def spec_of(model: ILFModel, *, guidance: bool, text_tokens: int, train_timesteps: int, precision: Precision) -> ModelSpec:
+def spec_of(
+    model: ILFModel, *, guidance: bool, text_tokens: int, train_timesteps: int, precision: Precision
+) -> ModelSpec:
     """The dimensions of `model`, as served with or without classifier-free guidance."""
     adapter = model.adapter
     rows = "2B" if guidance else "B"
@@ -70,7 +72,7 @@ class Segment(nn.Module):
         if not self.blocks:
             return tokens
         rows = next(ports[name] for name in ports if name.startswith("modulation") and name != "modulation_head")
-        context = Context(text=ports.get("text_tokens"), text_bias=ports.get("text_bias"))
+        context = Context.from_ports(ports)
         return self.adapter.run(list(self.blocks), tokens, rows, context, feedback=feedback, scales=scales)
 
 
@@ -81,7 +83,7 @@ class Cond(Segment):
 
     def forward(self, *tensors: Tensor) -> tuple[Tensor, ...]:
         ports = self.named(tensors)
-        times = ports.pop("times").unsqueeze(1)                                        # (T, 1)
+        times = ports.pop("times").unsqueeze(1)  # (T, 1)
         call = self.adapter.call(ports, guidance=self.spec.guidance)
         rows = next(value.shape[0] for value in call.values() if isinstance(value, Tensor))
         context = self.adapter.context(call)
@@ -93,14 +95,14 @@ class Cond(Segment):
             "modulation_loop_feedback": blocks[-1:],
             "modulation_post": blocks[loop.end + 1 : -1],
         }
-        outputs = []
+        outputs: list[Tensor] = []
         for port in self.graph.outputs:
             if port.name in holders:
                 outputs.append(self.adapter.rows(holders[port.name], times, context, rows))
             elif port.name == "modulation_head":
                 outputs.append(self.adapter.head_row(times, context, rows))
             else:
-                outputs.append({"text_tokens": context.text, "text_bias": context.text_bias}[port.name])
+                outputs.append(context.port(port.name))
         return tuple(outputs)
 
 

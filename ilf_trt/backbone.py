@@ -24,6 +24,18 @@ class Context:
     text: Tensor | None = None
     text_bias: Tensor | None = None
 
+    @classmethod
+    def from_ports(cls, ports: Mapping[str, Tensor]) -> "Context":
+        """What of the context crosses into the graphs that hold blocks."""
+        return cls(text=ports.get("text_tokens"), text_bias=ports.get("text_bias"))
+
+    def port(self, name: str) -> Tensor:
+        """The tensor of a context port."""
+        tensor = {"text_tokens": self.text, "text_bias": self.text_bias}[name]
+        if tensor is None:
+            raise InvalidRequest(f"{name} is missing; pass the text and its mask")
+        return tensor
+
 
 class Backbone(ABC):
     """An adapter over one diffusers transformer; it owns no weights."""
@@ -70,7 +82,9 @@ class Backbone(ABC):
     def bind(self, values: Sequence[Any], named: Mapping[str, Any]) -> dict[str, Any]:
         """The backbone's own positional and named arguments after the latent, by name; raises InvalidRequest."""
         if len(values) > len(self.arguments):
-            raise InvalidRequest(f"{self.model_class} takes {self.arguments} after the latent, got {len(values)} values")
+            raise InvalidRequest(
+                f"{self.model_class} takes {self.arguments} after the latent, got {len(values)} values"
+            )
         call = dict(zip(self.arguments, values, strict=False))
         for name, value in named.items():
             if name in call or name not in self.arguments:

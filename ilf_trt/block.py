@@ -20,7 +20,7 @@ def adaptive_block(
     Norms, modulation and gates run in float32, matrix products and attention in the weights' dtype.
     Source: the block of DiT (arXiv 2212.09748, figure 3) and of PixArt-alpha (arXiv 2310.00426, figure 4).
     """
-    shift, scale, gate, shift_ff, scale_ff, gate_ff = row.unsqueeze(2).unbind(1)       # each (R, 1, D)
+    shift, scale, gate, shift_ff, scale_ff, gate_ff = row.unsqueeze(2).unbind(1)  # each (R, 1, D)
     dtype = block.attn1.to_q.weight.dtype
     attended = attention(block.attn1, modulate(norms[0], tokens, shift, scale).to(dtype))
     tokens = tokens + (gate * attended).to(tokens.dtype)
@@ -40,7 +40,7 @@ def attention(attn: Any, tokens: Tensor, text: Tensor | None = None, bias: Tenso
     """Self-attention over tokens (R, N, D), or cross-attention into text (R, L, D) under bias (R, 1, 1, L)."""
     source = tokens if text is None else text
     query, key, value = (
-        projection(x).unflatten(-1, (attn.heads, -1)).transpose(1, 2)                  # each (R, heads, N or L, d)
+        projection(x).unflatten(-1, (attn.heads, -1)).transpose(1, 2)  # each (R, heads, N or L, d)
         for projection, x in ((attn.to_q, tokens), (attn.to_k, source), (attn.to_v, source))
     )
     mask = None if bias is None else bias.to(query.dtype)
@@ -52,5 +52,5 @@ def attention(attn: Any, tokens: Tensor, text: Tensor | None = None, bias: Tenso
 def unpatchify(patches: Tensor, grid: tuple[int, int], patch: int) -> Tensor:
     """patches (R, N, patch * patch * C) in row-major order of the grid -> (R, C, H, W)."""
     height, width = grid
-    cells = patches.unflatten(1, (height, width)).unflatten(-1, (patch, patch, -1))    # (R, h, w, p, p, C)
+    cells = patches.unflatten(1, (height, width)).unflatten(-1, (patch, patch, -1))  # (R, h, w, p, p, C)
     return torch.einsum("nhwpqc->nchpwq", cells).flatten(4, 5).flatten(2, 3)

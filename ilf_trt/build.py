@@ -35,11 +35,12 @@ class BuildOptions:
 
 @dataclass(frozen=True, slots=True)
 class BuildResult:
-    """The bundle, seconds by stage, and the verify table (empty when it was skipped)."""
+    """The bundle, seconds by stage, and what verify measured (None when it was skipped)."""
 
     bundle: Bundle
     stage_s: dict[str, float]
     differences: tuple[Any, ...]
+    table: Any
 
 
 def build(
@@ -69,12 +70,14 @@ def build(
             progress(stage)
 
     differences: tuple[Any, ...] = ()
+    table = None
     with drafted(output, force=force) as draft:
         manifest = import_module("ilf_trt.export.command").export_bundle(checkpoint, draft, options, enter)
         if options.verify:
             enter("verify")
             checks = import_module("ilf_trt.runtime.verify")
-            differences = checks.verify(draft)
-            checks.check(differences, options.max_error or manifest.precision.parity_limit)
+            differences, precision = checks.verify(draft)
+            checks.check(differences, precision.parity_limit if options.max_error is None else options.max_error)
+            table = checks.table(differences)
         enter("")
-    return BuildResult(Bundle(Path(output), manifest), stage_s, differences)
+    return BuildResult(Bundle(Path(output), manifest), stage_s, differences, table)

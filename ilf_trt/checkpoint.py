@@ -55,7 +55,7 @@ def save_ilf(
     """Write the feedback block, the scales and what they belong to.
 
     `base` says where the frozen backbone is found again: a folder relative to `folder`, a path, or a hub id;
-    without it the backbone is written beside, as `transformer/`. Raises CheckpointError for weights that are not finite.
+    without it the backbone is written beside, as `transformer/`. Raises CheckpointError when a weight is not finite.
     """
     folder = Path(folder)
     state = {name: tensor.detach().contiguous().cpu() for name, tensor in model.feedback.state_dict().items()}
@@ -155,7 +155,9 @@ def _load_base(kind: str, source: str) -> Any:
         return model_class.from_pretrained(source, **options)
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:
         reason = " ".join(str(error).split())[:300]
-        raise CheckpointError(f"base {source} cannot be loaded: {reason}; check the folder or download it again") from error
+        raise CheckpointError(
+            f"base {source} cannot be loaded: {reason}; check the folder or download it again"
+        ) from error
 
 
 def _load_feedback(model: ILFModel, path: Path) -> None:

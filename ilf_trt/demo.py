@@ -1,7 +1,7 @@
 """The demo: a small DiT on scikit-learn's real 8x8 digits, and the feedback block trained on it."""
 
-import json
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -48,7 +48,7 @@ def digits() -> tuple[NDArray[np.float32], NDArray[np.int64]]:
 
 
 def new_base() -> DiTTransformer2DModel:
-    """The untrained base: 12 blocks, width 64, 16 tokens, 10 classes and the null class; adaptive norms start at zero."""
+    """The untrained base: 12 blocks, width 64, 16 tokens, 10 classes and the null class; adaptive norms from zero."""
     model = DiTTransformer2DModel(
         num_attention_heads=4,
         attention_head_dim=16,
@@ -83,6 +83,30 @@ def batches(size: int, seed: int) -> Iterator[Batch]:
         yield Batch(pixels[chosen], {"class_labels": labels})
 
 
+def train(
+    output: Path,
+    *,
+    seed: int,
+    base_iterations: int | None = None,
+    feedback_iterations: int | None = None,
+    threads: int = 1,
+    progress: Progress | None = None,
+) -> None:
+    """Train base and feedback block into `output`; 0 base iterations keep the base that lies there.
+
+    One thread by default: sums are then taken in one order, and a seed gives the same weights again.
+    """
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        if base_iterations != 0:
+            train_base(output, seed=seed, iterations=base_iterations or BASE_ITERATIONS, progress=progress)
+        recipe = replace(FEEDBACK_RECIPE, seed=seed, iterations=feedback_iterations or FEEDBACK_RECIPE.iterations)
+        train_demo_feedback(output, recipe, progress=progress)
+    finally:
+        torch.set_num_threads(before)
+
+
 def train_base(output: Path, *, seed: int, iterations: int, progress: Progress | None = None) -> None:
     """Train the base and write it as a diffusers folder: `transformer/` and `scheduler/` under `output`."""
     torch.manual_seed(seed)
@@ -108,7 +132,7 @@ def train_base(output: Path, *, seed: int, iterations: int, progress: Progress |
 
 def _base_loss(model: DiTTransformer2DModel, batch: Batch, alphas_cumprod: Tensor) -> Tensor:
     size, times = len(batch.x0), len(alphas_cumprod)
-    time = ((torch.arange(size) + torch.rand(1)) / size * times).long()     # stratified: a steadier gradient
+    time = ((torch.arange(size) + torch.rand(1)) / size * times).long()  # stratified: a steadier gradient
     noise = torch.randn_like(batch.x0)
     return F.mse_loss(model(noised(batch.x0, noise, time, alphas_cumprod), time, **batch.call).sample, noise)
 
@@ -127,8 +151,3 @@ def train_demo_feedback(output: Path, recipe: Recipe, *, progress: Progress | No
     )
     save_ilf(model, output, base="transformer", training={**facts, "data": "scikit-learn load_digits"})
     return model
-
-
-def write_facts(output: Path, facts: dict[str, object]) -> None:
-    """Record how the demo was trained, for a reader of the folder."""
-    (output / "training.json").write_text(json.dumps(facts, indent=2) + "\n")

@@ -1,15 +1,15 @@
 """The one tree of errors that this package raises on purpose.
 
-    IlfError
-    ├── InvalidRequest        an argument, label, seed or shape that cannot be served
-    ├── UnsupportedBackbone   a model class, or an option of it, that has no adapter
-    ├── UnsupportedScheduler  a scheduler, or an option of it, that is not linear and deterministic
-    ├── CheckpointError       an ILF checkpoint or its base that is missing, damaged or of another model
-    ├── BundleError           a bundle that is missing, damaged, half-written or too new
-    ├── PortMismatch          a tensor whose name, shape or dtype differs from the graph's port
-    ├── ParityError           a graph that differs from the reference by more than its limit
-    ├── EngineError           the engine library refused to load or to run a graph
-    └── MissingDependency     an optional package that the asked command needs
+IlfError
+├── InvalidRequest        an argument, label, seed or shape that cannot be served
+├── UnsupportedBackbone   a model class, or an option of it, that has no adapter
+├── UnsupportedScheduler  a scheduler, or an option of it, that is not linear and deterministic
+├── CheckpointError       an ILF checkpoint or its base that is missing, damaged or of another model
+├── BundleError           a bundle that is missing, damaged, half-written or too new
+├── PortMismatch          a tensor whose name, shape or dtype differs from the graph's port
+├── ParityError           a graph that differs from the reference by more than its limit
+├── EngineError           the engine library refused to load or to run a graph
+└── MissingDependency     an optional package that the asked command needs
 """
 
 

@@ -61,9 +61,7 @@ class ILFModel(nn.Module):
         if feedback:
             fed_back = self._run([self.feedback.block], features, time, context)
             rows = self.adapter.rows(inside, later, context, batch)
-            features = self.adapter.run(
-                inside, tokens, rows, context, feedback=fed_back, scales=self.feedback.scales
-            )
+            features = self.adapter.run(inside, tokens, rows, context, feedback=fed_back, scales=self.feedback.scales)
         features = self._run(after, features, later, context)
         sample = self.adapter.head(features, self.adapter.head_row(later, context, batch))
         return Transformer2DModelOutput(sample=sample) if return_dict else (sample,)

@@ -1,4 +1,4 @@
-"""The probe: one feedback step, graph by graph, and one whole trajectory, whose results torch wrote down at build time."""
+"""The probe: one feedback step, graph by graph, and one trajectory, whose results torch writes down at build time."""
 
 from dataclasses import dataclass, field
 

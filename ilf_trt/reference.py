@@ -32,7 +32,7 @@ def generate(
     plain = not isinstance(model, ILFModel)
     if plain and any(step.feedback for step in plan.steps):
         raise InvalidRequest("a plain backbone cannot take feedback; pass an ILF model, or a plan with feedback none")
-    adapter = backbone_of(model) if plain else model.adapter
+    adapter = model.adapter if isinstance(model, ILFModel) else backbone_of(model)
     parameter = next(model.parameters())
     call = adapter.call({name: value.to(parameter.device) for name, value in conditions.items()}, guidance=guidance)
     scheduler = scheduler_of(scheduler_config)
@@ -44,7 +44,7 @@ def generate(
         seen = scheduler.scale_model_input(latents, timestep)
         rows = torch.cat([seen, seen]) if guidance else seen
         time = torch.full((len(rows),), step.t, device=parameter.device)
-        feedback = {} if plain else {"t_post": step.t_post, "feedback": step.feedback}
+        feedback: dict[str, Any] = {} if plain else {"t_post": step.t_post, "feedback": step.feedback}
         output = model(rows.to(parameter.dtype), timestep=time, **feedback, **call).sample
         output = output[:, : adapter.latent[0]].float()
         if guidance:

@@ -1,16 +1,23 @@
 """The step plan: for every step its time, the time after feedback, whether it gets feedback, and the solver's row."""
 
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import StrEnum
+from pathlib import Path
 from typing import Any
 
 from ilf_trt.contract import Loop
-from ilf_trt.errors import InvalidRequest
-from ilf_trt.solver import table_from_scheduler
+from ilf_trt.errors import InvalidRequest, UnsupportedScheduler
+from ilf_trt.solver import DEFAULT_SCHEDULER, table_from_scheduler
 
 ANNEAL_FLOOR = 10.0
 DEFAULT_FEEDBACK = "outer:2"
+SCHEDULERS: dict[str, dict[str, Any]] = {
+    "dpmsolver++": dict(DEFAULT_SCHEDULER),
+    "ddim": {"_class_name": "DDIMScheduler", "clip_sample": False},
+    "euler": {"_class_name": "EulerDiscreteScheduler"},
+}
 
 
 class Rule(StrEnum):
@@ -117,7 +124,9 @@ class StepPlan:
                 steps,
             )
         except (KeyError, TypeError, ValueError) as error:
-            raise InvalidRequest(f"step plan: field missing or wrong ({error!r}); make one with ilf-trt plan --json") from error
+            raise InvalidRequest(
+                f"step plan: field missing or wrong ({error!r}); make one with ilf-trt plan --json"
+            ) from error
         if not steps or any(len(step.solver) != 6 for step in steps):
             raise InvalidRequest("step plan: it needs steps of 6 solver numbers; make one with ilf-trt plan --json")
         return plan
@@ -157,6 +166,21 @@ def make_plan(
     return StepPlan(blocks, loop, feedback, rule, ratio, table.initial_scale, tuple(rows))
 
 
+def read_scheduler(name: str) -> dict[str, Any]:
+    """A scheduler config by short name, or from a diffusers scheduler_config.json; raises UnsupportedScheduler."""
+    if name in SCHEDULERS:
+        return dict(SCHEDULERS[name])
+    try:
+        config = json.loads(Path(name).read_text())
+    except (OSError, ValueError) as error:
+        raise UnsupportedScheduler(
+            f"scheduler {name!r} is neither {', '.join(SCHEDULERS)} nor a readable JSON file ({error})"
+        ) from error
+    if not isinstance(config, dict):
+        raise UnsupportedScheduler(f"{name} holds {type(config).__name__}, expected a scheduler_config.json object")
+    return config
+
+
 def feedback_steps(pattern: str, steps: int) -> tuple[bool, ...]:
     """Which of `steps` steps get feedback.
 
@@ -187,7 +211,9 @@ def feedback_steps(pattern: str, steps: int) -> tuple[bool, ...]:
 def cached_block_forwards(blocks: int, steps: int, *, cached: int, every: int) -> tuple[int, ...]:
     """Cost of each step of the paper's caching baseline: the middle `cached` blocks run anew every `every`-th step."""
     if not (0 <= cached <= blocks and every >= 1):
-        raise InvalidRequest(f"cache of {cached} blocks every {every} steps does not fit; 0 to {blocks} blocks, every >= 1")
+        raise InvalidRequest(
+            f"cache of {cached} blocks every {every} steps does not fit; 0 to {blocks} blocks, every >= 1"
+        )
     return tuple(blocks if index % every == 0 else blocks - cached for index in range(steps))
 
 

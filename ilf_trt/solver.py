@@ -5,9 +5,9 @@ With x_k the latent as the model sees it and out_k the model's raw output, a det
     m_k     = c_x[k] * x_k + c_out[k] * out_k
     x_{k+1} = a[k] * x_k + b_0[k] * m_k + b_1[k] * m_{k-1} + b_2[k] * m_{k-2}
 
-where m_k is the predicted x0 (algorithm_type dpmsolver: the predicted noise), and the last result is in the scheduler's
-own units. Letters as in DPM-Solver++ (arXiv 2211.01095): x_t = alpha * x0 + sigma * noise, h a step in
-log(alpha / sigma). A level is sigma / alpha, which diffusers calls sigma. Shapes: S steps, T training times.
+where m_k is the predicted x0 (dpmsolver: noise), and the last result is in the scheduler's own units. Letters as in
+DPM-Solver++ (arXiv 2211.01095): x_t = alpha * x0 + sigma * noise, h a step in log(alpha / sigma). A level is
+sigma / alpha, which diffusers calls sigma. Shapes: S steps, T training times.
 """
 
 import math
@@ -15,7 +15,6 @@ import reprlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from itertools import pairwise
-from numbers import Real
 from typing import Any
 
 import numpy as np
@@ -41,6 +40,7 @@ DEFAULT_SCHEDULER: dict[str, object] = {
 }
 DDIM_DEFAULTS: dict[str, object] = {"timestep_spacing": "leading", "clip_sample": True}
 LOWER_ORDER_BELOW = 15  # diffusers ends with orders 2 and 1 only where a trajectory has fewer steps than this
+KARRAS_RHO = 7.0
 ZERO_SNR_PRODUCT = np.float32(2**-24)  # diffusers' stand-in for a last product of 0, to keep the level finite
 
 Float32 = NDArray[np.float32]
@@ -58,8 +58,8 @@ class SolverTable:
 
 def _one_of(*choices: object, of: tuple[str, ...] = CLASSES) -> Any:
     """An option of the classes `of` that takes a few values, the default first."""
-    words = " or ".join(repr(choice) for choice in choices)
-    return field(default=choices[0], metadata={"of": of, "supported": words, "allows": choices.__contains__})
+    supported = " or ".join(map(repr, choices))
+    return field(default=choices[0], metadata={"of": of, "supported": supported, "allows": choices.__contains__})
 
 
 def _number(default: float | None, low: float, high: float = math.inf, of: tuple[str, ...] = CLASSES) -> Any:
@@ -68,8 +68,8 @@ def _number(default: float | None, low: float, high: float = math.inf, of: tuple
     def allows(value: Any) -> bool:
         return value is default or (type(value) in (int, type(low)) and low <= value <= high)
 
-    words = f"{type(low).__name__} from {low} to {high}"
-    return field(default=default, metadata={"of": of, "supported": words, "allows": allows})
+    supported = f"{type(low).__name__} from {low} to {high}"
+    return field(default=default, metadata={"of": of, "supported": supported, "allows": allows})
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,10 +119,13 @@ def table_from_scheduler(config: Mapping[str, object], steps: int) -> SolverTabl
     with np.errstate(divide="ignore", invalid="ignore"):
         times, begin, end = _path(options, steps)
         coefficients = _coefficients(options, begin, end)
-    if not np.isfinite(coefficients).all():
-        option = f"prediction_type with {steps} steps of timestep_spacing {options.timestep_spacing!r}"
-        cause = "two equal noise levels (take fewer steps) or epsilon at zero SNR (take v_prediction)"
-        raise _refusal(options.scheduler, option, options.prediction_type, f"no division by zero, here from {cause}")
+    broken = np.flatnonzero(~np.isfinite(coefficients).all(axis=1))
+    if broken.size and np.isinf(begin[broken[0]]):
+        wanted = "'v_prediction' or 'sample' where rescale_betas_zero_snr leaves no signal at the first time"
+        raise _refusal(options.scheduler, "prediction_type", options.prediction_type, wanted)
+    if broken.size:
+        wanted = f"noise levels that differ, unlike around step {broken[0]}, as fewer steps or other spacings have"
+        raise _refusal(options.scheduler, f"timestep_spacing of {steps} steps", options.timestep_spacing, wanted)
     initial_scale = 1.0
     if options.scheduler == EULER:
         largest = max(begin.max(), end.max())
@@ -141,12 +144,13 @@ def _options_from_config(config: Mapping[str, object]) -> _Options:
     values: dict[str, Any] = dict(DDIM_DEFAULTS) if scheduler == DDIM else {}
     values |= {name: config[name] for name in known if name in config}
     for name, value in values.items():
-        if not known[name]["allows"](value):
-            absent = "" if name in config else " (diffusers' default for an absent key)"
-            raise _refusal(scheduler, f"{name}{absent}", value, known[name]["supported"])
+        option, rule = name if name in config else f"{name} (by default)", known[name]
+        if not rule["allows"](value):
+            raise _refusal(scheduler, option, value, rule["supported"])
     options = _Options(scheduler, **values)
     betas, count = options.trained_betas, options.num_train_timesteps
-    if betas is not None and not (len(betas) == count and all(isinstance(beta, Real) for beta in betas)):
+    numbers = isinstance(betas, Sequence | np.ndarray) and all(isinstance(beta, int | float) for beta in betas)
+    if betas is not None and not (numbers and len(betas) == count):
         raise _refusal(scheduler, "trained_betas", betas, f"None or num_train_timesteps ({count}) numbers")
     if options.use_karras_sigmas and options.use_exponential_sigmas:
         raise _refusal(scheduler, "use_exponential_sigmas", True, "False where use_karras_sigmas is True")
@@ -157,7 +161,7 @@ def _options_from_config(config: Mapping[str, object]) -> _Options:
 
 def _refusal(scheduler: str, option: str, value: object, supported: str) -> UnsupportedScheduler:
     got = f"{scheduler}: {option} is {reprlib.repr(value)}"
-    return UnsupportedScheduler(f"{got}; supported: {supported}; change it in the scheduler config")
+    return UnsupportedScheduler(f"{got}; supported: {supported}; change it to that")
 
 
 def _coefficients(options: _Options, begin: Float64, end: Float64) -> Float64:
@@ -189,10 +193,8 @@ def _orders(options: _Options, count: int) -> list[int]:
     """The order of each step: the first lack history, and diffusers lowers the last."""
     if options.scheduler != DPM:
         return [1] * count
-    orders = [min(options.solver_order, k + 1) for k in range(count)]
     lower = options.lower_order_final and count < LOWER_ORDER_BELOW
-    if lower:
-        orders[-2:] = [min(order, 2) for order in orders[-2:]]
+    orders = [min(options.solver_order, k + 1, 2 if lower and k == count - 2 else 3) for k in range(count)]
     if lower or options.euler_at_final or options.final_sigmas_type == "zero":
         orders[-1] = 1
     return orders
@@ -209,24 +211,23 @@ def _path(options: _Options, steps: int) -> tuple[Float32, Float64, Float64]:
     if options.use_karras_sigmas or options.use_lu_lambdas or options.use_exponential_sigmas:
         visited = _ramped_levels(options, levels[::-1] if options.scheduler == DPM else visited, steps)
         times = _times_of_levels(options, visited, levels)
-    if not times.size or times.min() < 0:
-        wanted = "times from 0, as with another number of steps or another timestep_spacing"
-        raise _refusal(options.scheduler, f"{steps} steps with timestep_spacing", options.timestep_spacing, wanted)
+    if times.min(initial=math.inf) < 0 or not times.size:
+        wanted = "times from 0 on, as other numbers of steps and other spacings have"
+        raise _refusal(options.scheduler, f"timestep_spacing of {steps} steps", options.timestep_spacing, wanted)
     if options.scheduler == DDIM:
-        if times[0] >= len(levels):
-            wanted = f"an offset that keeps the first time, here {times[0]:g}, below num_train_timesteps"
-            raise _refusal(DDIM, "steps_offset", options.steps_offset, wanted)
-        index = times.astype(np.int64)
-        index_end = index - len(levels) // steps
-        final = 0.0 if options.set_alpha_to_one else levels[0]
-        return (
-            times,
-            levels[index].astype(np.float64),
-            np.where(index_end < 0, final, levels[index_end].astype(np.float64)),
-        )
-    final = 0.0 if options.final_sigmas_type == "zero" else levels[0]
-    visited = np.append(visited, final)[: len(times) + 1].astype(np.float32).astype(np.float64)
+        return times, *_ddim_levels(options, steps, times.astype(np.int64), levels.astype(np.float64))
+    last = 0.0 if options.final_sigmas_type == "zero" else levels[0]
+    visited = np.append(visited, last)[: len(times) + 1].astype(np.float32).astype(np.float64)
     return times, visited[:-1], visited[1:]
+
+
+def _ddim_levels(options: _Options, steps: int, times: NDArray[np.int64], levels: Float64) -> tuple[Float64, Float64]:
+    """(S,) each. A step ends one even stride below its time, wherever the next one begins."""
+    if times[0] >= len(levels):
+        raise _refusal(DDIM, "steps_offset", options.steps_offset, f"a first time below {len(levels)}, not {times[0]}")
+    times_end = times - len(levels) // steps
+    last = 0.0 if options.set_alpha_to_one else levels[0]
+    return levels[times], np.where(times_end < 0, last, levels[times_end])
 
 
 def _spaced_times(options: _Options, steps: int, levels: Float32) -> Float32:
@@ -234,7 +235,7 @@ def _spaced_times(options: _Options, steps: int, levels: Float32) -> Float32:
     last = len(levels) - int(np.searchsorted(-np.log(levels[::-1]), options.lambda_min_clipped))
     count = steps + 1 if options.scheduler == DPM else steps
     if options.timestep_spacing == "linspace":
-        times = np.linspace(0, last - 1, count)[::-1][:steps]
+        times: NDArray[Any] = np.linspace(0, last - 1, count)[::-1][:steps]
     elif options.timestep_spacing == "leading":
         times = np.arange(count)[::-1][:steps] * (last // count) + float(options.steps_offset)
     else:
@@ -242,24 +243,27 @@ def _spaced_times(options: _Options, steps: int, levels: Float32) -> Float32:
     return (times if options.scheduler == EULER else times.round()).astype(np.float32)
 
 
-def _ramped_levels(options: _Options, levels: NDArray[np.floating], steps: int) -> Float64:
-    """(S,) Karras, Lu or exponential levels between the ends of `levels`, which fall."""
+def _ramped_levels(options: _Options, levels: Float32 | Float64, steps: int) -> Float64:
+    """(S,): Karras, Lu or exponential levels between the ends of `levels`, which fall."""
+    ramp = np.linspace(0, 1, steps)
     high = float(levels[0]) if options.sigma_max is None else options.sigma_max
     low = float(levels[-1]) if options.sigma_min is None else options.sigma_min
     if options.use_karras_sigmas:
-        high, low = high ** (1 / 7), low ** (1 / 7)
-        return np.asarray((high + np.linspace(0, 1, steps) * (low - high)) ** 7.0, dtype=np.float64)
+        high, low = high ** (1 / KARRAS_RHO), low ** (1 / KARRAS_RHO)
+        return np.asarray((high + ramp * (low - high)) ** KARRAS_RHO, dtype=np.float64)
     if options.use_lu_lambdas:
         high, low = float(np.log(levels[0])), float(np.log(levels[-1]))
-        return np.exp(high + np.linspace(0, 1, steps) * (low - high))
+        return np.exp(high + ramp * (low - high))
     return np.exp(np.linspace(math.log(high), math.log(low), steps))
 
 
 def _times_of_levels(options: _Options, visited: Float64, levels: Float32) -> Float32:
     """(S,), linear in the logarithm of the level; DPM-Solver's times are whole."""
     logs, log = np.log(levels), np.log(np.maximum(visited, 1e-10))
-    below = np.where(log[:, None] >= logs, np.arange(len(logs)), 0).max(axis=1).clip(max=len(logs) - 2)
-    part = np.clip((logs[below] - log) / (logs[below] - logs[below + 1]), 0, 1)
+    below: NDArray[np.int64] = (
+        np.where(log[:, None] >= logs, np.arange(len(logs)), 0).max(axis=1).clip(max=len(logs) - 2)
+    )
+    part: Float64 = np.clip((logs[below] - log) / (logs[below] - logs[below + 1]), 0, 1)
     times = (1 - part) * below + part * (below + 1)
     if options.scheduler == DPM:
         rounds = options.use_karras_sigmas or options.use_lu_lambdas
@@ -268,7 +272,7 @@ def _times_of_levels(options: _Options, visited: Float64, levels: Float32) -> Fl
 
 
 def _training_levels(options: _Options) -> Float32:
-    """(T,), growing. float32 throughout: at small times 1 - product keeps four digits of it, diffusers' own."""
+    """(T,). In diffusers' float32: rounding leaves 1 - product four digits at small times, and other ones elsewhere."""
     count = options.num_train_timesteps
     if options.trained_betas is not None:
         betas = np.array(options.trained_betas, dtype=np.float32)
@@ -279,27 +283,22 @@ def _training_levels(options: _Options) -> Float32:
     else:
         cosines = [math.cos((i / count + 0.008) / 1.008 * math.pi / 2) ** 2 for i in range(count + 1)]
         betas = np.array([min(1 - after / before, 0.999) for before, after in pairwise(cosines)], dtype=np.float32)
-    products = _products(1 - betas)
+    products = np.cumprod(1 - betas, dtype=np.float64).astype(np.float32)  # torch's CPU kernel accumulates in float64
     if options.rescale_betas_zero_snr:
         roots = np.sqrt(products)
         products = ((roots - roots[-1]) * (roots[0] / (roots[0] - roots[-1]))) ** 2
         betas = 1 - np.append(products[0], products[1:] / products[:-1])
-        products = _products(1 - betas)
+        products = np.cumprod(1 - betas, dtype=np.float64).astype(np.float32)
         if options.scheduler != DDIM:
             products[-1] = ZERO_SNR_PRODUCT
-    levels = np.sqrt((1 - products) / products)
+    levels: Float32 = np.sqrt((1 - products) / products)
     if not (levels > 0).all() or (np.isinf(levels).any() and options.scheduler != DDIM):
         raise _refusal(options.scheduler, "beta_start, beta_end or trained_betas", betas, "betas between 0 and 1")
     return levels
 
 
-def _products(factors: Float32) -> Float32:
-    """As torch on a CPU: the running product in float64, each result rounded."""
-    return np.cumprod(factors, dtype=np.float64).astype(np.float32)
-
-
 def _torch_linspace(start: float, end: float, count: int) -> Float32:
-    """torch.linspace to the bit: fused multiply-adds from the nearer end. numpy's would move products by 2e-6."""
-    first, last, index = np.float32(start), np.float32(end), np.arange(count)
-    step = np.float64((last - first) / np.float32(count - 1))
+    """torch.linspace to the bit: fused multiply-adds from the nearer end. numpy's moves the products by 2e-6."""
+    first, last, index = np.float64(np.float32(start)), np.float64(np.float32(end)), np.arange(count)
+    step = np.float64(np.float32(last - first) / np.float32(count - 1))
     return np.where(index < count // 2, first + step * index, last - step * (count - 1 - index)).astype(np.float32)

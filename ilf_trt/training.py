@@ -102,9 +102,7 @@ def train_feedback(
     return {**asdict(recipe), "mean_loss": total / recipe.iterations}
 
 
-def _distillation_loss(
-    model: ILFModel, batch: Batch, alphas_cumprod: Tensor, recipe: Recipe, channels: int
-) -> Tensor:
+def _distillation_loss(model: ILFModel, batch: Batch, alphas_cumprod: Tensor, recipe: Recipe, channels: int) -> Tensor:
     time = torch.randint(0, len(alphas_cumprod), (len(batch.x0),), device=batch.x0.device)
     noise = torch.randn_like(batch.x0)
     later = time if recipe.second_pass is SecondPass.SAME else time // 2

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from numbers import Integral
 from pathlib import Path
 from queue import LifoQueue
 from types import TracebackType
@@ -171,7 +172,9 @@ class Pipeline:
         pictures = max(counts.values())
         for name, count in counts.items():
             if count != pictures:
-                raise InvalidRequest(f"{name!r} is for {count} pictures, another condition for {pictures}; give the same")
+                raise InvalidRequest(
+                    f"{name!r} is for {count} pictures, another condition for {pictures}; give the same"
+                )
         self.manifest.batch.check(pictures)
         return arrays, pictures
 
@@ -190,8 +193,10 @@ class Pipeline:
             source = NoiseSource(source)
         except ValueError as error:
             raise InvalidRequest(f"noise {source!r} is unknown; use {' or '.join(NoiseSource)}") from error
-        if isinstance(seed, int):
-            return draw_noise(shape, seed, source)
+        if isinstance(seed, Integral):
+            return draw_noise(shape, int(seed), source)
+        if not isinstance(seed, Sequence):
+            raise InvalidRequest(f"seed is {seed!r}, expected a whole number or a list of them")
         if len(seed) != pictures:
             raise InvalidRequest(f"{len(seed)} seeds for {pictures} pictures; give one seed, or one for each picture")
         return noise_per_picture(shape, seed, source)

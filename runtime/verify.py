@@ -7,14 +7,17 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from rich.table import Table
 
 from ilf_trt.bundle import REFERENCE_FILE, Bundle
-from ilf_trt.contract import Graph
+from ilf_trt.contract import Graph, Precision
 from ilf_trt.errors import BundleError, ParityError
 from ilf_trt.probe import CASES, TRAJECTORY, TRAJECTORY_NOISE, Case
 
 from .engine import Array, Engine
 from .pipeline import Pipeline
+
+TINY = 1e-30
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,8 +30,11 @@ class Difference:
     cosine: float
 
 
-def verify(path: str | Path) -> tuple[Difference, ...]:
-    """Run every graph and one trajectory of the bundle's plan; raises BundleError, EngineError."""
+def verify(path: str | Path) -> tuple[tuple[Difference, ...], Precision]:
+    """Run every graph and one trajectory of the bundle's plan; raises BundleError, EngineError.
+
+    Gives the differences and the precision that says what of them is acceptable.
+    """
     with Pipeline.load(path) as pipeline:
         reference = _read(pipeline.bundle)
         rows = []
@@ -37,10 +43,10 @@ def verify(path: str | Path) -> tuple[Difference, ...]:
             for name, array in _run(engine, case, reference).items():
                 label = f"{case.graph} {name}"
                 rows.append(difference(label, array, reference[name]))
-        conditions = {port.name: reference[port.name] for port in pipeline.manifest.spec.conditions}
+        conditions: dict[str, Any] = {port.name: reference[port.name] for port in pipeline.manifest.spec.conditions}
         result = pipeline.generate(latents=reference[TRAJECTORY_NOISE], **conditions)
         rows.append(difference(TRAJECTORY, result.latents, reference[TRAJECTORY]))
-    return tuple(rows)
+        return tuple(rows), pipeline.manifest.precision
 
 
 def check(differences: tuple[Difference, ...], limit: float) -> None:
@@ -53,13 +59,21 @@ def check(differences: tuple[Difference, ...], limit: float) -> None:
             )
 
 
+def table(differences: tuple[Difference, ...]) -> Table:
+    """The differences for a terminal."""
+    rows = Table("graph and tensor", "max abs", "relative", "cosine")
+    for row in differences:
+        rows.add_row(row.what, f"{row.max_abs:.2e}", f"{row.relative:.2e}", f"{row.cosine:.9f}")
+    return rows
+
+
 def difference(what: str, got: NDArray[Any], wanted: NDArray[Any]) -> Difference:
     """Compare two arrays of one shape in float64."""
     a, b = (np.asarray(array, np.float64).ravel() for array in (got, wanted))
     max_abs = float(np.abs(a - b).max())
     norm = float(np.linalg.norm(a) * np.linalg.norm(b))
     cosine = float(a @ b) / norm if norm else float(np.array_equal(a, b))
-    return Difference(what, max_abs, max_abs / max(float(np.abs(b).max()), np.finfo(np.float32).tiny), cosine)
+    return Difference(what, max_abs, max_abs / max(float(np.abs(b).max()), TINY), cosine)
 
 
 def _read(bundle: Bundle) -> dict[str, NDArray[Any]]:

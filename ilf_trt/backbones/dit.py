@@ -50,7 +50,9 @@ class DiT(Backbone):
         return torch.stack([self._row(cast(Any, block).norm1, times, context) for block in blocks], dim=-3)
 
     def _row(self, norm: Any, times: Tensor, context: Context) -> Tensor:
-        return cast(Tensor, norm.linear(F.silu(self._embedding(norm.emb, times, context))).float().unflatten(-1, (6, -1)))
+        return cast(
+            Tensor, norm.linear(F.silu(self._embedding(norm.emb, times, context))).float().unflatten(-1, (6, -1))
+        )
 
     def _embedding(self, embedder: Any, times: Tensor, context: Context) -> Tensor:
         return self.embed_time(embedder, times) + cast(Tensor, embedder.class_embedder.embedding_table(context.labels))
@@ -65,7 +67,7 @@ class DiT(Backbone):
         return adaptive_block(block, (parts.norm1.norm, parts.norm3), tokens, row)
 
     def head(self, tokens: Tensor, row: Tensor) -> Tensor:
-        shift, scale = row.unsqueeze(2).unbind(1)                                      # each (R, 1, D)
+        shift, scale = row.unsqueeze(2).unbind(1)  # each (R, 1, D)
         normed = modulate(self.model.norm_out, tokens, shift, scale)
         return unpatchify(self.model.proj_out_2(normed.to(self.model.proj_out_2.weight.dtype)), self.grid, self.patch)
 

@@ -96,13 +96,18 @@ class PixArt(Backbone):
         projection = self.model.caption_projection
         if projection is not None:
             text = projection(text.to(projection.linear_1.weight.dtype))
-        return Context(sizes=self._sizes(sizes) if self.sized else None, text=text, text_bias=_bias(mask))
+        return Context(
+            sizes=self._sizes(sizes) if sizes is not None and self.sized else None, text=text, text_bias=_bias(mask)
+        )
 
     def _sizes(self, sizes: Mapping[str, Tensor]) -> Tensor:
         embedder = self.model.adaln_single.emb
         parts = []
-        for name, layers in (("resolution", embedder.resolution_embedder), ("aspect_ratio", embedder.aspect_ratio_embedder)):
-            values = sizes[name]                                                       # (R, 2) and (R, 1)
+        for name, layers in (
+            ("resolution", embedder.resolution_embedder),
+            ("aspect_ratio", embedder.aspect_ratio_embedder),
+        ):
+            values = sizes[name]  # (R, 2) and (R, 1)
             waves = embedder.additional_condition_proj(values.flatten().float())
             parts.append(layers(waves.to(layers.linear_1.weight.dtype)).unflatten(0, values.shape).flatten(1))
         return torch.cat(parts, dim=1)
@@ -127,7 +132,7 @@ class PixArt(Backbone):
         return adaptive_block(block, (parts.norm1, parts.norm2), tokens, row, context.text, context.text_bias)
 
     def head(self, tokens: Tensor, row: Tensor) -> Tensor:
-        shift, scale = row.unsqueeze(2).unbind(1)                                      # each (R, 1, D)
+        shift, scale = row.unsqueeze(2).unbind(1)  # each (R, 1, D)
         normed = modulate(self.model.norm_out, tokens, shift, scale)
         return unpatchify(self.model.proj_out(normed.to(self.model.proj_out.weight.dtype)), self.grid, self.patch)
 

@@ -3,14 +3,10 @@
 from collections.abc import Iterator
 from itertools import product
 
-import diffusers
 import numpy as np
-import pytest
-import torch
 from numpy.typing import NDArray
 
-from ilf_trt.errors import UnsupportedScheduler
-from ilf_trt.solver import COLUMNS, DDIM, DEFAULT_SCHEDULER, DPM, EULER, table_from_scheduler
+from ilf_trt.solver import DDIM, DPM, EULER
 
 STEPS = (1, 2, 3, 6, 10, 14, 15, 20, 50)
 SHAPE = (2, 4, 3, 3)
@@ -44,7 +40,13 @@ def cases() -> Iterator[Config]:
             yield {"_class_name": DPM, **solver, ramp: True}
     for schedule, spacing, offset in product(schedules, spacings, (0, 1)):
         yield {"_class_name": DPM, **schedule, "timestep_spacing": spacing, "steps_offset": offset}
-        yield {"_class_name": DDIM, "clip_sample": False, **schedule, "timestep_spacing": spacing, "steps_offset": offset}
+        yield {
+            "_class_name": DDIM,
+            "clip_sample": False,
+            **schedule,
+            "timestep_spacing": spacing,
+            "steps_offset": offset,
+        }
         yield {"_class_name": EULER, **schedule, "timestep_spacing": spacing, "steps_offset": offset}
     for schedule, ramp in product(schedules, ramps):
         yield {"_class_name": DPM, **schedule, ramp: True}

@@ -1,0 +1,313 @@
+"""The commands that belong to no leaf: build, plan, inspect, train-demo."""
+
+import json
+from pathlib import Path
+from typing import Annotated, Literal
+
+from cyclopts import Parameter
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.table import Table
+
+from ilf_trt.build import STAGES, BuildOptions, BuildResult
+from ilf_trt.build import build as build_bundle
+from ilf_trt.bundle import Bundle
+from ilf_trt.contract import Batch, Loop, Precision
+from ilf_trt.errors import InvalidRequest, MissingDependency
+from ilf_trt.schedule import (
+    DEFAULT_FEEDBACK,
+    Ratio,
+    Rule,
+    StepPlan,
+    cached_block_forwards,
+    make_plan,
+    read_scheduler,
+)
+
+MIB = 1 << 20
+RatioName = Literal["m/n", "n/m"]
+
+
+def build(
+    *,
+    checkpoint: str,
+    output: Annotated[Path, Parameter(alias="-o")],
+    base: str | None = None,
+    precision: Precision = Precision.FP32,
+    batch: str = "1:4:16",
+    steps: int = 10,
+    feedback: str = DEFAULT_FEEDBACK,
+    rule: Rule = Rule.RESCALE,
+    ratio: RatioName = "m/n",
+    scheduler: str | None = None,
+    guidance: bool = True,
+    guidance_scale: float = 1.5,
+    text_tokens: int = 300,
+    verify: bool = True,
+    max_error: float | None = None,
+    force: bool = False,
+) -> None:
+    """Build a bundle from an ILF checkpoint: export the graphs, verify them, put them in place.
+
+    Example: `ilf-trt build --checkpoint demo --output build/demo.ilf`
+
+    Parameters
+    ----------
+    checkpoint
+        Folder of an ILF checkpoint, or `demo`.
+    output
+        Folder of the bundle to write.
+    base
+        Folder or hub id of the frozen backbone, when it is not where the checkpoint says.
+    precision
+        What the matrix products run in.
+    batch
+        Pictures a run may have: N, or MIN:OPT:MAX.
+    steps
+        Solver steps of the bundle's plan; it can be replaced at run time.
+    feedback
+        Steps that get feedback: all, none, alternate, first:K, last:K, outer:K, inner:K or numbers 0,1,8,9.
+    rule
+        Where the network is conditioned after feedback.
+    ratio
+        Weight of the loop's size in the rule.
+    scheduler
+        dpmsolver++, ddim, euler, or a diffusers scheduler_config.json; by default the checkpoint's own.
+    guidance
+        Build for classifier-free guidance (the blocks see every picture twice).
+    guidance_scale
+        Default strength of guidance; it can be replaced at run time.
+    text_tokens
+        Length of the text that the graphs take; shorter text is padded under the mask.
+    verify
+        Hold every graph and one trajectory against the torch reference before the bundle is put in place.
+    max_error
+        Largest relative difference to accept; by default 1e-4 for fp32 and 2e-2 for fp16.
+    force
+        Replace an existing bundle.
+    """
+    options = BuildOptions(
+        base=base,
+        precision=precision,
+        batch=Batch.parse(batch),
+        guidance=guidance,
+        guidance_scale=guidance_scale,
+        steps=steps,
+        feedback=feedback,
+        rule=rule,
+        ratio=Ratio(ratio),
+        scheduler=scheduler,
+        text_tokens=text_tokens,
+        verify=verify,
+        max_error=max_error,
+    )
+    with Progress(
+        TextColumn("{task.description:<20}"), BarColumn(), TimeElapsedColumn(), console=Console(stderr=True)
+    ) as bar:
+        task = bar.add_task("", total=len(STAGES) - (not verify))
+        entered = 0
+
+        def enter(stage: str) -> None:
+            nonlocal entered
+            bar.update(task, description=stage, completed=entered)
+            entered += 1
+
+        result = build_bundle(checkpoint, output, options, force=force, progress=enter)
+        bar.update(task, description="done", completed=entered)
+    _print_build(result, Console())
+
+
+def plan(
+    *,
+    blocks: int,
+    steps: int,
+    loop: str | None = None,
+    feedback: str = DEFAULT_FEEDBACK,
+    rule: Rule = Rule.RESCALE,
+    ratio: RatioName = "m/n",
+    scheduler: str = "dpmsolver++",
+    cache_blocks: int | None = None,
+    cache_every: int = 2,
+    json_: Annotated[bool, Parameter(name="--json", negative=())] = False,
+) -> None:
+    """Print a step plan: times, which steps get feedback, and the cost in block forwards.
+
+    Example: `ilf-trt plan --blocks 28 --loop 8:19 --steps 10 --feedback outer:2`
+
+    Parameters
+    ----------
+    blocks
+        Blocks of the backbone.
+    steps
+        Solver steps.
+    loop
+        First and last block of the inner loop, BEGIN:END; not needed with `--feedback none` or a cache.
+    feedback
+        Steps that get feedback: all, none, alternate, first:K, last:K, outer:K, inner:K or numbers 0,1,8,9.
+    rule
+        Where the network is conditioned after feedback.
+    ratio
+        Weight of the loop's size in the rule.
+    scheduler
+        dpmsolver++, ddim, euler, or a diffusers scheduler_config.json.
+    cache_blocks
+        Print the caching baseline instead: the middle blocks whose results are kept between steps.
+    cache_every
+        Run the cached blocks anew on every N-th step.
+    json_
+        Print JSON.
+    """
+    caching = cache_blocks is not None
+    if loop is None and not caching and feedback != "none":
+        raise InvalidRequest("a plan with feedback needs --loop BEGIN:END, such as --loop 8:19; or --feedback none")
+    made = make_plan(
+        read_scheduler(scheduler),
+        steps,
+        blocks=blocks,
+        loop=Loop.parse(loop) if loop else Loop(0, blocks - 1),
+        feedback="none" if caching else feedback,
+        rule=rule,
+        ratio=Ratio(ratio),
+    )
+    costs = tuple(step.block_forwards for step in made.steps)
+    if cache_blocks is not None:
+        costs = cached_block_forwards(blocks, steps, cached=cache_blocks, every=cache_every)
+    if json_:
+        data = made.as_json() | {"block_forwards": sum(costs)}
+        for step, cost in zip(data["steps"], costs, strict=True):
+            step["block_forwards"] = cost
+        print(json.dumps(data, indent=2))  # noqa: T201
+    else:
+        _print_plan(made, costs, Console())
+
+
+def inspect(
+    bundle: Path,
+    /,
+    *,
+    json_: Annotated[bool, Parameter(name="--json", negative=())] = False,
+    check: bool = True,
+) -> None:
+    """Show what a bundle holds: model, graphs and their ports, plan, sizes, versions.
+
+    Example: `ilf-trt inspect build/demo.ilf`
+
+    Parameters
+    ----------
+    bundle
+        Folder of the bundle.
+    json_
+        Print the manifest as JSON.
+    check
+        Check the hash of every file.
+    """
+    opened = Bundle.open(bundle, check_hashes=check)
+    if json_:
+        print(json.dumps(opened.manifest.as_json(), indent=2))  # noqa: T201
+        return
+    console, manifest, spec = Console(), opened.manifest, opened.manifest.spec
+    facts = {
+        "model": f"{spec.kind}, {spec.blocks} blocks, width {spec.width}, {spec.tokens} tokens",
+        "loop": f"blocks {spec.loop.begin} to {spec.loop.end}",
+        "latent": " x ".join(str(side) for side in spec.latent),
+        "precision": manifest.precision.value,
+        "batch": str(manifest.batch),
+        "guidance": f"scale {manifest.guidance_scale}" if spec.guidance else "off",
+        "conditions": ", ".join(f"{port.name} {port.dtype} {_shape(port.shape)}" for port in spec.conditions),
+        "plan": f"{len(manifest.plan.steps)} steps, feedback {manifest.plan.feedback}, "
+        f"{manifest.plan.rule.value} {manifest.plan.ratio.value}, {manifest.plan.block_forwards} block forwards",
+        "scheduler": str(manifest.scheduler.get("_class_name")),
+        "built with": ", ".join(f"{tool} {version}" for tool, version in manifest.tools.items()),
+        "size": f"{opened.size_bytes / MIB:.1f} MiB" + (", every hash checked" if check else ""),
+    }
+    table = Table(show_header=False, box=None)
+    for name, value in facts.items():
+        table.add_row(name, value)
+    console.print(table)
+    graphs = Table("graph", "inputs", "outputs", "MiB")
+    for graph in manifest.graphs:
+        size_bytes = sum(
+            f.size_bytes for name, f in manifest.files.items() if Path(name).name.startswith(f"{graph.name}.")
+        )
+        ports = (
+            "\n".join(f"{p.name} {p.dtype} {_shape(p.shape)}" for p in side) for side in (graph.inputs, graph.outputs)
+        )
+        graphs.add_row(graph.name, *ports, f"{size_bytes / MIB:.2f}")
+    console.print(graphs)
+    _print_plan(manifest.plan, tuple(step.block_forwards for step in manifest.plan.steps), console)
+
+
+def train_demo(
+    *,
+    output: Annotated[Path, Parameter(alias="-o")],
+    seed: int = 0,
+    base_iterations: int | None = None,
+    feedback_iterations: int | None = None,
+    threads: int = 1,
+) -> None:
+    """Train the demo anew: a small DiT on scikit-learn's real digits, then its feedback block.
+
+    Example: `ilf-trt train-demo --output build/demo-checkpoint`
+
+    Parameters
+    ----------
+    output
+        Folder of the ILF checkpoint to write, its base beside it.
+    seed
+        Seed of both trainings.
+    base_iterations
+        Iterations of the base; by default those of the shipped demo. 0 keeps the base that lies in the output folder.
+    feedback_iterations
+        Iterations of the feedback block; by default those of the shipped demo.
+    threads
+        Torch threads; the shipped demo was trained on 1, another number changes the rounding.
+    """
+    try:
+        from ilf_trt.demo import train
+    except ImportError as error:
+        raise MissingDependency(f"training needs {error.name}; pip install 'ilf-trt[build,demo]'") from error
+    with Progress(
+        TextColumn("{task.description:<10}"),
+        BarColumn(),
+        TextColumn("{task.completed}/{task.total}  loss {task.fields[loss]:.4f}"),
+        TimeElapsedColumn(),
+        console=Console(stderr=True),
+    ) as bar:
+        tasks = {stage: bar.add_task(stage, total=None, loss=0.0) for stage in ("base", "feedback")}
+        train(
+            output,
+            seed=seed,
+            base_iterations=base_iterations,
+            feedback_iterations=feedback_iterations,
+            threads=threads,
+            progress=lambda stage, done, total, loss: bar.update(tasks[stage], completed=done, total=total, loss=loss),
+        )
+    Console().print(f"wrote {output}\nnext: ilf-trt build --checkpoint {output} --output {output}.ilf", highlight=False)
+
+
+def _print_build(result: BuildResult, console: Console) -> None:
+    if result.table is not None:
+        console.print(result.table)
+    times = Table("stage", "seconds")
+    for stage, seconds in result.stage_s.items():
+        times.add_row(stage, f"{seconds:.1f}")
+    console.print(times)
+    path, spec = result.bundle.path, result.bundle.manifest.spec
+    console.print(
+        f"{path}: {result.bundle.size_bytes / MIB:.1f} MiB in {sum(result.stage_s.values()):.0f} s", highlight=False
+    )
+    labels = any(port.name == "class_labels" for port in spec.conditions)
+    arguments = "--labels 0-9 -o build/picture.png" if labels else "--conditions text.npz --latents-out latents.npy"
+    console.print(f"next: ilf-trt generate {path} {arguments}", highlight=False, soft_wrap=True)
+
+
+def _print_plan(made: StepPlan, costs: tuple[int, ...], console: Console) -> None:
+    table = Table("step", "t", "t_post", "feedback", "block forwards")
+    for index, (step, cost) in enumerate(zip(made.steps, costs, strict=True)):
+        table.add_row(str(index), f"{step.t:g}", f"{step.t_post:.1f}", "yes" if step.feedback else "", str(cost))
+    console.print(table)
+    console.print(f"block forwards: {sum(costs)}", highlight=False)
+
+
+def _shape(shape: tuple[int | str, ...]) -> str:
+    return "x".join(str(dim) for dim in shape)

@@ -1,0 +1,53 @@
+"""Pixels from the latents of a pixel-space model, and a grid of them as a PNG."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ilf_trt.errors import InvalidRequest
+
+TILE = 64
+GAP = 4
+BACKGROUND = 32
+
+
+def pixels_from_latents(latents: NDArray[np.float32]) -> NDArray[np.uint8]:
+    """latents (B, C, H, W) in [-1, 1], C 1 or 3 -> pixels (B, H, W, C); raises InvalidRequest for other C."""
+    channels = latents.shape[1]
+    if channels not in (1, 3):
+        raise InvalidRequest(
+            f"latents of {channels} channels are not pixels; "
+            "write them with --latents-out and decode them with the model's VAE"
+        )
+    return np.round(np.clip(latents * 127.5 + 127.5, 0, 255)).astype(np.uint8).transpose(0, 2, 3, 1)
+
+
+def grid(pixels: NDArray[np.uint8], columns: int) -> NDArray[np.uint8]:
+    """pixels (B, H, W, C) -> one picture (H', W', C), every tile at least 64 pixels high, without smoothing."""
+    if columns < 1:
+        raise InvalidRequest(f"columns is {columns}, it must be at least 1")
+    zoom = max(1, -(-TILE // pixels.shape[1]))
+    tiles = pixels.repeat(zoom, axis=1).repeat(zoom, axis=2)
+    count, height, width, channels = tiles.shape
+    columns = min(columns, count)
+    rows = -(-count // columns)
+    sheet = np.full((rows * (height + GAP) + GAP, columns * (width + GAP) + GAP, channels), BACKGROUND, np.uint8)
+    for index, tile in enumerate(tiles):
+        top = GAP + index // columns * (height + GAP)
+        left = GAP + index % columns * (width + GAP)
+        sheet[top : top + height, left : left + width] = tile
+    return sheet
+
+
+def save_png(path: Path, sheet: NDArray[np.uint8]) -> None:
+    """Write a picture (H, W, C) as PNG; raises InvalidRequest when the place is not writable."""
+    from PIL import Image
+
+    image: Any = Image.fromarray(sheet[..., 0] if sheet.shape[2] == 1 else sheet)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        image.save(path, format="PNG")
+    except OSError as error:
+        raise InvalidRequest(f"cannot write {path}: {error.strerror or error}; choose another --output") from error

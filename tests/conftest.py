@@ -1,0 +1,105 @@
+"""Small backbones, checkpoints and bundles that the tests share; each bundle is built once a session."""
+
+import os
+from pathlib import Path
+from typing import Any
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+
+import pytest
+import torch
+from diffusers import DiTTransformer2DModel, DPMSolverMultistepScheduler, PixArtTransformer2DModel
+
+from ilf_trt import attach, save_ilf
+from ilf_trt.build import BuildOptions, BuildResult, build
+
+BLOCKS = 4
+LOOP = (1, 2)
+CLASSES = 10
+TEXT_TOKENS = 7
+TEXT_CHANNELS = 32
+NONZERO_SCALES = (0.05, -0.03)
+
+
+def small_dit(**changes: Any) -> DiTTransformer2DModel:
+    """A DiT of 4 blocks, width 64, 16 tokens, that predicts a variance too."""
+    torch.manual_seed(0)
+    options = {
+        "num_attention_heads": 4,
+        "attention_head_dim": 16,
+        "in_channels": 1,
+        "out_channels": 2,
+        "num_layers": BLOCKS,
+        "sample_size": 8,
+        "patch_size": 2,
+        "num_embeds_ada_norm": CLASSES,
+    }
+    return DiTTransformer2DModel(**{**options, **changes}).eval()
+
+
+def small_pixart(*, sized: bool, **changes: Any) -> PixArtTransformer2DModel:
+    """A PixArt of 4 blocks, width 72, 64 tokens; `sized` with alpha's micro-conditions, without like Sigma."""
+    torch.manual_seed(0)
+    options = {
+        "num_attention_heads": 4,
+        "attention_head_dim": 18,
+        "in_channels": 4,
+        "out_channels": 8,
+        "num_layers": BLOCKS,
+        "sample_size": 16,
+        "cross_attention_dim": 72,
+        "caption_channels": TEXT_CHANNELS,
+        "use_additional_conditions": sized,
+    }
+    return PixArtTransformer2DModel(**{**options, **changes}).eval()
+
+
+def write_checkpoint(folder: Path, backbone: Any, loop: tuple[int, int] = LOOP) -> Path:
+    """An ILF checkpoint with scales that are not zero, its base and a scheduler beside it."""
+    model = attach(backbone, loop)
+    with torch.no_grad():
+        model.feedback.scales.copy_(torch.linspace(*NONZERO_SCALES, model.loop.size))
+    save_ilf(model, folder)
+    DPMSolverMultistepScheduler().save_pretrained(folder / "scheduler")
+    return folder
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _one_thread() -> None:
+    torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session")
+def dit_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_checkpoint(tmp_path_factory.mktemp("dit") / "checkpoint", small_dit())
+
+
+@pytest.fixture(scope="session")
+def pixart_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_checkpoint(tmp_path_factory.mktemp("pixart") / "checkpoint", small_pixart(sized=True))
+
+
+@pytest.fixture(scope="session")
+def dit_build(dit_checkpoint: Path) -> BuildResult:
+    """FP32, dynamic batch 1:4:16, 6 steps, feedback outer:2."""
+    options = BuildOptions(steps=6)
+    return build(str(dit_checkpoint), dit_checkpoint.parent / "dit.ilf", options)
+
+
+@pytest.fixture(scope="session")
+def pixart_build(pixart_checkpoint: Path) -> BuildResult:
+    """FP32, dynamic batch, 4 steps, feedback outer:1, micro-conditions and masked text."""
+    options = BuildOptions(steps=4, feedback="outer:1", text_tokens=TEXT_TOKENS)
+    return build(str(pixart_checkpoint), pixart_checkpoint.parent / "pixart.ilf", options)
+
+
+@pytest.fixture
+def dit_bundle(dit_build: BuildResult) -> Path:
+    """Shared: copy it before you change it."""
+    return dit_build.bundle.path
+
+
+@pytest.fixture
+def pixart_bundle(pixart_build: BuildResult) -> Path:
+    """Shared: copy it before you change it."""
+    return pixart_build.bundle.path
