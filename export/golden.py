@@ -1,4 +1,4 @@
-"""Writes down what torch in float32 says that every graph and one trajectory must give, for `verify` to read anywhere."""
+"""Writes down what torch in float32 gives for every graph and one trajectory, so that `verify` runs anywhere."""
 
 from pathlib import Path
 from typing import Any

@@ -42,7 +42,6 @@ DDIM_DEFAULTS: dict[str, object] = {"timestep_spacing": "leading", "clip_sample"
 LOWER_ORDER_BELOW = 15  # diffusers ends with orders 2 and 1 only where a trajectory has fewer steps than this
 KARRAS_RHO = 7.0
 ZERO_SNR_PRODUCT = np.float32(2**-24)  # diffusers' stand-in for a last product of 0, to keep the level finite
-
 Float32 = NDArray[np.float32]
 Float64 = NDArray[np.float64]
 
@@ -128,9 +127,8 @@ def table_from_scheduler(config: Mapping[str, object], steps: int) -> SolverTabl
         raise _refusal(options.scheduler, f"timestep_spacing of {steps} steps", options.timestep_spacing, wanted)
     initial_scale = 1.0
     if options.scheduler == EULER:
-        largest = max(begin.max(), end.max())
-        initial_sigma = math.hypot(largest, 1) if options.timestep_spacing == "leading" else largest
-        initial_scale = float(initial_sigma / math.hypot(begin[0], 1))
+        leading = options.timestep_spacing == "leading"
+        initial_scale = math.hypot(max(begin.max(), end.max()), leading) / math.hypot(begin[0], 1)
         coefficients[-1, 2:] *= math.hypot(end[-1], 1)
     coefficients.setflags(write=False)
     return SolverTable(tuple(times.tolist()), initial_scale, coefficients)
@@ -141,12 +139,12 @@ def _options_from_config(config: Mapping[str, object]) -> _Options:
     if not isinstance(scheduler, str) or scheduler not in CLASSES:
         raise _refusal("scheduler config", "_class_name", scheduler, " or ".join(CLASSES))
     known = {one.name: one.metadata for one in fields(_Options) if scheduler in one.metadata.get("of", ())}
-    values: dict[str, Any] = dict(DDIM_DEFAULTS) if scheduler == DDIM else {}
-    values |= {name: config[name] for name in known if name in config}
+    given = {name: config[name] for name in known if name in config}
+    values: dict[str, Any] = DDIM_DEFAULTS | given if scheduler == DDIM else given
     for name, value in values.items():
-        option, rule = name if name in config else f"{name} (by default)", known[name]
-        if not rule["allows"](value):
-            raise _refusal(scheduler, option, value, rule["supported"])
+        if not known[name]["allows"](value):
+            option = name if name in given else f"{name} (by default)"
+            raise _refusal(scheduler, option, value, known[name]["supported"])
     options = _Options(scheduler, **values)
     betas, count = options.trained_betas, options.num_train_timesteps
     numbers = isinstance(betas, Sequence | np.ndarray) and all(isinstance(beta, int | float) for beta in betas)
@@ -226,8 +224,7 @@ def _ddim_levels(options: _Options, steps: int, times: NDArray[np.int64], levels
     if times[0] >= len(levels):
         raise _refusal(DDIM, "steps_offset", options.steps_offset, f"a first time below {len(levels)}, not {times[0]}")
     times_end = times - len(levels) // steps
-    last = 0.0 if options.set_alpha_to_one else levels[0]
-    return levels[times], np.where(times_end < 0, last, levels[times_end])
+    return levels[times], np.where(times_end < 0, 0 if options.set_alpha_to_one else levels[0], levels[times_end])
 
 
 def _spaced_times(options: _Options, steps: int, levels: Float32) -> Float32:
@@ -289,8 +286,7 @@ def _training_levels(options: _Options) -> Float32:
         products = ((roots - roots[-1]) * (roots[0] / (roots[0] - roots[-1]))) ** 2
         betas = 1 - np.append(products[0], products[1:] / products[:-1])
         products = np.cumprod(1 - betas, dtype=np.float64).astype(np.float32)
-        if options.scheduler != DDIM:
-            products[-1] = ZERO_SNR_PRODUCT
+        products[-1] = 0 if options.scheduler == DDIM else ZERO_SNR_PRODUCT
     levels: Float32 = np.sqrt((1 - products) / products)
     if not (levels > 0).all() or (np.isinf(levels).any() and options.scheduler != DDIM):
         raise _refusal(options.scheduler, "beta_start, beta_end or trained_betas", betas, "betas between 0 and 1")

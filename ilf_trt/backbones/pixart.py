@@ -1,4 +1,4 @@
-"""PixArt-alpha and PixArt-Sigma (diffusers' PixArtTransformer2DModel): text under a mask, one time row for all blocks."""
+"""PixArt-alpha and PixArt-Sigma (diffusers' PixArtTransformer2DModel): masked text, one time row for all blocks."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any, cast
