@@ -11,6 +11,7 @@ from ilf_trt.bundle import Bundle, drafted
 from ilf_trt.contract import GRAPHS, Batch, Precision
 from ilf_trt.schedule import DEFAULT_FEEDBACK, Ratio, Rule
 
+DEFAULT_BATCH = Batch(1, 4, 16)
 STAGES = ("load checkpoint", *(f"export {name}" for name in GRAPHS), "reference", "verify")
 
 
@@ -20,7 +21,7 @@ class BuildOptions:
 
     base: str | None = None
     precision: Precision = Precision.FP32
-    batch: Batch = Batch(1, 4, 16)
+    batch: Batch = DEFAULT_BATCH
     guidance: bool = True
     guidance_scale: float = 1.5
     steps: int = 10

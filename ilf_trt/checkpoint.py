@@ -1,4 +1,4 @@
-"""The ILF checkpoint: a folder with `ilf.json` and `ilf.safetensors` (feedback block and scales), beside or naming its base."""
+"""The ILF checkpoint: a folder with `ilf.json` and `ilf.safetensors`, the feedback block and its scales."""
 
 import hashlib
 import json

@@ -9,7 +9,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
-from ilf_trt.build import STAGES, BuildOptions, BuildResult
+from ilf_trt.build import DEFAULT_BATCH, STAGES, BuildOptions, BuildResult
 from ilf_trt.build import build as build_bundle
 from ilf_trt.bundle import Bundle
 from ilf_trt.contract import Batch, Loop, Precision
@@ -34,7 +34,7 @@ def build(
     output: Annotated[Path, Parameter(alias="-o")],
     base: str | None = None,
     precision: Precision = Precision.FP32,
-    batch: str = "1:4:16",
+    batch: str = str(DEFAULT_BATCH),
     steps: int = 10,
     feedback: str = DEFAULT_FEEDBACK,
     rule: Rule = Rule.RESCALE,

@@ -96,9 +96,8 @@ class PixArt(Backbone):
         projection = self.model.caption_projection
         if projection is not None:
             text = projection(text.to(projection.linear_1.weight.dtype))
-        return Context(
-            sizes=self._sizes(sizes) if sizes is not None and self.sized else None, text=text, text_bias=_bias(mask)
-        )
+        embedded = self._sizes(sizes) if self.sized and sizes is not None else None
+        return Context(sizes=embedded, text=text, text_bias=_bias(mask))
 
     def _sizes(self, sizes: Mapping[str, Tensor]) -> Tensor:
         embedder = self.model.adaln_single.emb
