@@ -148,7 +148,7 @@ def make_plan(
     """
     loop.check(blocks)
     table = table_from_scheduler(scheduler, steps)
-    fed = feedback_steps(feedback, steps)
+    fed = feedback_steps(feedback, len(table.times))
     scale = ratio.of(loop, blocks)
     horizon = float(_train_timesteps(scheduler) - 1)
     rows = []
