@@ -75,6 +75,11 @@ class Pipeline:
     def manifest(self) -> Manifest:
         return self.bundle.manifest
 
+    @property
+    def engines(self) -> Mapping[str, Engine]:
+        """The loaded graphs, for tools that run one alone."""
+        return self._engines
+
     def generate(
         self,
         *,

@@ -39,7 +39,7 @@ def verify(path: str | Path) -> tuple[tuple[Difference, ...], Precision]:
         reference = _read(pipeline.bundle)
         rows = []
         for case in CASES:
-            engine = pipeline._engines[case.graph]
+            engine = pipeline.engines[case.graph]
             for name, array in _run(engine, case, reference).items():
                 label = f"{case.graph} {name}"
                 rows.append(difference(label, array, reference[name]))

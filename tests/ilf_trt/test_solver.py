@@ -23,12 +23,12 @@ pytestmark = [
 ]
 
 SHAPE = (2, 4, 3, 3)
-STEPS = (1, 2, 3, 6, 10, 14, 15, 20, 50)
-SHIPPED_STEPS = (6, 15, 50)
-# Relative to max |x|. diffusers rounds levels and every step to float32; the worst measured is 5.8e-6 (order 3, 50 steps).
+STEPS = (1, 2, 3, 6, 14, 15, 20, 50)
+SHIPPED_STEPS = (10, 20, 50)
+# Both relative to max |x|. diffusers rounds levels and steps to float32; the worst measured is 5.8e-6 (order 3, 50 steps).
 SHIPPED_LIMIT = 1e-5
-# With steps in float64 only the float32 levels are left; the worst measured is 7.8e-7 (log_linear: torch's exp and ours).
-EXACT_LIMIT = 2e-6
+# With float64 steps only the levels are float32; the worst measured is 7.8e-7 (log_linear, where torch's exp differs).
+FLOAT64_LIMIT = 2e-6
 # float32 times near 1000 have a spacing of 6e-5; only Euler has fractional ones.
 TIME_LIMIT = 2e-4
 
@@ -106,7 +106,7 @@ def case_id(config: Config) -> str:
 
 
 def float32_is_enough(config: Config) -> bool:
-    """Zero SNR starts from level 4096 and amplifies torch's square roots; dpmsolver at order 3 subtracts near equals."""
+    """Not for zero SNR, which starts at level 4096, nor dpmsolver of order 3: measured 2.6e-5 and 1.1e-5 at 50 steps."""
     noise_order_3 = config.get("algorithm_type") == "dpmsolver" and config["solver_order"] == 3
     return not (config.get("rescale_betas_zero_snr") or noise_order_3)
 
@@ -188,19 +188,13 @@ def test_recurrence_and_times_are_the_scheduler_in_float64(config: Config, monke
         with monkeypatch.context() as patch:
             patch.setattr(scheduling_dpmsolver_multistep, "torch", Float64Torch())
             patch.setattr(scheduling_euler_discrete, "torch", Float64Torch())
-            assert worst_error(config, steps, scheduler, torch.float64) <= EXACT_LIMIT, steps
+            assert worst_error(config, steps, scheduler, torch.float64) <= FLOAT64_LIMIT, steps
 
 
-def test_repeated_times_are_steps_of_their_own() -> None:
-    times = table_from_scheduler({"_class_name": DPM, "use_karras_sigmas": True}, 50).times
-    assert len(times) == 50 > len(set(times))
-
-
-def test_first_result_row_of_dpm_solver_and_ddim_agree_at_order_1() -> None:
-    shared: Config = {"timestep_spacing": "trailing", "clip_sample": False, "solver_order": 1}
-    ours, theirs = (table_from_scheduler({"_class_name": name, **shared}, 10) for name in (DPM, DDIM))
-    assert ours.times == theirs.times
-    np.testing.assert_allclose(ours.coefficients, theirs.coefficients, rtol=1e-6, atol=1e-12)
+def test_repeated_times_are_among_the_cases() -> None:
+    config: Config = {"_class_name": DPM, "num_train_timesteps": 240, "use_karras_sigmas": True}
+    assert config in CASES
+    assert len(set(table_from_scheduler(config, 50).times)) < 50
 
 
 def test_default_scheduler_spells_out_the_defaults_of_diffusers() -> None:
@@ -256,6 +250,7 @@ REFUSED_OPTIONS: tuple[tuple[str, str, object], ...] = (
     (EULER, "interpolation_type", "cubic"),
     (EULER, "prediction_type", "original_sample"),
     (EULER, "sigma_min", 0.0),
+    (EULER, "use_karras_sigmas", "true"),
 )
 
 
@@ -263,11 +258,6 @@ REFUSED_OPTIONS: tuple[tuple[str, str, object], ...] = (
 def test_option_is_refused_by_name(scheduler: str, option: str, value: object) -> None:
     with pytest.raises(UnsupportedScheduler, match=rf"^{scheduler}: .*{option}.* is .*; supported: .*; change it"):
         table_from_scheduler({"_class_name": scheduler, "clip_sample": False, option: value}, 10)
-
-
-def test_absent_clip_sample_of_ddim_is_refused_as_the_default() -> None:
-    with pytest.raises(UnsupportedScheduler, match=r"clip_sample \(by default\) is True; supported: False"):
-        table_from_scheduler({"_class_name": DDIM}, 10)
 
 
 @pytest.mark.parametrize("config", [{}, {"_class_name": None}, {"_class_name": "PNDMScheduler"}])
@@ -282,26 +272,27 @@ def test_number_of_steps_is_refused(steps: int) -> None:
         table_from_scheduler(DEFAULT_SCHEDULER, steps)
 
 
-def test_karras_and_exponential_together_are_refused() -> None:
-    config = {**DEFAULT_SCHEDULER, "use_karras_sigmas": True, "use_exponential_sigmas": True}
-    with pytest.raises(UnsupportedScheduler, match="use_exponential_sigmas is True; supported: False where use_karras"):
-        table_from_scheduler(config, 10)
+def test_absent_clip_sample_of_ddim_is_refused_as_its_default() -> None:
+    with pytest.raises(UnsupportedScheduler, match=r"clip_sample \(by default\) is True; supported: False"):
+        table_from_scheduler({"_class_name": DDIM}, 10)
 
 
-def test_dpmsolver_that_ends_at_zero_is_refused() -> None:
-    with pytest.raises(UnsupportedScheduler, match="final_sigmas_type is 'zero'; supported: 'sigma_min'"):
-        table_from_scheduler({**DEFAULT_SCHEDULER, "algorithm_type": "dpmsolver"}, 10)
+REFUSED_TOGETHER: dict[str, Config] = {
+    "use_exponential_sigmas is True": {"_class_name": DPM, "use_karras_sigmas": True, "use_exponential_sigmas": True},
+    "final_sigmas_type is 'zero'": {"_class_name": DPM, "algorithm_type": "dpmsolver"},
+    "prediction_type is 'epsilon'": {
+        "_class_name": DDIM,
+        "timestep_spacing": "trailing",
+        "rescale_betas_zero_snr": True,
+    },
+    "steps_offset is 200": {"_class_name": DDIM, "steps_offset": 200},
+}
 
 
-def test_epsilon_at_zero_snr_is_refused() -> None:
-    config = {"_class_name": DDIM, "clip_sample": False, "timestep_spacing": "trailing", "rescale_betas_zero_snr": True}
-    with pytest.raises(UnsupportedScheduler, match="prediction_type is 'epsilon'; supported: 'v_prediction'"):
-        table_from_scheduler(config, 10)
-
-
-def test_offset_past_the_training_times_is_refused() -> None:
-    with pytest.raises(UnsupportedScheduler, match="steps_offset is 200; supported: a first time below 1000"):
-        table_from_scheduler({"_class_name": DDIM, "clip_sample": False, "steps_offset": 200}, 10)
+@pytest.mark.parametrize("message", REFUSED_TOGETHER)
+def test_options_that_exclude_each_other_are_refused(message: str) -> None:
+    with pytest.raises(UnsupportedScheduler, match=rf"{message}; supported: "):
+        table_from_scheduler({"clip_sample": False, **REFUSED_TOGETHER[message]}, 10)
 
 
 def test_trailing_steps_to_which_diffusers_adds_time_minus_1_are_refused() -> None:
