@@ -15,19 +15,18 @@ Row = dict[str, str]
 
 
 def latency() -> str:
-    """Median milliseconds and ratios, a section for each model."""
+    """Ratios and differences, a section for each model."""
     lines = [
         "| model | what runs | steps | block forwards | faster than eager 20 (spread) | against one graph | "
         "difference from eager | Fréchet distance | accuracy |",
         "|---|---|---|---|---|---|---|---|---|",
     ]
     for row in read_rows("cpu-latency"):
-        lines.append(
-            f"| {row['model']} | {row['row']} | {row['steps']} | {row['block_forwards']} | "
-            f"{float(row['faster_than_eager_20']):.2f}x ({float(row['faster_min']):.2f} to {float(row['faster_max']):.2f}) | "
-            f"{float(row['cost_against_one_graph']):.3f} | {row['relative_difference']} | "
-            f"{row['frechet'] or '–'} | {row['accuracy'] or '–'} |"
-        )
+        cells = [row[name] for name in ("model", "row", "steps", "block_forwards")]
+        low, middle, high = (float(row[name]) for name in ("faster_min", "faster_than_eager_20", "faster_max"))
+        cells += [f"{middle:.2f}x ({low:.2f} to {high:.2f})", f"{float(row['cost_against_one_graph']):.3f}"]
+        cells += [row[name] or "–" for name in ("relative_difference", "frechet", "accuracy")]
+        lines += [f"| {' | '.join(cells)} |"]
     return "\n".join(lines)
 
 
@@ -38,9 +37,8 @@ def process() -> str:
         "|---|---|---|---|",
     ]
     for row in read_rows("cpu-process"):
-        lines.append(
-            f"| {row['model']} | {row['overhead_us_per_step']} µs | {row['import_s']} s | {row['serving_peak_mib']} MiB |"
-        )
+        overhead, seconds, memory = (row[name] for name in ("overhead_us_per_step", "import_s", "serving_peak_mib"))
+        lines += [f"| {row['model']} | {overhead} µs | {seconds} s | {memory} MiB |"]
     return "\n".join(lines)
 
 

@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from copy import deepcopy
 from importlib.metadata import version
+from math import isfinite
 from pathlib import Path
 
 from ilf_trt.build import BuildOptions
@@ -57,18 +58,19 @@ def export_bundle(checkpoint: str, folder: Path, options: BuildOptions, progress
         progress(f"export {name}")
         export_segment(segment, options.batch, folder / GRAPH_FOLDER / f"{name}.onnx")
 
-    progress("reference")
-    write_golden(
-        folder / REFERENCE_FILE,
-        model,
-        segments_of(model, spec, Precision.FP32),
-        spec,
-        plan,
-        scheduler,
-        pictures=options.batch.min,
-        guidance_scale=options.guidance_scale,
-        precision=options.precision,
-    )
+    if options.verify:
+        progress("reference")
+        write_golden(
+            folder / REFERENCE_FILE,
+            model,
+            segments_of(model, spec, Precision.FP32),
+            spec,
+            plan,
+            scheduler,
+            pictures=options.batch.min,
+            guidance_scale=options.guidance_scale,
+            precision=options.precision,
+        )
     return write_manifest(
         folder,
         Manifest(
@@ -78,10 +80,15 @@ def export_bundle(checkpoint: str, folder: Path, options: BuildOptions, progress
             graphs=graphs_of(spec, options.precision),
             scales=tuple(model.feedback.scales.tolist()),
             plan=plan,
-            scheduler=scheduler,
+            scheduler={name: value for name, value in scheduler.items() if _is_plain(value)},
             guidance_scale=options.guidance_scale,
             base_sha256=facts.base_sha256,
             tools={tool: version(tool) for tool in ("ilf-trt", *TOOLS)},
             files={},
         ),
     )
+
+
+def _is_plain(value: object) -> bool:
+    """JSON has no infinity; the only option of diffusers that bears it, lambda_min_clipped, bears it by default."""
+    return not isinstance(value, float) or isfinite(value)

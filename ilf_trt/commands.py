@@ -80,7 +80,8 @@ def build(
     text_tokens
         Length of the text that the graphs take; shorter text is padded under the mask.
     verify
-        Hold every graph and one trajectory against the torch reference before the bundle is put in place.
+        Hold every graph and one trajectory against the torch reference before the bundle is put in place, and keep
+        that reference in it, so that `ilf-trt verify` can do the same on the machine that serves.
     max_error
         Largest relative difference to accept; by default 1e-4 for fp32 and 2e-2 for fp16.
     force
@@ -104,7 +105,7 @@ def build(
     with Progress(
         TextColumn("{task.description:<20}"), BarColumn(), TimeElapsedColumn(), console=Console(stderr=True)
     ) as bar:
-        task = bar.add_task("", total=len(STAGES) - (not verify))
+        task = bar.add_task("", total=len(STAGES) if verify else len(STAGES) - 2)
         entered = 0
 
         def enter(stage: str) -> None:

@@ -78,6 +78,8 @@ def difference(what: str, got: NDArray[Any], wanted: NDArray[Any]) -> Difference
 
 def _read(bundle: Bundle) -> dict[str, NDArray[Any]]:
     path = bundle.path / REFERENCE_FILE
+    if REFERENCE_FILE not in bundle.manifest.files:
+        raise BundleError(f"{bundle.path} was built with --no-verify and holds no reference; build it with --verify")
     try:
         with np.load(path, allow_pickle=False) as file:
             return dict(file)
