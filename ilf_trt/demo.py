@@ -139,7 +139,7 @@ def _base_loss(model: DiTTransformer2DModel, batch: Batch, alphas_cumprod: Tenso
 
 def train_demo_feedback(output: Path, recipe: Recipe, *, progress: Progress | None = None) -> ILFModel:
     """Train the feedback block on the base under `output` and write the ILF checkpoint beside it."""
-    base = DiTTransformer2DModel.from_pretrained(output / "transformer")
+    base = DiTTransformer2DModel.from_pretrained(output / "transformer", use_safetensors=True, low_cpu_mem_usage=False)
     model = attach(base, LOOP)
     facts = train_feedback(
         model,
