@@ -69,13 +69,13 @@ class _Launch:
     __slots__ = ("_binding", "_held", "_name", "_run")
 
     def __init__(self, session: Any, binding: Any, held: list[Array], name: str) -> None:
-        self._run = session._sess.run_with_iobinding
-        self._binding = binding._iobinding
+        self._run = session.run_with_iobinding
+        self._binding = binding
         self._held = held
         self._name = name
 
     def __call__(self) -> None:
         try:
-            self._run(self._binding, None)
+            self._run(self._binding)
         except Exception as error:
             raise EngineError(f"ONNX Runtime failed in graph {self._name}: {error}") from error
