@@ -26,7 +26,7 @@ class BuildOptions:
     guidance_scale: float = 1.5
     steps: int = 10
     feedback: str = DEFAULT_FEEDBACK
-    rule: Rule = Rule.RESCALE
+    rule: Rule = Rule.ANNEAL
     ratio: Ratio = Ratio.LOOP_TO_MODEL
     scheduler: str | None = None
     text_tokens: int = 300

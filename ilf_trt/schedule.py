@@ -139,7 +139,7 @@ def make_plan(
     blocks: int,
     loop: Loop,
     feedback: str = DEFAULT_FEEDBACK,
-    rule: Rule = Rule.RESCALE,
+    rule: Rule = Rule.ANNEAL,
     ratio: Ratio = Ratio.LOOP_TO_MODEL,
 ) -> StepPlan:
     """The plan of `steps` steps of a diffusers scheduler config.
