@@ -1,6 +1,7 @@
 """ONNX Runtime on the CPU, the default engine."""
 
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -19,15 +20,15 @@ class OnnxRuntimeEngine:
     def __init__(self, graph: Graph, path: Path, *, threads: int) -> None:
         """Load `path`; raises EngineError when the library refuses it, PortMismatch when its border differs.
 
-        `threads` 0 leaves the number to the library.
+        `threads` 0 shares one pool, of the library's own size, with every other engine of the process.
         """
         try:
             import onnxruntime
         except ImportError as error:
             raise MissingDependency("onnxruntime is not installed; pip install onnxruntime") from error
         options = onnxruntime.SessionOptions()
-        options.intra_op_num_threads = threads
         options.log_severity_level = WARNINGS_OFF
+        _take_threads(onnxruntime, options, threads)
         try:
             self._session: Any = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
         except Exception as error:
@@ -61,6 +62,20 @@ class OnnxRuntimeEngine:
                 f"{self.graph.name}: port {name!r} is {found.get(name, 'missing')}, the manifest says "
                 f"{wanted.get(name, 'no such port')}; build the bundle anew"
             )
+
+
+def _take_threads(onnxruntime: Any, options: Any, threads: int) -> None:
+    """Graphs run in turn, so they share one pool: pools of their own spin against one another after each run.
+
+    Measured on 2 cores, 12 blocks of width 384, 10 steps: 2.0 s in one pool, 3.2 s in five that spin.
+    """
+    if threads:
+        options.intra_op_num_threads = threads
+        options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+        return
+    with suppress(onnxruntime.capi.onnxruntime_pybind11_state.Fail):  # the process has its pool already
+        onnxruntime.set_global_thread_pool_sizes(0, 1)
+    options.use_per_session_threads = False
 
 
 class _Launch:
