@@ -77,7 +77,7 @@ def generate(
     columns
         Pictures in a row of the grid.
     threads
-        Engine threads; 0 leaves the number to the library.
+        Engine threads; 0 leaves the number to the library, 1 is faster for tiny models.
     """
     if output is None and latents_out is None:
         raise InvalidRequest("nothing to write; pass -o PICTURE.png or --latents-out LATENTS.npy")
