@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from copy import deepcopy
+from dataclasses import replace
 from importlib.metadata import version
 from math import isfinite
 from pathlib import Path
@@ -34,6 +35,8 @@ def export_bundle(checkpoint: str, folder: Path, options: BuildOptions, progress
 
     progress("load checkpoint")
     facts = read_checkpoint(checkpoint)
+    if options.base is not None:
+        facts = replace(facts, base=options.base)
     scheduler = read_scheduler(options.scheduler) if options.scheduler else facts.scheduler_config()
     model = load_ilf(checkpoint, base=options.base).float()
     plan = make_plan(

@@ -1,6 +1,9 @@
 """The bundle: a folder with graphs, a reference to check them by, and a manifest that says what they are."""
 
+import ctypes
 import errno
+import fcntl
+import glob
 import hashlib
 import json
 import os
@@ -8,17 +11,22 @@ import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
+from math import isfinite
 from pathlib import Path, PurePosixPath
 from typing import Any
+from uuid import uuid4
 
-from ilf_trt.contract import Batch, Graph, Loop, ModelSpec, Port, Precision
-from ilf_trt.errors import BundleError, IlfError
+from ilf_trt.contract import Batch, Graph, Loop, ModelSpec, Port, Precision, graphs_of
+from ilf_trt.errors import BundleError, InvalidRequest
 from ilf_trt.schedule import StepPlan
 
 SCHEMA = 1
 MANIFEST_FILE = "manifest.json"
 REFERENCE_FILE = "reference.npz"
 GRAPH_FOLDER = "graphs"
+MAX_NAME = 200
+UNWRITABLE = (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS, errno.EFBIG)
+AT_FDCWD, RENAME_EXCHANGE = -100, 2  # linux/fcntl.h, linux/fs.h
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,7 +67,7 @@ class Manifest:
             raise BundleError(f"manifest schema is {schema!r}, this version reads {SCHEMA}; {hint}")
         try:
             spec = data["spec"]
-            return cls(
+            manifest = cls(
                 spec=ModelSpec(
                     **{
                         **spec,
@@ -80,10 +88,30 @@ class Manifest:
                 guidance_scale=float(data["guidance_scale"]),
                 base_sha256=str(data["base_sha256"]),
                 tools=dict(data["tools"]),
-                files={name: FileFacts(**facts) for name, facts in data["files"].items()},
+                files={
+                    str(name): FileFacts(str(facts["sha256"]), int(facts["size_bytes"]))
+                    for name, facts in data["files"].items()
+                },
             )
-        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            manifest.check()
+        except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
             raise BundleError(f"manifest field missing or wrong ({error!r}); build the bundle anew") from error
+        return manifest
+
+    def check(self) -> None:
+        """Raise InvalidRequest when parts of the manifest contradict one another."""
+        spec, plan = self.spec, self.plan
+        sizes = (spec.blocks, spec.width, spec.tokens, *spec.latent, spec.train_timesteps, *asdict(spec.loop).values())
+        if not all(isinstance(size, int) for size in sizes):
+            raise InvalidRequest("the model's dimensions are not whole numbers")
+        spec.loop.check(spec.blocks)
+        Batch.parse(f"{self.batch.min}:{self.batch.opt}:{self.batch.max}")
+        if self.graphs != graphs_of(spec, self.precision):
+            raise InvalidRequest("the graphs' ports are not those of the model")
+        if (plan.blocks, plan.loop) != (spec.blocks, spec.loop):
+            raise InvalidRequest("the plan is for another model or loop")
+        if len(self.scales) != spec.loop.size or not all(map(isfinite, (*self.scales, self.guidance_scale))):
+            raise InvalidRequest(f"{len(self.scales)} scales for {spec.loop.size} loop blocks, or one is not finite")
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,7 +135,7 @@ class Bundle:
             raise BundleError(f"{path} holds no {MANIFEST_FILE}: half-written or not a bundle; build it anew")
         try:
             data = json.loads(manifest_path.read_text())
-        except (OSError, ValueError) as error:
+        except (OSError, ValueError, RecursionError) as error:
             raise BundleError(f"{manifest_path} is not readable JSON ({error}); build the bundle anew") from error
         if not isinstance(data, dict):
             raise BundleError(f"{manifest_path} holds {type(data).__name__}, expected an object; build the bundle anew")
@@ -132,27 +160,35 @@ class Bundle:
 def drafted(output: str | Path, *, force: bool) -> Iterator[Path]:
     """A temporary folder beside `output` that takes its place when the block ends well, and vanishes when it does not.
 
-    Raises BundleError when `output` exists and `force` is not set, or when the disk is full or not writable.
+    An old bundle at `output` stays whole until it is exchanged. Raises BundleError when `output` exists and `force` is
+    not set, when it is no bundle, or when the disk is full or not writable.
     """
-    output = Path(output).absolute()
-    if output.exists() and not force:
-        raise BundleError(f"{output} exists; pass --force to replace it, or another --output")
-    if output.exists() and not (output / MANIFEST_FILE).is_file():
-        raise BundleError(f"{output} exists and is not a bundle; it is left alone, pass another --output")
-    draft = output.parent / f".{output.name}.partial-{os.getpid()}"
     try:
+        output = Path(os.path.realpath(output))
+        _check_place(output, force=force)
         output.parent.mkdir(parents=True, exist_ok=True)
         _sweep(output)
+        draft = output.parent / f".{output.name}.partial-{uuid4().hex[:8]}-{os.getpid()}"
         draft.mkdir()
-        yield draft
-        _replace(output, draft)
-    except OSError as error:
-        if isinstance(error, IlfError):
+        lock = os.open(draft, os.O_RDONLY)
+        fcntl.flock(lock, fcntl.LOCK_EX)
+    except (OSError, ValueError) as error:
+        raise _unwritable(Path(output), error) from error
+    try:
+        try:
+            yield draft
+        except OSError as error:
+            if error.errno in UNWRITABLE:
+                raise _unwritable(output, error) from error
             raise
-        hint = "free some space" if error.errno == errno.ENOSPC else "choose a writable --output"
-        raise BundleError(f"cannot write {output}: {error.strerror or error}; {hint}") from error
+        try:
+            _check_place(output, force=force)
+            _replace(output, draft)
+        except OSError as error:
+            raise _unwritable(output, error) from error
     finally:
         shutil.rmtree(draft, ignore_errors=True)
+        os.close(lock)
 
 
 def write_manifest(folder: Path, manifest: Manifest) -> Manifest:
@@ -180,7 +216,7 @@ def _check_file(folder: Path, name: str, facts: FileFacts, *, check_hashes: bool
     if relative.is_absolute() or ".." in relative.parts or "\\" in name:
         raise BundleError(f"{folder}: manifest names {name!r}, outside the bundle; do not use this bundle")
     path = folder / relative
-    if not path.is_file():
+    if len(name) > MAX_NAME or not path.is_file():
         raise BundleError(f"{path} is missing; copy the whole bundle again, or build it anew")
     if not path.resolve().is_relative_to(folder.resolve()):
         raise BundleError(f"{path} is a link that leaves the bundle; do not use this bundle")
@@ -198,19 +234,53 @@ def _sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
+def _check_place(output: Path, *, force: bool) -> None:
+    if output.exists() and not (output / MANIFEST_FILE).is_file():
+        raise BundleError(f"{output} exists and is not a bundle; it is left alone, pass another --output")
+    if output.exists() and not force:
+        raise BundleError(f"{output} exists; pass --force to replace it, or another --output")
+
+
+def _unwritable(output: Path, error: Exception) -> BundleError:
+    full = isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
+    reason = (isinstance(error, OSError) and error.strerror) or str(error)
+    hint = "free some space or choose another --output" if full else "choose a writable --output"
+    return BundleError(f"cannot write {str(output)!r}: {reason}; {hint}")
+
+
 def _sweep(output: Path) -> None:
-    """Remove drafts of builds that were killed: their process is gone."""
-    for stale in output.parent.glob(f".{output.name}.partial-*"):
+    """Remove drafts of builds that were killed: their process is gone, or bears our number now, and holds no lock."""
+    for stale in output.parent.glob(f".{glob.escape(output.name)}.partial-*"):
         pid = stale.name.rpartition("-")[2]
-        if pid.isdecimal() and not Path(f"/proc/{pid}").exists():
+        if not pid.isdecimal() or (Path(f"/proc/{pid}").exists() and int(pid) != os.getpid()):
+            continue
+        handle = os.open(stale, os.O_RDONLY)
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
             shutil.rmtree(stale, ignore_errors=True)
+        except BlockingIOError:
+            continue
+        finally:
+            os.close(handle)
 
 
 def _replace(output: Path, draft: Path) -> None:
+    """Put `draft` in place of `output` in one step; the old bundle, if any, ends where the draft was."""
     if not output.exists():
         draft.rename(output)
         return
-    old = output.parent / f".{output.name}.partial-old-{os.getpid()}"
+    libc = ctypes.CDLL(None, use_errno=True)
+    names = os.fsencode(draft), os.fsencode(output)
+    if libc.renameat2(AT_FDCWD, names[0], AT_FDCWD, names[1], RENAME_EXCHANGE) == 0:
+        return
+    number = ctypes.get_errno()
+    if number not in (errno.ENOSYS, errno.EINVAL):
+        raise OSError(number, os.strerror(number), str(draft))
+    old = output.parent / f".{output.name}.old-{os.getpid()}"  # a file system that cannot exchange, as NFS
     output.rename(old)
-    draft.rename(output)
+    try:
+        draft.rename(output)
+    except OSError:
+        old.rename(output)
+        raise
     shutil.rmtree(old)

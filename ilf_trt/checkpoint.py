@@ -69,17 +69,18 @@ def save_ilf(
         "kind": model.adapter.kind,
         "loop": [model.loop.begin, model.loop.end],
         "base": {"source": base, "sha256": fingerprint(model.backbone)},
-        "config": {name: value for name, value in dict(model.config).items() if not name.startswith("_")},
+        "config": plain_config(model.backbone),
         "training": training or {},
     }
     save_file(state, folder / WEIGHTS_FILE)
-    (folder / FACTS_FILE).write_text(json.dumps(facts, indent=2, default=str) + "\n")
+    (folder / FACTS_FILE).write_text(json.dumps(facts, indent=2) + "\n")
 
 
 def load_ilf(folder: str | Path, *, base: str | Path | None = None) -> ILFModel:
     """Read a checkpoint and its base; `"demo"` is the one in the package, `base` overrides where the base lies.
 
-    Raises CheckpointError when a file is missing or damaged, a weight is not finite, or the base is another model.
+    Raises CheckpointError when a file is missing or damaged, a weight is not finite, or the base is another model,
+    UnsupportedBackbone for a kind without an adapter.
     """
     checkpoint = read_checkpoint(folder)
     source = str(base) if base is not None else checkpoint.base
@@ -91,6 +92,13 @@ def load_ilf(folder: str | Path, *, base: str | Path | None = None) -> ILFModel:
             f"base {source} is another model: its weights hash to {found[:12]}…, the checkpoint was trained on "
             f"{checkpoint.base_sha256[:12]}…; pass the base it was trained on with --base"
         )
+    config = plain_config(backbone)
+    for name, value in checkpoint.config.items():
+        if name in config and config[name] != value:
+            raise CheckpointError(
+                f"base {source} is another model: its {name} is {config[name]!r}, the checkpoint was trained on {value!r}; "
+                "pass the base it was trained on with --base"
+            )
     try:
         model = attach(backbone, checkpoint.loop)
     except InvalidRequest as error:
@@ -112,11 +120,18 @@ def read_checkpoint(folder: str | Path) -> Checkpoint:
         begin, end = (int(value) for value in facts["loop"])
         source, sha256 = str(facts["base"]["source"]), str(facts["base"]["sha256"])
         kind, config, training = str(facts["kind"]), dict(facts["config"]), dict(facts["training"])
-    except (KeyError, TypeError, ValueError) as error:
+    except (KeyError, TypeError, ValueError, OverflowError) as error:
         raise CheckpointError(f"{path}: field missing or of the wrong type ({error!r}); write it anew") from error
     beside = folder / source
     base = str(beside) if beside.is_dir() else source
     return Checkpoint(folder, kind, base, sha256, Loop(begin, end), config, training)
+
+
+def plain_config(backbone: Any) -> dict[str, Any]:
+    """A backbone's own options as JSON keeps them, without diffusers' notes on where they came from."""
+    options = {name: value for name, value in dict(backbone.config).items() if not name.startswith("_")}
+    plain: dict[str, Any] = json.loads(json.dumps(options, default=str))
+    return plain
 
 
 def fingerprint(module: nn.Module) -> str:
@@ -153,7 +168,7 @@ def _load_base(kind: str, source: str) -> Any:
         options["subfolder"] = BASE_FOLDER
     try:
         return model_class.from_pretrained(source, **options)
-    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
+    except (OSError, ValueError, RuntimeError, TypeError, SafetensorError) as error:
         reason = " ".join(str(error).split())[:300]
         raise CheckpointError(
             f"base {source} cannot be loaded: {reason}; check the folder or download it again"

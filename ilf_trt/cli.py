@@ -42,6 +42,10 @@ def main(tokens: Sequence[str] | None = None) -> int:
     except IlfError as error:
         errors.print("error:", str(error), style="bold red", markup=False, highlight=False)
         return FAILED
+    except OSError as error:
+        where = f"{error.filename}: " if error.filename else ""
+        errors.print(f"error: {where}{error.strerror or error}", style="bold red", markup=False, highlight=False)
+        return FAILED
     except KeyboardInterrupt:
         errors.print("interrupted; nothing was left behind", style="bold red")
         return INTERRUPTED

@@ -4,7 +4,7 @@ import json
 from pathlib import Path
 from typing import Annotated, Literal
 
-from cyclopts import Parameter
+from cyclopts import Parameter, validators
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
@@ -242,9 +242,9 @@ def train_demo(
     *,
     output: Annotated[Path, Parameter(alias="-o")],
     seed: int = 0,
-    base_iterations: int | None = None,
-    feedback_iterations: int | None = None,
-    threads: int = 1,
+    base_iterations: Annotated[int | None, Parameter(validator=validators.Number(gte=0))] = None,
+    feedback_iterations: Annotated[int | None, Parameter(validator=validators.Number(gte=1))] = None,
+    threads: Annotated[int, Parameter(validator=validators.Number(gte=1))] = 1,
 ) -> None:
     """Train the demo anew: a small DiT on scikit-learn's real digits, then its feedback block.
 

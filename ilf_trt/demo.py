@@ -11,9 +11,9 @@ from diffusers import DiTTransformer2DModel, DPMSolverMultistepScheduler
 from numpy.typing import NDArray
 from torch import Tensor
 
-from ilf_trt.checkpoint import save_ilf
+from ilf_trt.checkpoint import BASE_FOLDER, save_ilf
 from ilf_trt.contract import Loop
-from ilf_trt.errors import MissingDependency
+from ilf_trt.errors import CheckpointError, MissingDependency
 from ilf_trt.model import ILFModel
 from ilf_trt.surgery import attach
 from ilf_trt.training import Batch, Recipe, noised, train_feedback
@@ -96,6 +96,8 @@ def train(
 
     One thread by default: sums are then taken in one order, and a seed gives the same weights again.
     """
+    if base_iterations == 0 and not (output / BASE_FOLDER).is_dir():
+        raise CheckpointError(f"{output} holds no base to keep; leave out --base-iterations 0")
     before = torch.get_num_threads()
     torch.set_num_threads(threads)
     try:
@@ -126,7 +128,7 @@ def train_base(output: Path, *, seed: int, iterations: int, progress: Progress |
         rate.step()
         if progress:
             progress("base", iteration, iterations, loss.item())
-    model.save_pretrained(output / "transformer")
+    model.save_pretrained(output / BASE_FOLDER)
     scheduler.save_pretrained(output / "scheduler")
 
 
@@ -139,7 +141,7 @@ def _base_loss(model: DiTTransformer2DModel, batch: Batch, alphas_cumprod: Tenso
 
 def train_demo_feedback(output: Path, recipe: Recipe, *, progress: Progress | None = None) -> ILFModel:
     """Train the feedback block on the base under `output` and write the ILF checkpoint beside it."""
-    base = DiTTransformer2DModel.from_pretrained(output / "transformer", use_safetensors=True, low_cpu_mem_usage=False)
+    base = DiTTransformer2DModel.from_pretrained(output / BASE_FOLDER, use_safetensors=True, low_cpu_mem_usage=False)
     model = attach(base, LOOP)
     facts = train_feedback(
         model,
@@ -149,5 +151,5 @@ def train_demo_feedback(output: Path, recipe: Recipe, *, progress: Progress | No
         log=output / "feedback.jsonl",
         progress=None if progress is None else lambda i, loss: progress("feedback", i, recipe.iterations, loss),
     )
-    save_ilf(model, output, base="transformer", training={**facts, "data": "scikit-learn load_digits"})
+    save_ilf(model, output, base=BASE_FOLDER, training={**facts, "data": "scikit-learn load_digits"})
     return model

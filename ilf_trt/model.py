@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from ilf_trt.backbone import Backbone, Context
 from ilf_trt.contract import Loop
+from ilf_trt.errors import InvalidRequest
 from ilf_trt.feedback import Feedback
 
 
@@ -42,9 +43,14 @@ class ILFModel(nn.Module):
         """hidden_states (R, C, H, W), timestep and t_post scalar or (R,) -> sample (R, C_out, H, W).
 
         With `feedback` the loop runs twice and everything after it is conditioned on `t_post` (default: the timestep);
-        without, this is the plain backbone and `t_post` is not used. Raises InvalidRequest for unknown arguments.
+        without, this is the plain backbone and `t_post` is not used. Raises InvalidRequest for unknown arguments,
+        and for a latent of another size than the model was made for.
         """
         call = self.adapter.bind(args, conditions)
+        if tuple(hidden_states.shape[1:]) != self.adapter.latent:
+            raise InvalidRequest(
+                f"hidden_states are {tuple(hidden_states.shape)}, expected (R, *{self.adapter.latent})"
+            )
         batch = hidden_states.shape[0]
         time = _per_row(call["timestep"], hidden_states)
         later = time if t_post is None or not feedback else _per_row(t_post, hidden_states)

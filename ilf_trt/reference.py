@@ -36,7 +36,7 @@ def generate(
     parameter = next(model.parameters())
     call = adapter.call({name: value.to(parameter.device) for name, value in conditions.items()}, guidance=guidance)
     scheduler = scheduler_of(scheduler_config)
-    scheduler.set_timesteps(len(plan.steps))
+    scheduler.set_timesteps(plan.requested_steps)
     if hasattr(scheduler, "set_begin_index"):
         scheduler.set_begin_index(0)
     latents = noise.to(parameter.device) * scheduler.init_noise_sigma

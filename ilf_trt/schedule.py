@@ -4,6 +4,7 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import StrEnum
+from math import isfinite
 from pathlib import Path
 from typing import Any
 
@@ -57,7 +58,10 @@ class Step:
 
 @dataclass(frozen=True, slots=True)
 class StepPlan:
-    """A whole trajectory as data: it can be replaced at run time without touching a graph."""
+    """A whole trajectory as data: it can be replaced at run time without touching a graph.
+
+    `requested_steps` is what the scheduler was asked for; a few of its options make fewer.
+    """
 
     blocks: int
     loop: Loop
@@ -65,6 +69,7 @@ class StepPlan:
     rule: Rule
     ratio: Ratio
     initial_scale: float
+    requested_steps: int
     steps: tuple[Step, ...]
 
     @property
@@ -86,6 +91,7 @@ class StepPlan:
             "rule": self.rule.value,
             "ratio": self.ratio.value,
             "initial_scale": self.initial_scale,
+            "requested_steps": self.requested_steps,
             "block_forwards": self.block_forwards,
             "steps": [
                 {
@@ -107,7 +113,7 @@ class StepPlan:
                 Step(
                     float(step["t"]),
                     float(step["t_post"]),
-                    bool(step["feedback"]),
+                    {True: True, False: False}[step["feedback"]],
                     int(step["block_forwards"]),
                     tuple(float(value) for value in step["solver"]),
                 )
@@ -121,12 +127,16 @@ class StepPlan:
                 Rule(data["rule"]),
                 Ratio(data["ratio"]),
                 float(data["initial_scale"]),
+                int(data["requested_steps"]),
                 steps,
             )
-        except (KeyError, TypeError, ValueError) as error:
+        except (KeyError, TypeError, ValueError, OverflowError) as error:
             raise InvalidRequest(
                 f"step plan: field missing or wrong ({error!r}); make one with ilf-trt plan --json"
             ) from error
+        numbers = [plan.initial_scale, *(n for step in steps for n in (step.t, step.t_post, *step.solver))]
+        if not all(map(isfinite, numbers)):
+            raise InvalidRequest("step plan: it holds NaN or infinity; make one with ilf-trt plan --json")
         if not steps or any(len(step.solver) != 6 for step in steps):
             raise InvalidRequest("step plan: it needs steps of 6 solver numbers; make one with ilf-trt plan --json")
         return plan
@@ -144,7 +154,7 @@ def make_plan(
 ) -> StepPlan:
     """The plan of `steps` steps of a diffusers scheduler config.
 
-    Raises InvalidRequest for a loop, pattern or step count that does not fit, UnsupportedScheduler for the scheduler.
+    Raises InvalidRequest for a loop or pattern that does not fit, UnsupportedScheduler for the scheduler or its steps.
     """
     loop.check(blocks)
     table = table_from_scheduler(scheduler, steps)
@@ -163,7 +173,7 @@ def make_plan(
                 solver=tuple(float(value) for value in table.coefficients[index]),
             )
         )
-    return StepPlan(blocks, loop, feedback, rule, ratio, table.initial_scale, tuple(rows))
+    return StepPlan(blocks, loop, feedback, rule, ratio, table.initial_scale, steps, tuple(rows))
 
 
 def read_scheduler(name: str) -> dict[str, Any]:

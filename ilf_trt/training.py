@@ -4,6 +4,7 @@ import json
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from enum import StrEnum
+from math import isfinite, isnan
 from pathlib import Path
 from typing import Any
 
@@ -67,8 +68,10 @@ def train_feedback(
     The student sees x_t; the teacher is the same backbone without feedback on the same image and noise at t/2, once.
     Loss: MSE to the noise plus MSE to the teacher's prediction (digest of arXiv 2501.13107, section 3.2).
     `log` gets one JSON object a line; `progress` is called with the iteration and its loss.
-    Raises InvalidRequest when the loss is no longer finite.
+    Raises InvalidRequest for fewer than one iteration, and when the loss is no longer finite.
     """
+    if recipe.iterations < 1:
+        raise InvalidRequest(f"iterations is {recipe.iterations}, it must be at least 1")
     torch.manual_seed(recipe.seed)
     channels = model.adapter.latent[0]
     optimizer = torch.optim.AdamW(
@@ -83,12 +86,14 @@ def train_feedback(
     try:
         for iteration in range(1, recipe.iterations + 1):
             loss = _distillation_loss(model, next(batches), alphas_cumprod, recipe, channels)
+            value = loss.item()
+            if not isfinite(value):
+                raise InvalidRequest(
+                    f"loss is {'NaN' if isnan(value) else value} at iteration {iteration}; lower the learning rate"
+                )
             optimizer.zero_grad(set_to_none=True)
             loss.backward()
             optimizer.step()
-            value = loss.item()
-            if value != value:
-                raise InvalidRequest(f"loss is NaN at iteration {iteration}; lower the learning rate")
             total += value
             if progress:
                 progress(iteration, value)

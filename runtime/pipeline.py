@@ -130,7 +130,7 @@ class Pipeline:
             raise InvalidRequest(f"{error}; rules are {', '.join(Rule)}, ratios {', '.join(Ratio)}") from error
         return make_plan(
             self.manifest.scheduler,
-            len(old.steps) if steps is None else steps,
+            old.requested_steps if steps is None else steps,
             blocks=spec.blocks,
             loop=spec.loop,
             feedback=old.feedback if feedback is None else feedback,

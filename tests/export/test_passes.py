@@ -1,0 +1,92 @@
+"""The passes over exported graphs, each on a graph of a few lines."""
+
+from typing import Any
+
+import pytest
+from onnxscript import ir
+
+from ilf_trt.export.passes import strip_metadata
+
+TEXT = """
+<ir_version: 10, opset_import: ["" : 20]>
+small (float[N] x, bool flag) => (float[N] y)
+<float[1] weight = {2.0}>
+{
+    twice = Mul (x, weight)
+    y = If (flag) <
+        then_branch = positive () => (float[N] p) { p = Relu (twice) },
+        else_branch = negative () => (float[N] n) { n = Neg (twice) }
+    >
+}
+"""
+NOTE = {"pkg.torch.onnx.stack_trace": 'File "/home/someone/model.py", line 7'}
+
+
+def small() -> ir.Model:
+    return ir.from_onnx_text(TEXT)
+
+
+def nodes(model: ir.Model) -> dict[str, Any]:
+    return {node.op_type: node for node in model.graph.all_nodes()}
+
+
+def holders(model: ir.Model) -> dict[str, Any]:
+    """One of each kind of thing that the exporter writes notes on."""
+    found = nodes(model)
+    return {
+        "model": model,
+        "graph": model.graph,
+        "input": model.graph.inputs[0],
+        "initializer": model.graph.initializers["weight"],
+        "node": found["Mul"],
+        "value": found["Mul"].outputs[0],
+        "node of a branch": found["Neg"],
+        "value of a branch": found["Relu"].outputs[0],
+        "output": model.graph.outputs[0],
+    }
+
+
+KINDS = tuple(holders(small()))
+
+
+def test_strip_metadata_of_a_graph_without_notes_changes_nothing() -> None:
+    model = small()
+    before = ir.to_proto(model).SerializeToString()
+    assert strip_metadata(model) == 0
+    assert ir.to_proto(model).SerializeToString() == before
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_strip_metadata_drops_the_note_on_one_holder(kind: str) -> None:
+    model = small()
+    holders(model)[kind].metadata_props.update(NOTE)
+    assert b"/home/someone" in ir.to_proto(model).SerializeToString()
+    assert strip_metadata(model) == 1
+    assert ir.to_proto(model).SerializeToString() == ir.to_proto(small()).SerializeToString()
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_strip_metadata_drops_the_doc_string_of_one_holder(kind: str) -> None:
+    model = small()
+    holders(model)[kind].doc_string = "from /home/someone/model.py"
+    assert strip_metadata(model) == 1
+    assert b"/home/someone" not in ir.to_proto(model).SerializeToString()
+
+
+def test_strip_metadata_counts_every_change_once() -> None:
+    model = small()
+    for holder in holders(model).values():
+        holder.metadata_props.update(NOTE)
+        holder.doc_string = "a note"
+    assert strip_metadata(model) == 2 * len(KINDS)
+    assert strip_metadata(model) == 0
+
+
+def test_strip_metadata_keeps_names_shapes_and_weights() -> None:
+    model = small()
+    for holder in holders(model).values():
+        holder.metadata_props.update(NOTE)
+    strip_metadata(model)
+    assert [value.name for value in model.graph.inputs] == ["x", "flag"]
+    assert [node.op_type for node in model.graph.all_nodes()] == ["Mul", "If", "Relu", "Neg"]
+    assert model.graph.initializers["weight"].const_value.numpy().tolist() == [2.0]

@@ -1,0 +1,218 @@
+"""The eager reference beside loops written by hand over diffusers' own models and schedulers."""
+
+from typing import Any, cast
+
+import diffusers
+import pytest
+import torch
+from torch import Tensor, nn
+
+from ilf_trt import attach
+from ilf_trt.contract import Loop
+from ilf_trt.errors import InvalidRequest, UnsupportedScheduler
+from ilf_trt.reference import generate, scheduler_of
+from ilf_trt.schedule import SCHEDULERS, Rule, StepPlan, make_plan
+from tests.conftest import BLOCKS, CLASSES, LOOP, TEXT_CHANNELS, TEXT_TOKENS, small_dit, small_pixart
+
+PICTURES = 3
+STEPS = 5
+GUIDANCE = 3.0
+# Measured below 6e-7, where two forwards take the place of one of twice the rows.
+TRAJECTORY_ROUNDING = 1e-5
+# What scales of 0.5 or the rule change is thousands of times larger: measured 0.18 and 0.06.
+VISIBLE = 1e-2
+
+
+def plan_of(scheduler: str = "dpmsolver++", **options: Any) -> StepPlan:
+    return make_plan(SCHEDULERS[scheduler], STEPS, blocks=BLOCKS, loop=Loop(*LOOP), **options)
+
+
+def relative(got: Tensor, wanted: Tensor) -> float:
+    assert got.shape == wanted.shape
+    return float((got - wanted).abs().max() / wanted.abs().max())
+
+
+def noise_of(backbone: nn.Module) -> Tensor:
+    config = cast(Any, backbone.config)
+    shape = (PICTURES, config.in_channels, config.sample_size, config.sample_size)
+    return torch.randn(shape, generator=torch.Generator().manual_seed(9))
+
+
+def dit_conditions() -> dict[str, Tensor]:
+    return {"class_labels": torch.tensor([3, 0, 9], dtype=torch.int32)}
+
+
+def pixart_conditions(*, sized: bool = True) -> dict[str, Tensor]:
+    generator = torch.Generator().manual_seed(10)
+    conditions = {
+        "text": torch.randn(PICTURES, TEXT_TOKENS, TEXT_CHANNELS, generator=generator),
+        "text_mask": (torch.arange(TEXT_TOKENS) < torch.tensor([[7], [4], [1]])).float(),
+        "negative_text": torch.randn(PICTURES, TEXT_TOKENS, TEXT_CHANNELS, generator=generator),
+        "negative_text_mask": (torch.arange(TEXT_TOKENS) < 2).float().repeat(PICTURES, 1),
+    }
+    sizes = {"resolution": torch.full((PICTURES, 2), 128.0), "aspect_ratio": torch.ones(PICTURES, 1)}
+    return conditions | (sizes if sized else {})
+
+
+@torch.no_grad()
+def dit_by_hand(backbone: Any, scheduler: Any, labels: Tensor, noise: Tensor, *, guidance: bool) -> Tensor:
+    """The loop of diffusers' DiTPipeline."""
+    scheduler.set_timesteps(STEPS)
+    latents = noise * scheduler.init_noise_sigma
+    if guidance:
+        labels = torch.cat([labels, torch.full_like(labels, CLASSES)])
+    for t in scheduler.timesteps:
+        rows = torch.cat([latents, latents]) if guidance else latents
+        rows = scheduler.scale_model_input(rows, t)
+        output = backbone(rows, timestep=t.expand(len(rows)), class_labels=labels.long()).sample
+        epsilon, _ = output.split([1, 1], dim=1)
+        if guidance:
+            conditional, unconditional = epsilon.chunk(2)
+            epsilon = unconditional + GUIDANCE * (conditional - unconditional)
+        latents = scheduler.step(epsilon, t, latents).prev_sample
+    return latents
+
+
+@torch.no_grad()
+def pixart_by_hand(backbone: Any, scheduler: Any, conditions: dict[str, Tensor], noise: Tensor) -> Tensor:
+    """As diffusers' PixArt pipelines, but with one forward for the text and one for the negative text."""
+    scheduler.set_timesteps(STEPS)
+    latents = noise * scheduler.init_noise_sigma
+    sizes = {"resolution": conditions.get("resolution"), "aspect_ratio": conditions.get("aspect_ratio")}
+    for t in scheduler.timesteps:
+        conditional, unconditional = (
+            backbone(
+                scheduler.scale_model_input(latents, t),
+                encoder_hidden_states=conditions[f"{prefix}text"],
+                encoder_attention_mask=conditions[f"{prefix}text_mask"],
+                timestep=t.expand(PICTURES),
+                added_cond_kwargs=sizes,
+            ).sample.chunk(2, dim=1)[0]
+            for prefix in ("", "negative_")
+        )
+        epsilon = unconditional + GUIDANCE * (conditional - unconditional)
+        latents = scheduler.step(epsilon, t, latents).prev_sample
+    return latents
+
+
+@pytest.mark.parametrize("guidance", [True, False], ids=["guided", "plain"])
+@pytest.mark.parametrize("name", SCHEDULERS)
+def test_a_plain_dit_equals_the_loop_of_diffusers(name: str, guidance: bool) -> None:
+    backbone, conditions = small_dit(), dit_conditions()
+    noise = noise_of(backbone)
+    scheduler = getattr(diffusers, SCHEDULERS[name]["_class_name"]).from_config(SCHEDULERS[name])
+    got = generate(
+        backbone,
+        plan_of(name, feedback="none"),
+        SCHEDULERS[name],
+        conditions,
+        noise,
+        guidance_scale=GUIDANCE,
+        guidance=guidance,
+    )
+    wanted = dit_by_hand(backbone, scheduler, conditions["class_labels"], noise, guidance=guidance)
+    assert relative(got, wanted) < TRAJECTORY_ROUNDING
+
+
+@pytest.mark.parametrize("sized", [True, False], ids=["sized", "unsized"])
+def test_a_plain_pixart_equals_the_loop_of_diffusers(sized: bool) -> None:
+    backbone, conditions = small_pixart(sized=sized), pixart_conditions(sized=sized)
+    noise = noise_of(backbone)
+    config = SCHEDULERS["dpmsolver++"]
+    got = generate(backbone, plan_of(feedback="none"), config, conditions, noise, guidance_scale=GUIDANCE)
+    scheduler = diffusers.DPMSolverMultistepScheduler.from_config(config)
+    assert relative(got, pixart_by_hand(backbone, scheduler, conditions, noise)) < TRAJECTORY_ROUNDING
+
+
+@pytest.mark.parametrize("name", SCHEDULERS)
+def test_zero_scales_and_rule_none_equal_the_plain_backbone(name: str) -> None:
+    backbone, conditions = small_dit(), dit_conditions()
+    noise = noise_of(backbone)
+    shared: Any = (SCHEDULERS[name], conditions, noise)
+    plain = generate(backbone, plan_of(name, feedback="none"), *shared, guidance_scale=GUIDANCE)
+    fed = generate(
+        attach(backbone, LOOP), plan_of(name, feedback="all", rule=Rule.NONE), *shared, guidance_scale=GUIDANCE
+    )
+    assert relative(fed, plain) < TRAJECTORY_ROUNDING
+
+
+@pytest.mark.parametrize("change", ["scales", "rule"])
+def test_scales_and_rule_each_change_the_trajectory(change: str) -> None:
+    backbone, conditions = small_dit(), dit_conditions()
+    noise = noise_of(backbone)
+    shared: Any = (SCHEDULERS["dpmsolver++"], conditions, noise)
+    model = attach(backbone, LOOP)
+    if change == "scales":
+        torch.nn.init.constant_(model.feedback.scales, 0.5)
+    plan = plan_of(feedback="all", rule=Rule.NONE if change == "scales" else Rule.UNIFORM)
+    fed = generate(model, plan, *shared, guidance_scale=GUIDANCE)
+    plain = generate(backbone, plan_of(feedback="none"), *shared, guidance_scale=GUIDANCE)
+    assert relative(fed, plain) > VISIBLE
+
+
+def test_without_feedback_the_scales_do_not_matter() -> None:
+    backbone, conditions = small_dit(), dit_conditions()
+    noise = noise_of(backbone)
+    shared: Any = (plan_of(feedback="none"), SCHEDULERS["dpmsolver++"], conditions, noise)
+    model = attach(backbone, LOOP)
+    torch.nn.init.constant_(model.feedback.scales, 0.5)
+    got = generate(model, *shared, guidance_scale=GUIDANCE)
+    assert relative(got, generate(backbone, *shared, guidance_scale=GUIDANCE)) < TRAJECTORY_ROUNDING
+
+
+def test_the_model_is_called_as_the_plan_says() -> None:
+    model = attach(small_dit(), LOOP)
+    calls: list[tuple[float, float, bool]] = []
+    model.register_forward_pre_hook(
+        lambda _, __, options: calls.append((options["timestep"][0].item(), options["t_post"], options["feedback"])),
+        with_kwargs=True,
+    )
+    plan = plan_of(feedback="1,3", rule=Rule.UNIFORM)
+    noise = noise_of(model.backbone)
+    generate(model, plan, SCHEDULERS["dpmsolver++"], dit_conditions(), noise, guidance_scale=GUIDANCE)
+    assert calls == [(step.t, step.t_post, step.feedback) for step in plan.steps]
+
+
+def test_a_guidance_scale_of_one_equals_no_guidance() -> None:
+    backbone = small_dit()
+    plan = plan_of("ddim", feedback="none")
+    shared: Any = (backbone, plan, SCHEDULERS["ddim"], dit_conditions(), noise_of(backbone))
+    guided = generate(*shared, guidance_scale=1.0)
+    assert relative(guided, generate(*shared, guidance_scale=GUIDANCE, guidance=False)) < TRAJECTORY_ROUNDING
+
+
+def test_a_picture_does_not_depend_on_its_batch() -> None:
+    backbone, conditions = small_dit(), dit_conditions()
+    noise = noise_of(backbone)
+    shared: Any = (backbone, plan_of(feedback="none"), SCHEDULERS["dpmsolver++"])
+    together = generate(*shared, conditions, noise, guidance_scale=GUIDANCE)
+    alone = {name: tensor[1:2] for name, tensor in conditions.items()}
+    assert relative(generate(*shared, alone, noise[1:2], guidance_scale=GUIDANCE), together[1:2]) < TRAJECTORY_ROUNDING
+
+
+def test_a_scheduler_that_makes_fewer_steps_than_asked_is_followed() -> None:
+    config = {**SCHEDULERS["dpmsolver++"], "timestep_spacing": "trailing", "lambda_min_clipped": -3.0}
+    plan = make_plan(config, 10, blocks=BLOCKS, loop=Loop(*LOOP), feedback="none")
+    assert len(plan.steps) < 10
+    backbone = small_dit()
+    latents = generate(backbone, plan, config, dit_conditions(), noise_of(backbone), guidance_scale=GUIDANCE)
+    assert latents.isfinite().all()
+
+
+def test_a_plain_backbone_cannot_take_feedback() -> None:
+    backbone = small_dit()
+    with pytest.raises(InvalidRequest, match="plain backbone cannot take feedback"):
+        generate(
+            backbone,
+            plan_of(feedback="first:1"),
+            SCHEDULERS["ddim"],
+            dit_conditions(),
+            noise_of(backbone),
+            guidance_scale=GUIDANCE,
+        )
+
+
+@pytest.mark.parametrize("name", ["NoScheduler", "DiTPipeline", "", None], ids=repr)
+def test_a_scheduler_that_diffusers_lacks_is_refused(name: str | None) -> None:
+    with pytest.raises(UnsupportedScheduler, match=f"has no scheduler '{name or ''}"):
+        scheduler_of({"_class_name": name})

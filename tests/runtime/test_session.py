@@ -1,0 +1,367 @@
+"""The hot loop on a fake engine: what is bound, in which order it runs, and what it leaves alone."""
+
+import tracemalloc
+import weakref
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from itertools import pairwise
+from typing import Any
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from ilf_trt.bundle import Manifest
+from ilf_trt.contract import Batch, Graph, Loop, ModelSpec, Port, Precision, graphs_of
+from ilf_trt.runtime.session import KEPT_TRAJECTORIES, Session, Trajectory
+from ilf_trt.schedule import Step, StepPlan, make_plan
+from ilf_trt.solver import DEFAULT_SCHEDULER
+
+Array = NDArray[Any]
+
+BLOCKS, LOOP = 4, Loop(1, 2)
+LATENT = (4, 16, 16)
+PICTURES = 3
+CLASSES = 10
+SCALES = (0.25, -0.5)
+GUIDANCE_SCALE = 2.5
+STEPS = 6
+# What a fake network answers: a share of its latent, so that a whole trajectory is a recurrence that numpy can repeat.
+ANSWER = np.float32(0.1)
+# Timings, a list of 6 numbers and the interpreter's own small change; a latent is 12 KiB here, tokens are 96 KiB.
+SMALL_CHANGE_BYTES = 8 << 10
+# Float32 against float64 over six steps of a recurrence.
+FLOAT32_ROUNDING = 1e-5
+
+
+@dataclass
+class Bound:
+    """One launch: which graph, on which memory."""
+
+    graph: str
+    arrays: dict[str, Array]
+    tape: list["Bound"]
+
+    def __call__(self) -> None:
+        self.tape.append(self)
+        arrays = self.arrays
+        if self.graph == "post":
+            _, c_x, c_out, a, b_0, b_1, b_2, _ = arrays["coefficients"]
+            prediction, following = arrays["prediction"], arrays["next_latent"]
+            np.multiply(arrays["latent"], c_x + c_out * ANSWER, out=prediction)
+            np.multiply(arrays["latent"], a, out=following)
+            for weight, name in ((b_0, "prediction"), (b_1, "history_1"), (b_2, "history_2")):
+                for row in range(len(following)):  # a row at a time, to allocate little
+                    following[row] += weight * arrays[name][row]
+
+    __hash__ = object.__hash__
+
+
+@dataclass
+class FakeEngine:
+    """Records what is bound to it and what it runs."""
+
+    graph: Graph
+    tape: list[Bound]
+    bound: list["weakref.ref[Bound]"] = field(default_factory=list)
+
+    def bind(self, arrays: Mapping[str, Array]) -> Bound:
+        ports = {port.name for port in (*self.graph.inputs, *self.graph.outputs)}
+        launch = Bound(self.graph.name, {name: arrays[name] for name in ports}, self.tape)
+        self.bound.append(weakref.ref(launch))
+        return launch
+
+    def close(self) -> None:
+        pass
+
+
+@dataclass
+class Stage:
+    """A manifest, its fake engines, and the tape of everything that ran."""
+
+    manifest: Manifest
+    engines: dict[str, FakeEngine]
+    tape: list[Bound]
+
+    @property
+    def binds(self) -> int:
+        return sum(len(engine.bound) for engine in self.engines.values())
+
+    @property
+    def alive(self) -> int:
+        return sum(reference() is not None for engine in self.engines.values() for reference in engine.bound)
+
+    def trajectory(self, plan: StepPlan | None = None, pictures: int = PICTURES) -> Trajectory:
+        return Trajectory(self.engines, self.manifest, plan or self.manifest.plan, pictures)
+
+
+@pytest.fixture(params=["rows for each block", "shared rows"])
+def stage(request: pytest.FixtureRequest) -> Stage:
+    shared = request.param == "shared rows"
+    text = Port("text_tokens", ("2B", 5, 32), "float32")
+    spec = ModelSpec(
+        kind="fake",
+        blocks=BLOCKS,
+        width=32,
+        tokens=64,
+        latent=LATENT,
+        loop=LOOP,
+        guidance=True,
+        shares_rows=shared,
+        train_timesteps=1000,
+        conditions=(Port("class_labels", ("B",), "int32", below=CLASSES + 1),),
+        context=(text,) if shared else (),
+    )
+    graphs = graphs_of(spec, Precision.FP32)
+    manifest = Manifest(
+        spec=spec,
+        precision=Precision.FP32,
+        batch=Batch(1, 4, 16),
+        graphs=graphs,
+        scales=SCALES,
+        plan=make_plan(DEFAULT_SCHEDULER, STEPS, blocks=BLOCKS, loop=LOOP, feedback="0,1,4"),
+        scheduler=dict(DEFAULT_SCHEDULER),
+        guidance_scale=GUIDANCE_SCALE,
+        base_sha256="",
+        tools={},
+        files={},
+    )
+    tape: list[Bound] = []
+    return Stage(manifest, {graph.name: FakeEngine(graph, tape) for graph in graphs}, tape)
+
+
+def noise(pictures: int = PICTURES) -> Array:
+    return np.random.default_rng(0).standard_normal((pictures, *LATENT), np.float32)
+
+
+def run(trajectory: Trajectory, start: Array | None = None) -> Array:
+    start = noise() if start is None else start
+    labels = np.arange(len(start), dtype=np.int32)
+    return trajectory.run(start, {"class_labels": labels}, GUIDANCE_SCALE)[0]
+
+
+def steps_of(tape: list[Bound]) -> list[list[Bound]]:
+    """The tape after `cond`, cut after every `post`."""
+    steps: list[list[Bound]] = [[]]
+    for bound in tape[1:]:
+        steps[-1].append(bound)
+        if bound.graph == "post":
+            steps.append([])
+    assert steps.pop() == []
+    return steps
+
+
+def at(array: Array) -> int:
+    return int(array.ctypes.data)
+
+
+def test_cond_runs_once_and_before_everything(stage: Stage) -> None:
+    run(stage.trajectory())
+    assert [index for index, bound in enumerate(stage.tape) if bound.graph == "cond"] == [0]
+
+
+def test_plain_and_feedback_steps_run_their_graphs_in_order(stage: Stage) -> None:
+    run(stage.trajectory())
+    plain = ["pre", "loop_body", "post"]
+    fed = ["pre", "loop_body", "loop_feedback", "loop_body", "post"]
+    wanted = [fed if step.feedback else plain for step in stage.manifest.plan.steps]
+    assert [[bound.graph for bound in step] for step in steps_of(stage.tape)] == wanted
+
+
+def test_running_again_binds_nothing(stage: Stage) -> None:
+    trajectory = stage.trajectory()
+    before = stage.binds
+    run(trajectory)
+    run(trajectory)
+    assert stage.binds == before == len(stage.tape) // 2
+
+
+def test_a_run_allocates_no_more_than_its_result(stage: Stage) -> None:
+    trajectory, start = stage.trajectory(), noise()
+    run(trajectory, start)
+    stage.tape.clear()
+    tracemalloc.start()
+    try:
+        result = run(trajectory, start)
+        _, peak_bytes = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert peak_bytes < result.nbytes + SMALL_CHANGE_BYTES
+
+
+def test_every_bound_array_has_the_shape_and_dtype_of_its_port(stage: Stage) -> None:
+    trajectory = stage.trajectory()
+    run(trajectory)
+    sizes = {"B": PICTURES, "2B": 2 * PICTURES, "T": len(stage.manifest.plan.times)}
+    for bound in stage.tape:
+        graph = stage.engines[bound.graph].graph
+        for port in (*graph.inputs, *graph.outputs):
+            array = bound.arrays[port.name]
+            assert (array.shape, array.dtype) == (port.resolve(sizes), port.dtype), f"{bound.graph} {port.name}"
+            assert array.flags.c_contiguous
+
+
+def test_the_latent_of_a_step_is_where_the_step_before_wrote_it(stage: Stage) -> None:
+    run(stage.trajectory())
+    for before, step in pairwise(steps_of(stage.tape)):
+        assert at(step[0].arrays["latent"]) == at(step[-1].arrays["latent"]) == at(before[-1].arrays["next_latent"])
+
+
+def test_history_is_what_the_two_steps_before_predicted(stage: Stage) -> None:
+    run(stage.trajectory())
+    posts = [step[-1].arrays for step in steps_of(stage.tape)]
+    for index in range(2, len(posts)):
+        assert at(posts[index]["history_1"]) == at(posts[index - 1]["prediction"])
+        assert at(posts[index]["history_2"]) == at(posts[index - 2]["prediction"])
+
+
+def test_post_never_writes_over_what_it_reads(stage: Stage) -> None:
+    run(stage.trajectory())
+    for step in steps_of(stage.tape):
+        arrays = step[-1].arrays
+        read = [arrays[port.name] for port in stage.engines["post"].graph.inputs]
+        for written in (arrays["next_latent"], arrays["prediction"]):
+            assert not any(np.shares_memory(written, array) for array in read)
+
+
+def test_the_second_pass_reads_the_first_ones_tokens_and_the_feedback_of_its_features(stage: Stage) -> None:
+    run(stage.trajectory())
+    for step in (step for step in steps_of(stage.tape) if len(step) == 5):
+        pre, first, feedback, second, post = (bound.arrays for bound in step)
+        assert at(pre["hidden"]) == at(first["hidden"]) == at(second["hidden"])
+        assert at(feedback["features"]) == at(first["features"])
+        assert at(second["feedback"]) == at(feedback["feedback"])
+        assert at(post["features"]) == at(second["features"])
+        assert not np.shares_memory(second["hidden"], second["features"])
+
+
+def test_first_passes_have_zero_scales_and_zero_feedback_and_second_ones_the_learned(stage: Stage) -> None:
+    run(stage.trajectory())
+    for step in steps_of(stage.tape):
+        passes = [bound.arrays for bound in step if bound.graph == "loop_body"]
+        assert not passes[0]["scales"].any()
+        assert not passes[0]["feedback"].any()
+        for second in passes[1:]:
+            np.testing.assert_array_equal(second["scales"], np.array(SCALES, np.float32))
+            assert not np.shares_memory(second["feedback"], passes[0]["feedback"])
+
+
+def test_rows_of_a_time_are_views_of_the_table_that_cond_wrote(stage: Stage) -> None:
+    run(stage.trajectory())
+    tables, times = stage.tape[0].arrays, list(stage.manifest.plan.times)
+    varying = {port.name for port in stage.engines["cond"].graph.outputs if port.shape[0] == "T"}
+    for step, bounds in zip(stage.manifest.plan.steps, steps_of(stage.tape), strict=True):
+        passes = 0
+        for bound in bounds:
+            passes += bound.graph == "loop_body"
+            later = bound.graph == "post" or (bound.graph == "loop_body" and passes == 2)
+            row = times.index(step.t_post if later else step.t)
+            for name in varying & bound.arrays.keys():
+                assert at(bound.arrays[name]) == at(tables[name]) + row * tables[name].strides[0], (bound.graph, name)
+
+
+def test_the_context_of_the_pictures_is_the_array_that_cond_wrote(stage: Stage) -> None:
+    run(stage.trajectory())
+    for bound in stage.tape[1:]:
+        if "text_tokens" in bound.arrays:
+            assert at(bound.arrays["text_tokens"]) == at(stage.tape[0].arrays["text_tokens"])
+
+
+def test_cond_gets_every_time_of_the_plan_and_the_conditions(stage: Stage) -> None:
+    run(stage.trajectory())
+    arrays = stage.tape[0].arrays
+    np.testing.assert_array_equal(arrays["times"], np.array(stage.manifest.plan.times, np.float32))
+    np.testing.assert_array_equal(arrays["class_labels"], np.arange(PICTURES))
+
+
+def test_a_coefficient_row_is_guidance_and_the_steps_solver_numbers(stage: Stage) -> None:
+    run(stage.trajectory())
+    for step, bounds in zip(stage.manifest.plan.steps, steps_of(stage.tape), strict=True):
+        wanted = np.array([GUIDANCE_SCALE, *step.solver, 0], np.float32)
+        np.testing.assert_array_equal(bounds[-1].arrays["coefficients"], wanted)
+
+
+@pytest.mark.parametrize("steps", [1, 2, 3, 6, 7])
+def test_the_result_is_the_recurrence_of_the_plan(stage: Stage, steps: int) -> None:
+    scheduler = {**DEFAULT_SCHEDULER, "solver_order": 3}
+    plan = make_plan(scheduler, steps, blocks=BLOCKS, loop=LOOP, feedback="none")
+    x = noise().astype(np.float64) * plan.initial_scale
+    history = [np.zeros_like(x), np.zeros_like(x)]
+    for step in plan.steps:
+        c_x, c_out, a, b_0, b_1, b_2 = step.solver
+        m = (c_x + c_out * ANSWER) * x
+        x = a * x + b_0 * m + b_1 * history[0] + b_2 * history[1]
+        history = [m, history[0]]
+    for _ in range(2):
+        got = run(stage.trajectory(plan))
+        np.testing.assert_allclose(got, x, rtol=0, atol=FLOAT32_ROUNDING * np.abs(x).max())
+
+
+def test_the_noise_is_scaled_to_the_schedulers_first_latent(stage: Stage) -> None:
+    hold = Step(t=999.0, t_post=999.0, feedback=False, block_forwards=BLOCKS, solver=(0.0, 0.0, 1.0, 0.0, 0.0, 0.0))
+    plan = replace(stage.manifest.plan, initial_scale=14.5, steps=(hold,))
+    np.testing.assert_array_equal(run(stage.trajectory(plan)), noise() * np.float32(14.5))
+
+
+def test_history_of_a_run_before_is_forgotten(stage: Stage) -> None:
+    used, fresh = stage.trajectory(), stage.trajectory()
+    run(used, 1e6 * noise())
+    np.testing.assert_array_equal(run(used), run(fresh))
+
+
+def test_noise_of_the_caller_is_not_written_to(stage: Stage) -> None:
+    start = noise()
+    run(stage.trajectory(), start)
+    np.testing.assert_array_equal(start, noise())
+
+
+def test_a_result_is_not_memory_of_the_session(stage: Stage) -> None:
+    trajectory = stage.trajectory()
+    result = run(trajectory)
+    kept = result.copy()
+    run(trajectory, 5 * noise())
+    np.testing.assert_array_equal(result, kept)
+    assert not any(np.shares_memory(result, array) for bound in stage.tape for array in bound.arrays.values())
+
+
+def test_timings_name_every_graph_and_step_and_add_up(stage: Stage) -> None:
+    _, timings = stage.trajectory().run(noise(), {"class_labels": np.zeros(PICTURES, np.int32)}, GUIDANCE_SCALE)
+    assert tuple(timings.graph_ms) == tuple(stage.engines)
+    assert len(timings.step_ms) == STEPS
+    assert all(value > 0 for value in (*timings.graph_ms.values(), *timings.step_ms))
+    assert sum(timings.step_ms) + timings.graph_ms["cond"] == pytest.approx(sum(timings.graph_ms.values()))
+    assert sum(timings.graph_ms.values()) <= timings.total_ms
+
+
+def test_a_session_gives_the_same_trajectory_for_the_same_plan_and_number(stage: Stage) -> None:
+    session = Session(stage.engines, stage.manifest)
+    first = session.trajectory(stage.manifest.plan, 2)
+    equal_plan = StepPlan.from_json(stage.manifest.plan.as_json())
+    assert session.trajectory(equal_plan, 2) is first
+    assert session.trajectory(stage.manifest.plan, 3) is not first
+
+
+def test_a_session_keeps_the_last_trajectories_and_frees_the_others(stage: Stage) -> None:
+    session = Session(stage.engines, stage.manifest)
+    each = 1 + sum(5 if step.feedback else 3 for step in stage.manifest.plan.steps)
+    for pictures in range(1, 2 * KEPT_TRAJECTORIES + 1):
+        session.trajectory(stage.manifest.plan, pictures)
+        assert stage.alive == each * min(pictures, KEPT_TRAJECTORIES)
+
+
+def test_a_session_drops_the_trajectory_that_was_asked_for_longest_ago(stage: Stage) -> None:
+    session = Session(stage.engines, stage.manifest)
+    kept = [session.trajectory(stage.manifest.plan, pictures) for pictures in range(1, KEPT_TRAJECTORIES + 1)]
+    assert session.trajectory(stage.manifest.plan, 1) is kept[0]
+    session.trajectory(stage.manifest.plan, KEPT_TRAJECTORIES + 1)
+    assert session.trajectory(stage.manifest.plan, 1) is kept[0]
+    assert session.trajectory(stage.manifest.plan, 2) is not kept[1]
+
+
+def test_two_sessions_share_engines_and_no_memory(stage: Stage) -> None:
+    for session in (Session(stage.engines, stage.manifest) for _ in range(2)):
+        run(session.trajectory(stage.manifest.plan, PICTURES))
+    half = len(stage.tape) // 2
+    first, second = stage.tape[:half], stage.tape[half:]
+    addresses = [{at(array) for bound in tape for array in bound.arrays.values()} for tape in (first, second)]
+    assert not addresses[0] & addresses[1]
