@@ -96,8 +96,8 @@ def load_ilf(folder: str | Path, *, base: str | Path | None = None) -> ILFModel:
     for name, value in checkpoint.config.items():
         if name in config and config[name] != value:
             raise CheckpointError(
-                f"base {source} is another model: its {name} is {config[name]!r}, the checkpoint was trained on {value!r}; "
-                "pass the base it was trained on with --base"
+                f"base {source} is another model: its {name} is {config[name]!r}, the checkpoint was trained "
+                f"on {value!r}; pass the base it was trained on with --base"
             )
     try:
         model = attach(backbone, checkpoint.loop)

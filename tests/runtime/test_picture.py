@@ -54,14 +54,14 @@ def test_the_callers_latents_are_left_as_they_are() -> None:
 
 
 def test_grid_puts_tile_i_in_row_i_over_columns_and_column_i_modulo_columns() -> None:
-    side, columns, count = TILE, 3, 5
-    tiles = np.stack([np.full((side, side, 1), 100 + index, np.uint8) for index in range(count)])
+    height, width, columns, count = TILE, TILE + 7, 3, 5
+    tiles = np.stack([np.full((height, width, 1), 100 + index, np.uint8) for index in range(count)])
     sheet = grid(tiles, columns)
-    wanted = np.full((2 * (side + GAP) + GAP, columns * (side + GAP) + GAP, 1), BACKGROUND, np.uint8)
+    wanted = np.full((2 * (height + GAP) + GAP, columns * (width + GAP) + GAP, 1), BACKGROUND, np.uint8)
     for index in range(count):
         row, column = divmod(index, columns)
-        top, left = GAP + row * (side + GAP), GAP + column * (side + GAP)
-        wanted[top : top + side, left : left + side] = 100 + index
+        top, left = GAP + row * (height + GAP), GAP + column * (width + GAP)
+        wanted[top : top + height, left : left + width] = 100 + index
     np.testing.assert_array_equal(sheet, wanted)
 
 

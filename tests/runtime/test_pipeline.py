@@ -1,5 +1,7 @@
 """Generation beside the eager reference, under changed plans, in threads, and what the door refuses."""
 
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -411,6 +413,24 @@ def test_a_generation_that_failed_gives_its_session_back(dit: Served) -> None:
         with ThreadPoolExecutor(1) as thread:
             got = thread.submit(pipeline.generate, seed=4, **labels(3)).result(TIMEOUT_S)
     np.testing.assert_array_equal(got.latents, wanted)
+
+
+LOAD_EACH = """
+import sys
+from ilf_trt.runtime import Pipeline
+made = []
+for threads in sys.argv[2:]:
+    with Pipeline.load(sys.argv[1], threads=int(threads)) as pipeline:
+        made.append(pipeline.generate(class_labels=[1]).latents)
+assert all(abs(latents - made[0]).max() < 1e-4 * abs(made[0]).max() for latents in made)
+"""
+
+
+@pytest.mark.parametrize("threads", [(0, 1), (1, 0), (2, 1), (0, 2, 0)], ids=str)
+def test_pipelines_of_different_engine_threads_live_in_one_process(dit_bundle: Path, threads: tuple[int, ...]) -> None:
+    command = [sys.executable, "-c", LOAD_EACH, dit_bundle, *map(str, threads)]
+    ran = subprocess.run(command, capture_output=True, text=True, check=False, timeout=TIMEOUT_S)
+    assert (ran.returncode, ran.stdout, ran.stderr) == (0, "", "")
 
 
 def texts(pixart: Served, length: int) -> Conditions:
