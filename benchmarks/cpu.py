@@ -133,7 +133,9 @@ class Bench:
         program.save(path)
         import onnxruntime
 
-        session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+        options = onnxruntime.SessionOptions()
+        options.add_session_config_entry("session.force_spinning_stop", "1")
+        session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
         null = self.manifest.spec.conditions[0].below - 1
         labels = np.array([self.label, null])
         channels, scale = self.manifest.spec.latent[0], np.float32(self.manifest.guidance_scale)

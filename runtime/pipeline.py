@@ -57,8 +57,8 @@ class Pipeline:
     ) -> Self:
         """Check a bundle and load its graphs.
 
-        `threads` 0 shares one pool of the library's own size among all pipelines of the process, the fastest choice but
-        for tiny models; at most `sessions` generations run at once.
+        `threads` 0 leaves the number of engine threads to the library (1 is faster for tiny models); at most `sessions`
+        generations run at once.
         Raises BundleError, EngineError, PortMismatch, InvalidRequest.
         """
         if device != "cpu":
