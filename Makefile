@@ -9,7 +9,7 @@ FILES := pyproject.toml constraints.txt
 
 demo: $(VENV)/.build
 	$(BIN)/ilf-trt build --checkpoint demo --output build/demo.ilf --force
-	$(BIN)/ilf-trt generate build/demo.ilf --labels 0-9,0-9 --seed 7 -o build/demo.png
+	$(BIN)/ilf-trt generate build/demo.ilf --labels 0-9 --seed 7 -o build/demo.png
 
 test: $(VENV)/.dev
 	$(BIN)/pytest

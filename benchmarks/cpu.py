@@ -41,8 +41,9 @@ SETTLE_S = 0.05
 BASE_LINE = "eager diffusers"
 IMPORTS = "import time; t = time.perf_counter(); import ilf_trt.runtime; print(time.perf_counter() - t)"
 SERVING = (
-    "import resource, sys; from ilf_trt.runtime import Pipeline; p = Pipeline.load(sys.argv[1]); "
-    "p.generate(class_labels=[3]); print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)"
+    "import re, sys; from ilf_trt.runtime import Pipeline; "
+    "p = Pipeline.load(sys.argv[1]); p.generate(class_labels=[3]); "
+    "print(int(re.search(r'VmHWM:\\s+(\\d+)', open('/proc/self/status').read())[1]) / 1024)"
 )
 
 Run = Callable[[], NDArray[np.float32]]
@@ -294,14 +295,16 @@ def process_facts(bundle: Path, repeats: int) -> dict[str, float]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--repeats", type=int, default=7)
+    parser.add_argument("--process-only", action="store_true", help="import time, memory and overhead, no latency")
     options = parser.parse_args()
-    command = f"benchmarks/cpu.py --repeats {options.repeats}"
+    command = f"benchmarks/cpu.py --repeats {options.repeats}" + " --process-only" * options.process_only
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         demo = Bench("demo", "demo", folder, label=3)
         middle = Bench("dit-12x384", middle_checkpoint(folder), folder, label=207)
-        rows = demo.measure(options.repeats, demo_quality(folder)) + middle.measure(options.repeats, {})
-        print(write_rows("cpu-latency", command, rows))
+        if not options.process_only:
+            rows = demo.measure(options.repeats, demo_quality(folder)) + middle.measure(options.repeats, {})
+            print(write_rows("cpu-latency", command, rows))
         facts = [
             {"model": bench.name, "overhead_us_per_step": round(bench.overhead_us(options.repeats), 1)}
             | process_facts(bench.path, options.repeats)

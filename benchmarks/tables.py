@@ -48,15 +48,14 @@ def quality() -> str:
     for row in read_rows("quality-demo"):
         plans.setdefault(row["plan"], []).append(row)
     lines = [
-        "| plan | block forwards | ms a picture | Fréchet distance, mean (each seed) | accuracy, mean |",
-        "|---|---|---|---|---|",
+        "| plan | block forwards | Fréchet distance, mean (each seed) | accuracy, mean |",
+        "|---|---|---|---|",
     ]
     for name, rows in plans.items():
         distances = [float(row["frechet"]) for row in rows]
         accuracy = np.mean([float(row["accuracy"]) for row in rows])
-        picture_ms = np.median([float(row["picture_ms"]) for row in rows])
         lines.append(
-            f"| {name} | {rows[0]['block_forwards']} | {picture_ms:.2f} | "
+            f"| {name} | {rows[0]['block_forwards']} | "
             f"{np.mean(distances):.3f} ({' '.join(f'{d:.3f}' for d in distances)}) | {accuracy:.3f} |"
         )
     return "\n".join(lines)
