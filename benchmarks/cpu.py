@@ -253,8 +253,7 @@ def demo_quality(folder: Path) -> dict[StepPlan, dict[str, float]]:
         plans = [pipeline.plan(20, feedback="none"), pipeline.plan(12, feedback="none"), pipeline.plan(10)]
         return {
             plan: {
-                key: round(value, 4)
-                for key, value in judge.judge(sample(pipeline, plan, judge.labels, 1, 1.0)[0]).items()
+                key: round(value, 4) for key, value in judge.judge(sample(pipeline, plan, judge.labels, 1, 1.0)).items()
             }
             for plan in plans
         }

@@ -63,18 +63,17 @@ def frechet(a: NDArray[np.float64], b: NDArray[np.float64]) -> float:
 
 def sample(
     pipeline: Pipeline, plan: StepPlan, labels: NDArray[np.int64], seed: int, guidance_scale: float
-) -> tuple[NDArray[np.float32], float]:
-    """Latents for all labels, and the milliseconds a picture of a full batch."""
+) -> NDArray[np.float32]:
+    """Latents for all labels."""
     noise = np.random.default_rng(seed).standard_normal((len(labels), *pipeline.manifest.spec.latent), np.float32)
-    parts, times = [], []
+    parts = []
     for begin in range(0, len(labels), BATCH):
         chunk = slice(begin, begin + BATCH)
         result = pipeline.generate(
             class_labels=labels[chunk], latents=noise[chunk], plan=plan, guidance_scale=guidance_scale
         )
         parts.append(result.latents)
-        times.append(result.timings.total_ms / len(result.latents))
-    return np.concatenate(parts), float(np.median(times))
+    return np.concatenate(parts)
 
 
 def plans(pipeline: Pipeline) -> dict[str, StepPlan]:
@@ -101,7 +100,7 @@ def measure(checkpoint: str, seeds: int, guidance_scale: float) -> list[Mapping[
         with Pipeline.load(built.bundle.path) as pipeline:
             for name, plan in plans(pipeline).items():
                 for seed in range(1, seeds + 1):
-                    latents, picture_ms = sample(pipeline, plan, judge.labels, seed, guidance_scale)
+                    latents = sample(pipeline, plan, judge.labels, seed, guidance_scale)
                     row = {
                         "plan": name,
                         "steps": len(plan.steps),
@@ -109,7 +108,6 @@ def measure(checkpoint: str, seeds: int, guidance_scale: float) -> list[Mapping[
                         "guidance_scale": guidance_scale,
                         "seed": seed,
                         **{key: round(value, 4) for key, value in judge.judge(latents).items()},
-                        "picture_ms": round(picture_ms, 3),
                     }
                     print(row, flush=True)
                     rows.append(row)

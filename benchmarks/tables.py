@@ -67,8 +67,8 @@ TABLES: dict[str, Callable[[], str]] = {"cpu-latency": latency, "cpu-process": p
 def main() -> None:
     text = README.read_text()
     for name, table in TABLES.items():
-        marked = re.compile(f"(<!-- table {name} -->\n).*?(\n<!-- end -->)", re.DOTALL)
-        text, count = marked.subn(lambda match, table=table: match[1] + table() + match[2], text)
+        marked = re.compile(f"(<!-- table {name} -->\n).*?(<!-- end -->)", re.DOTALL)
+        text, count = marked.subn(lambda match, table=table: match[1] + table() + "\n" + match[2], text)
         if count != 1:
             raise SystemExit(f"README.md has {count} places for table {name}, expected 1")
     README.write_text(text)

@@ -105,6 +105,8 @@ class Manifest:
         if not all(isinstance(size, int) for size in sizes):
             raise InvalidRequest("the model's dimensions are not whole numbers")
         spec.loop.check(spec.blocks)
+        if not all(isinstance(n, int) for n in asdict(self.batch).values()):
+            raise InvalidRequest("the batch is not in whole numbers")
         Batch.parse(f"{self.batch.min}:{self.batch.opt}:{self.batch.max}")
         if self.graphs != graphs_of(spec, self.precision):
             raise InvalidRequest("the graphs' ports are not those of the model")

@@ -1,6 +1,7 @@
 """The commands that belong to no leaf: build, plan, inspect, train-demo."""
 
 import json
+import math
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -8,6 +9,7 @@ from cyclopts import Parameter, validators
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
+from rich.text import Text
 
 from ilf_trt.build import DEFAULT_BATCH, STAGES, BuildOptions, BuildResult
 from ilf_trt.build import build as build_bundle
@@ -87,6 +89,10 @@ def build(
     force
         Replace an existing bundle.
     """
+    if text_tokens < 1:
+        raise InvalidRequest(f"text_tokens is {text_tokens}, it must be at least 1")
+    if not math.isfinite(guidance_scale):
+        raise InvalidRequest(f"guidance_scale is {guidance_scale}, it must be finite")
     options = BuildOptions(
         base=base,
         precision=precision,
@@ -103,7 +109,11 @@ def build(
         max_error=max_error,
     )
     with Progress(
-        TextColumn("{task.description:<20}"), BarColumn(), TimeElapsedColumn(), console=Console(stderr=True)
+        TextColumn("{task.description:<20}"),
+        BarColumn(),
+        TimeElapsedColumn(),
+        console=Console(stderr=True),
+        transient=True,
     ) as bar:
         task = bar.add_task("", total=len(STAGES) if verify else len(STAGES) - 2)
         entered = 0
@@ -223,7 +233,7 @@ def inspect(
     }
     table = Table(show_header=False, box=None)
     for name, value in facts.items():
-        table.add_row(name, value)
+        table.add_row(name, Text(value))
     console.print(table)
     graphs = Table("graph", "inputs", "outputs", "MiB")
     for graph in manifest.graphs:
@@ -295,11 +305,14 @@ def _print_build(result: BuildResult, console: Console) -> None:
     console.print(times)
     path, spec = result.bundle.path, result.bundle.manifest.spec
     console.print(
-        f"{path}: {result.bundle.size_bytes / MIB:.1f} MiB in {sum(result.stage_s.values()):.0f} s", highlight=False
+        f"{path}: {result.bundle.size_bytes / MIB:.1f} MiB in {sum(result.stage_s.values()):.0f} s",
+        highlight=False,
+        markup=False,
+        soft_wrap=True,
     )
     labels = any(port.name == "class_labels" for port in spec.conditions)
     arguments = "--labels 0-9 -o build/picture.png" if labels else "--conditions text.npz --latents-out latents.npy"
-    console.print(f"next: ilf-trt generate {path} {arguments}", highlight=False, soft_wrap=True)
+    console.print(f"next: ilf-trt generate {path} {arguments}", highlight=False, markup=False, soft_wrap=True)
 
 
 def _print_plan(made: StepPlan, costs: tuple[int, ...], console: Console) -> None:

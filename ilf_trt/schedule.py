@@ -182,7 +182,7 @@ def read_scheduler(name: str) -> dict[str, Any]:
         return dict(SCHEDULERS[name])
     try:
         config = json.loads(Path(name).read_text())
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise UnsupportedScheduler(
             f"scheduler {name!r} is neither {', '.join(SCHEDULERS)} nor a readable JSON file ({error})"
         ) from error

@@ -1,6 +1,7 @@
 """The commands of the runtime: generate and verify."""
 
 import json
+import zipfile
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -88,6 +89,9 @@ def generate(
     with Pipeline.load(bundle, threads=threads) as pipeline:
         if output is not None and pipeline.manifest.spec.latent[0] not in (1, 3):
             pixels_from_latents(np.zeros((1, *pipeline.manifest.spec.latent), np.float32))
+        known = [port.name for port in pipeline.manifest.spec.conditions]
+        for name in given.keys() - set(known):
+            raise InvalidRequest(f"{name!r} is not a condition of this bundle; it takes {', '.join(known)}")
         result = pipeline.generate(
             seed=seeds[0] if len(seeds) == 1 else seeds,
             latents=None if latents_in is None else _array(latents_in),
@@ -132,7 +136,7 @@ def _print_result(result: Result, written: list[Path]) -> None:
         highlight=False,
     )
     for path in written:
-        console.print(f"wrote {path}", highlight=False, soft_wrap=True)
+        console.print(f"wrote {path}", highlight=False, markup=False, soft_wrap=True)
 
 
 def _numbers(text: str, what: str) -> list[int]:
@@ -142,7 +146,10 @@ def _numbers(text: str, what: str) -> list[int]:
         first, dash, last = part.strip().partition("-")
         if not first.isdecimal() or (dash and not last.isdecimal()):
             raise InvalidRequest(f"{what} {text!r} is not a list of numbers; give 3,8 or 0-9")
-        numbers += range(int(first), int(last if dash else first) + 1)
+        span = range(int(first), int(last if dash else first) + 1)
+        if not span:
+            raise InvalidRequest(f"{what} {text!r} is empty: {part} counts down; give 3,8 or 0-9")
+        numbers += span
     if not numbers:
         raise InvalidRequest(f"{what} {text!r} is empty; give 3,8 or 0-9")
     return numbers
@@ -159,8 +166,9 @@ def _plan(path: Path) -> StepPlan:
 
 def _array(path: Path) -> NDArray[Any]:
     try:
-        array = np.load(path, allow_pickle=False)
-    except (OSError, ValueError, EOFError) as error:
+        with path.open("rb") as file:
+            array = np.load(file, allow_pickle=False)
+    except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
         raise InvalidRequest(f"{path} is not a readable .npy ({error}); write it with numpy.save") from error
     if not isinstance(array, np.ndarray):
         raise InvalidRequest(f"{path} holds several arrays, expected one; write it with numpy.save")
@@ -169,9 +177,9 @@ def _array(path: Path) -> NDArray[Any]:
 
 def _arrays(path: Path) -> dict[str, NDArray[Any]]:
     try:
-        with np.load(path, allow_pickle=False) as file:
+        with path.open("rb") as opened, np.load(opened, allow_pickle=False) as file:
             return dict(file)
-    except (OSError, ValueError, EOFError, TypeError, AttributeError) as error:
+    except (OSError, ValueError, EOFError, TypeError, AttributeError, zipfile.BadZipFile) as error:
         raise InvalidRequest(f"{path} is not a readable .npz ({error}); write it with numpy.savez") from error
 
 

@@ -9,7 +9,7 @@ from ilf_trt.errors import EngineError, MissingDependency, PortMismatch
 
 from .engine import Array, Launch
 
-WARNINGS_OFF = 3
+FATAL_ONLY = 4
 _ORT_TYPES = {"tensor(float)": "float32", "tensor(float16)": "float16", "tensor(int32)": "int32"}
 
 
@@ -31,17 +31,19 @@ class OnnxRuntimeEngine:
         except ImportError as error:
             raise MissingDependency("onnxruntime is not installed; pip install onnxruntime") from error
         options = onnxruntime.SessionOptions()
-        options.log_severity_level = WARNINGS_OFF
+        options.log_severity_level = FATAL_ONLY
         options.intra_op_num_threads = threads
         options.add_session_config_entry("session.force_spinning_stop", "1")  # see the class
         try:
             self._session: Any = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
         except Exception as error:
-            raise EngineError(f"ONNX Runtime refused {path}: {error}; build the bundle anew") from error
+            raise EngineError(f"ONNX Runtime refused {path}: {_line(error)}; build the bundle anew") from error
         self.graph = graph
         self._check_border()
 
     def bind(self, arrays: Mapping[str, Array]) -> Launch:
+        if self._session is None:
+            raise EngineError(f"{self.graph.name}: the engine is closed; load the bundle again")
         binding = self._session.io_binding()
         held = []
         for port, place in [(p, binding.bind_input) for p in self.graph.inputs] + [
@@ -58,9 +60,10 @@ class OnnxRuntimeEngine:
         self._session = None
 
     def _check_border(self) -> None:
-        found = {value.name: _ORT_TYPES.get(value.type, value.type) for value in self._session.get_inputs()}
-        found |= {value.name: _ORT_TYPES.get(value.type, value.type) for value in self._session.get_outputs()}
-        wanted = {port.name: port.dtype for port in (*self.graph.inputs, *self.graph.outputs)}
+        sides = {"input": self._session.get_inputs(), "output": self._session.get_outputs()}
+        found = {v.name: f"{side} {_ORT_TYPES.get(v.type, v.type)}" for side, values in sides.items() for v in values}
+        ports = {"input": self.graph.inputs, "output": self.graph.outputs}
+        wanted = {port.name: f"{side} {port.dtype}" for side, values in ports.items() for port in values}
         if found != wanted:
             name = min(set(found.items()) ^ set(wanted.items()))[0]
             raise PortMismatch(
@@ -84,4 +87,8 @@ class _Launch:
         try:
             self._run(self._binding)
         except Exception as error:
-            raise EngineError(f"ONNX Runtime failed in graph {self._name}: {error}") from error
+            raise EngineError(f"ONNX Runtime failed in graph {self._name}: {_line(error)}") from error
+
+
+def _line(error: Exception) -> str:
+    return " ".join(str(error).split())

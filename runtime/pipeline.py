@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from numbers import Integral
+from numbers import Integral, Real
 from pathlib import Path
 from queue import LifoQueue
 from types import TracebackType
@@ -103,7 +103,7 @@ class Pipeline:
         arrays, pictures = self._conditions(conditions)
         start = self._start(pictures, seed, latents, noise)
         scale = self.manifest.guidance_scale if guidance_scale is None else guidance_scale
-        if not np.isfinite(scale):
+        if not isinstance(scale, Real) or not abs(scale) <= float(np.finfo(np.float32).max):
             raise InvalidRequest(f"guidance_scale is {scale}, it must be finite")
         session = self._pool.get()
         try:
@@ -169,7 +169,14 @@ class Pipeline:
         values = dict(given)
         for name in ports:
             if name.endswith("text") and name in values and f"{name}_mask" not in values:
-                values[f"{name}_mask"] = np.ones(np.shape(values[name])[:2], np.float32)
+                values[f"{name}_mask"] = np.ones(_array(name, values[name]).shape[:2], np.float32)
+        for name in ports:
+            if f"{name}_mask" in values and name in values:
+                text, mask = _array(name, values[name]), _array(f"{name}_mask", values[f"{name}_mask"])
+                if text.shape[1:2] != mask.shape[1:2]:
+                    raise InvalidRequest(
+                        f"{name}_mask is {mask.shape}, its text is {text.shape}; give a number for each token"
+                    )
         missing = sorted(ports.keys() - values.keys())
         if missing:
             raise InvalidRequest(f"{missing[0]!r} is missing; this bundle takes {', '.join(ports)}")
@@ -189,7 +196,7 @@ class Pipeline:
     ) -> NDArray[np.float32]:
         shape = (pictures, *self.manifest.spec.latent)
         if latents is not None:
-            array = np.asarray(latents)
+            array = _array("latents", latents)
             if array.shape != shape or array.dtype != np.float32:
                 raise InvalidRequest(f"latents are {array.dtype} {array.shape}, expected float32 {shape}")
             if not np.isfinite(array).all():
@@ -199,7 +206,7 @@ class Pipeline:
             source = NoiseSource(source)
         except ValueError as error:
             raise InvalidRequest(f"noise {source!r} is unknown; use {' or '.join(NoiseSource)}") from error
-        if isinstance(seed, Integral):
+        if isinstance(seed, Integral) and not isinstance(seed, bool):
             return draw_noise(shape, int(seed), source)
         if not isinstance(seed, Sequence):
             raise InvalidRequest(f"seed is {seed!r}, expected a whole number or a list of them")
@@ -208,9 +215,16 @@ class Pipeline:
         return noise_per_picture(shape, seed, source)
 
 
+def _array(name: str, value: Any) -> NDArray[Any]:
+    try:
+        return np.asarray(value)
+    except ValueError as error:
+        raise InvalidRequest(f"{name} is ragged ({error}); give one shape") from error
+
+
 def _checked(port: Port, value: Any) -> NDArray[Any]:
     """`value` in the port's dtype and shape, text padded to its length under a zero mask; raises InvalidRequest."""
-    array = np.asarray(value)
+    array = _array(port.name, value)
     whole = port.dtype.startswith("int")
     if array.dtype.kind not in ("iu" if whole else "f"):
         raise InvalidRequest(f"{port.name} is {array.dtype}, expected {'whole numbers' if whole else 'floating point'}")
@@ -225,6 +239,6 @@ def _checked(port: Port, value: Any) -> NDArray[Any]:
     if port.below is not None and (array.min() < 0 or array.max() >= port.below):
         wrong = next(int(v) for v in array.flat if not 0 <= v < port.below)
         raise InvalidRequest(f"{port.name} holds {wrong}, expected 0 to {port.below - 1}")
-    if not whole and not np.isfinite(array).all():
+    if not whole and not (np.abs(array) <= np.finfo(port.dtype).max).all():
         raise InvalidRequest(f"{port.name} holds NaN or infinity")
     return array.astype(port.dtype)

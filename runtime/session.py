@@ -124,7 +124,7 @@ class Trajectory:
                 ("loop_feedback", {**here, **at_t}),
                 ("loop_body", {**here, **at_t_post, "scales": self._scales}),
             ]
-        launches.append(("post", {**here, **at_t_post}))
+        launches.append(("post", {**here, **(at_t_post if step.feedback else at_t)}))
         return [(name, self._engines[name].bind(arrays)) for name, arrays in launches]
 
     def _rows(self, time: float) -> dict[str, Array]:

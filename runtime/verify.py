@@ -1,5 +1,6 @@
 """Holds a bundle's graphs and one whole trajectory against the reference that torch wrote at build time."""
 
+import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -38,6 +39,9 @@ def verify(path: str | Path) -> tuple[tuple[Difference, ...], Precision]:
     with Pipeline.load(path) as pipeline:
         reference = _read(pipeline.bundle)
         rows = []
+        needed = {c.outputs.get(p.name, p.name) for c in CASES for p in pipeline.engines[c.graph].graph.outputs}
+        for name in sorted(needed - reference.keys()):
+            raise BundleError(f"{path}: the reference lacks {name!r}; build the bundle anew")
         for case in CASES:
             engine = pipeline.engines[case.graph]
             for name, array in _run(engine, case, reference).items():
@@ -69,6 +73,8 @@ def table(differences: tuple[Difference, ...]) -> Table:
 
 def difference(what: str, got: NDArray[Any], wanted: NDArray[Any]) -> Difference:
     """Compare two arrays of one shape in float64."""
+    if got.shape != wanted.shape:
+        raise BundleError(f"{what} has shape {got.shape}, the reference {wanted.shape}; build the bundle anew")
     a, b = (np.asarray(array, np.float64).ravel() for array in (got, wanted))
     max_abs = float(np.abs(a - b).max())
     norm = float(np.linalg.norm(a) * np.linalg.norm(b))
@@ -81,9 +87,9 @@ def _read(bundle: Bundle) -> dict[str, NDArray[Any]]:
     if REFERENCE_FILE not in bundle.manifest.files:
         raise BundleError(f"{bundle.path} was built with --no-verify and holds no reference; build it with --verify")
     try:
-        with np.load(path, allow_pickle=False) as file:
+        with path.open("rb") as opened, np.load(opened, allow_pickle=False) as file:
             return dict(file)
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, EOFError, TypeError, AttributeError, zipfile.BadZipFile) as error:
         raise BundleError(f"{path} cannot be read ({error}); build the bundle anew") from error
 
 
