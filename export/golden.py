@@ -38,10 +38,11 @@ def write_golden(
 
     Tensors past a million values are stored in the bundle's own dtype, whose rounding is far below its parity limit.
     """
-    torch.manual_seed(SEED)
-    conditions = _conditions(spec, pictures)
-    noise = torch.randn(pictures, *spec.latent)
-    tensors = _step(model, segments, plan, conditions, noise, guidance_scale)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(SEED)
+        conditions = _conditions(spec, pictures)
+        noise = torch.randn(pictures, *spec.latent)
+        tensors = _step(model, segments, plan, conditions, noise, guidance_scale)
     tensors |= conditions
     tensors[TRAJECTORY_NOISE] = noise
     tensors[TRAJECTORY] = reference.generate(

@@ -19,6 +19,7 @@ CLASSES = 10
 TEXT_TOKENS = 7
 TEXT_CHANNELS = 32
 NONZERO_SCALES = (0.05, -0.03)
+FEEDBACK_NOISE = 0.01  # without it the feedback block is a copy of the loop's last, and a swap of the two goes unseen
 
 
 def small_dit(**changes: Any) -> DiTTransformer2DModel:
@@ -55,10 +56,12 @@ def small_pixart(*, sized: bool, **changes: Any) -> PixArtTransformer2DModel:
 
 
 def write_checkpoint(folder: Path, backbone: Any, loop: tuple[int, int] = LOOP) -> Path:
-    """An ILF checkpoint with scales that are not zero, its base and a scheduler beside it."""
+    """An ILF checkpoint as after training: scales not zero, a block of its own; its base and a scheduler beside it."""
     model = attach(backbone, loop)
     with torch.no_grad():
         model.feedback.scales.copy_(torch.linspace(*NONZERO_SCALES, model.loop.size))
+        for parameter in model.feedback.block.parameters():
+            parameter.add_(FEEDBACK_NOISE * torch.randn_like(parameter))
     save_ilf(model, folder)
     DPMSolverMultistepScheduler().save_pretrained(folder / "scheduler")
     return folder
