@@ -167,16 +167,15 @@ class Pipeline:
         if unknown:
             raise InvalidRequest(f"{unknown[0]!r} is not a condition of this bundle; it takes {', '.join(ports)}")
         values = dict(given)
-        for name in ports:
-            if name.endswith("text") and name in values and f"{name}_mask" not in values:
-                values[f"{name}_mask"] = np.ones(_array(name, values[name]).shape[:2], np.float32)
-        for name in ports:
-            if f"{name}_mask" in values and name in values:
-                text, mask = _array(name, values[name]), _array(f"{name}_mask", values[f"{name}_mask"])
+        for name, mask_name in ((name, f"{name}_mask") for name in ports):
+            if mask_name in ports and name in values:
+                text = values[name] = _array(name, values[name])
+                mask = _array(mask_name, values.get(mask_name, np.ones(text.shape[:2], np.float32)))
                 if text.shape[1:2] != mask.shape[1:2]:
                     raise InvalidRequest(
-                        f"{name}_mask is {mask.shape}, its text is {text.shape}; give a number for each token"
+                        f"{mask_name} is {mask.shape}, its text is {text.shape}; give a number for each token"
                     )
+                values[mask_name] = mask
         missing = sorted(ports.keys() - values.keys())
         if missing:
             raise InvalidRequest(f"{missing[0]!r} is missing; this bundle takes {', '.join(ports)}")
