@@ -1,7 +1,6 @@
 """The export stage of a build: checkpoint in, graphs and reference and manifest out."""
 
 from collections.abc import Callable
-from copy import deepcopy
 from dataclasses import replace
 from importlib.metadata import version
 from math import isfinite
@@ -23,8 +22,6 @@ def export_bundle(checkpoint: str, folder: Path, options: BuildOptions, progress
     Raises CheckpointError, UnsupportedBackbone, UnsupportedScheduler, InvalidRequest, PortMismatch.
     """
     try:
-        import torch
-
         from ilf_trt.checkpoint import load_ilf, read_checkpoint
 
         from .golden import write_golden
@@ -56,11 +53,6 @@ def export_bundle(checkpoint: str, folder: Path, options: BuildOptions, progress
         precision=options.precision,
     )
 
-    served = model if options.precision is Precision.FP32 else deepcopy(model).to(torch.float16)
-    for name, segment in segments_of(served, spec, options.precision).items():
-        progress(f"export {name}")
-        export_segment(segment, options.batch, folder / GRAPH_FOLDER / f"{name}.onnx")
-
     if options.verify:
         progress("reference")
         write_golden(
@@ -74,6 +66,14 @@ def export_bundle(checkpoint: str, folder: Path, options: BuildOptions, progress
             guidance_scale=options.guidance_scale,
             precision=options.precision,
         )
+
+    scales = tuple(model.feedback.scales.tolist())
+    if options.precision is not Precision.FP32:
+        model = model.half()
+    for name, segment in segments_of(model, spec, options.precision).items():
+        progress(f"export {name}")
+        export_segment(segment, options.batch, folder / GRAPH_FOLDER / f"{name}.onnx")
+
     return write_manifest(
         folder,
         Manifest(
@@ -81,7 +81,7 @@ def export_bundle(checkpoint: str, folder: Path, options: BuildOptions, progress
             precision=options.precision,
             batch=options.batch,
             graphs=graphs_of(spec, options.precision),
-            scales=tuple(model.feedback.scales.tolist()),
+            scales=scales,
             plan=plan,
             scheduler={name: value for name, value in scheduler.items() if _is_plain(value)},
             guidance_scale=options.guidance_scale,

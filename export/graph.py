@@ -14,7 +14,7 @@ from torch.export import Dim
 from ilf_trt.contract import Batch, Graph, Port
 from ilf_trt.errors import PortMismatch
 
-from .passes import strip_metadata
+from .passes import share_equal, strip_metadata
 from .segments import Segment
 
 OPSET = 20
@@ -43,8 +43,9 @@ def export_segment(segment: Segment, batch: Batch, path: Path) -> None:
             dynamic_shapes=_dynamic_shapes(graph, batch),
             verbose=False,
         )
-    _check_border(program.model.graph, graph, batch)
     strip_metadata(program.model)
+    share_equal(program.model)
+    _check_border(program.model.graph, graph, batch)
     program.model.graph.name = graph.name
     path.parent.mkdir(parents=True, exist_ok=True)
     program.save(path, external_data=True)

@@ -12,7 +12,7 @@ from ilf_trt.contract import GRAPHS, Batch, Precision
 from ilf_trt.schedule import DEFAULT_FEEDBACK, Ratio, Rule
 
 DEFAULT_BATCH = Batch(1, 4, 16)
-STAGES = ("load checkpoint", *(f"export {name}" for name in GRAPHS), "reference", "verify")
+STAGES = ("load checkpoint", "reference", *(f"export {name}" for name in GRAPHS), "verify")
 
 
 @dataclass(frozen=True, slots=True)

@@ -23,7 +23,7 @@ from ilf_trt.errors import PortMismatch
 from ilf_trt.export.graph import OPSET, export_segment
 from ilf_trt.export.segments import segments_of
 from ilf_trt.runtime import Pipeline
-from tests.conftest import TEXT_CHANNELS, TEXT_TOKENS, small_dit, small_pixart, write_checkpoint
+from tests.conftest import CLASSES, TEXT_CHANNELS, TEXT_TOKENS, small_dit, small_pixart, write_checkpoint
 
 ONNX_TYPES = {"float32": onnx.TensorProto.FLOAT, "float16": onnx.TensorProto.FLOAT16, "int32": onnx.TensorProto.INT32}
 BUILDS = ("dit_build", "pixart_build", "whole_loop_build", "half_build")
@@ -255,3 +255,16 @@ def test_without_guidance_the_blocks_see_every_picture_once(half_build: BuildRes
     with Pipeline.load(half_build.bundle.path) as pipeline:
         low, high = (pipeline.generate(class_labels=[3, 1, 9], guidance_scale=scale).latents for scale in (0.0, 9.0))
     np.testing.assert_array_equal(low, high)
+
+
+def test_embedders_that_are_equal_copies_are_stored_and_run_once(tmp_path: Path) -> None:
+    backbone = small_dit()
+    first: Any = backbone.transformer_blocks[0]
+    for block in backbone.transformer_blocks:
+        block.norm1.emb.load_state_dict(first.norm1.emb.state_dict())
+    checkpoint = write_checkpoint(tmp_path / "checkpoint", backbone)  # the feedback block's embedder differs
+    built = build(str(checkpoint), tmp_path / "dit.ilf", BuildOptions(steps=2)).bundle
+    model = onnx.load(built.graph_path("cond"))
+    tables = [weight for weight in model.graph.initializer if weight.dims[:1] == [CLASSES + 1]]
+    assert len(tables) == 2
+    assert Counter(node.op_type for node in model.graph.node)["Cos"] == 1

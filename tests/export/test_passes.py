@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 from onnxscript import ir
 
-from ilf_trt.export.passes import strip_metadata
+from ilf_trt.export.passes import share_equal, strip_metadata
 
 TEXT = """
 <ir_version: 10, opset_import: ["" : 20]>
@@ -90,3 +90,31 @@ def test_strip_metadata_keeps_names_shapes_and_weights() -> None:
     assert [value.name for value in model.graph.inputs] == ["x", "flag"]
     assert [node.op_type for node in model.graph.all_nodes()] == ["Mul", "If", "Relu", "Neg"]
     assert model.graph.initializers["weight"].const_value.numpy().tolist() == [2.0]
+
+
+TWINS = """
+<ir_version: 10, opset_import: ["" : 20]>
+twins (float[2] x) => (float[2] y)
+<float[2] first = {2.0, 3.0}, float[2] second = {2.0, 3.0}, float[2] third = {2.0, 4.0}>
+{
+    a = Mul (x, first)
+    b = Mul (x, second)
+    c = Mul (x, third)
+    d = Add (a, b)
+    y = Add (c, d)
+}
+"""
+
+
+def test_share_equal_keeps_one_of_two_equal_weights_and_their_product_once() -> None:
+    model = ir.from_onnx_text(TWINS)
+    assert share_equal(model) == 2
+    assert sorted(model.graph.initializers) == ["first", "third"]
+    assert [node.op_type for node in model.graph] == ["Mul", "Mul", "Add", "Add"]
+
+
+def test_share_equal_of_a_graph_without_twins_changes_nothing() -> None:
+    model = small()
+    before = ir.to_proto(model).SerializeToString()
+    assert share_equal(model) == 0
+    assert ir.to_proto(model).SerializeToString() == before
