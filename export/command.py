@@ -51,6 +51,7 @@ def export_bundle(checkpoint: str, folder: Path, options: BuildOptions, progress
         text_tokens=options.text_tokens,
         train_timesteps=int(scheduler.get("num_train_timesteps", 1000)),
         precision=options.precision,
+        wide_residual=options.wide_residual,
     )
 
     if options.verify:

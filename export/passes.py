@@ -26,7 +26,7 @@ def strip_metadata(model: Any) -> int:
 def share_equal(model: Any) -> int:
     """Keep one of every set of equal weights, and one of every set of nodes that compute the same.
 
-    The blocks of a converted DiT each carry a copy of one time and label embedder: 75 M weights of DiT-XL/2's 675 M.
+    The blocks of a converted DiT each carry a copy of one time and label embedder: 75 M weights of DiT-XL/2's 750 M.
     """
     nodes = sum(1 for _ in model.graph)
     changes = _share_weights(model.graph)

@@ -12,7 +12,13 @@ from ilf_trt.model import ILFModel
 
 
 def spec_of(
-    model: ILFModel, *, guidance: bool, text_tokens: int, train_timesteps: int, precision: Precision
+    model: ILFModel,
+    *,
+    guidance: bool,
+    text_tokens: int,
+    train_timesteps: int,
+    precision: Precision,
+    wide_residual: bool = False,
 ) -> ModelSpec:
     """The dimensions of `model`, as served with or without classifier-free guidance."""
     adapter = model.adapter
@@ -29,6 +35,7 @@ def spec_of(
         train_timesteps=train_timesteps,
         conditions=adapter.condition_ports(text_tokens, guidance=guidance),
         context=adapter.context_ports(rows, text_tokens, precision.dtype),
+        wide_residual=wide_residual,
     )
 
 
@@ -114,6 +121,7 @@ class Pre(Segment):
     def forward(self, *tensors: Tensor) -> Tensor:
         ports = self.named(tensors)
         tokens = self.adapter.embed(ports["latent"])
+        tokens = tokens.float() if self.spec.wide_residual else tokens
         return self.run(torch.cat([tokens, tokens]) if self.spec.guidance else tokens, ports)
 
 

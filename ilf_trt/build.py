@@ -21,6 +21,7 @@ class BuildOptions:
 
     base: str | None = None
     precision: Precision = Precision.FP32
+    wide_residual: bool = False
     batch: Batch = DEFAULT_BATCH
     guidance: bool = True
     guidance_scale: float = 1.5

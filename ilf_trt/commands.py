@@ -36,6 +36,7 @@ def build(
     output: Annotated[Path, Parameter(alias="-o")],
     base: str | None = None,
     precision: Precision = Precision.FP32,
+    residual: Literal["fp32"] | None = None,
     batch: str = str(DEFAULT_BATCH),
     steps: int = 10,
     feedback: str = DEFAULT_FEEDBACK,
@@ -63,6 +64,8 @@ def build(
         Folder or hub id of the frozen backbone, when it is not where the checkpoint says.
     precision
         What the matrix products run in.
+    residual
+        fp32 keeps the sum that runs through the blocks in float32, for models whose activations pass float16's 65504.
     batch
         Pictures a run may have: N, or MIN:OPT:MAX.
     steps
@@ -96,6 +99,7 @@ def build(
     options = BuildOptions(
         base=base,
         precision=precision,
+        wide_residual=residual == "fp32",
         batch=Batch.parse(batch),
         guidance=guidance,
         guidance_scale=guidance_scale,
@@ -221,7 +225,7 @@ def inspect(
         "model": f"{spec.kind}, {spec.blocks} blocks, width {spec.width}, {spec.tokens} tokens",
         "loop": f"blocks {spec.loop.begin} to {spec.loop.end}",
         "latent": " x ".join(str(side) for side in spec.latent),
-        "precision": manifest.precision.value,
+        "precision": manifest.precision.value + (", residual fp32" if spec.wide_residual else ""),
         "batch": str(manifest.batch),
         "guidance": f"scale {manifest.guidance_scale}" if spec.guidance else "off",
         "conditions": ", ".join(f"{port.name} {port.dtype} {_shape(port.shape)}" for port in spec.conditions),

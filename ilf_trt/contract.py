@@ -123,7 +123,10 @@ class Graph:
 
 @dataclass(frozen=True, slots=True)
 class ModelSpec:
-    """The dimensions of an ILF model, and what one picture asks of it."""
+    """The dimensions of an ILF model, and what one picture asks of it.
+
+    `wide_residual`: the sum that runs through the blocks is kept in float32 whatever the precision.
+    """
 
     kind: str
     blocks: int
@@ -136,6 +139,7 @@ class ModelSpec:
     train_timesteps: int
     conditions: tuple[Port, ...]
     context: tuple[Port, ...]
+    wide_residual: bool
 
     @property
     def rows(self) -> str:
@@ -148,7 +152,8 @@ def graphs_of(spec: ModelSpec, precision: Precision) -> tuple[Graph, ...]:
     rows, loop, width = spec.rows, spec.loop, spec.width
     tokens: Shape = (rows, spec.tokens, width)
     latent: Shape = ("B", *spec.latent)
-    hidden, features, feedback = (Port(name, tokens, precision.dtype) for name in ("hidden", "features", "feedback"))
+    dtype = Precision.FP32.dtype if spec.wide_residual else precision.dtype
+    hidden, features, feedback = (Port(name, tokens, dtype) for name in ("hidden", "features", "feedback"))
 
     after = spec.blocks - 1 - loop.end
     counts = {"pre": loop.begin, "loop_body": loop.size, "loop_feedback": 1, "post": after}

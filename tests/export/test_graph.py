@@ -4,8 +4,9 @@ import sys
 import tempfile
 from collections import Counter
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import onnx
@@ -19,7 +20,7 @@ from ilf_trt import load_ilf, reference
 from ilf_trt.build import BuildOptions, BuildResult, build
 from ilf_trt.bundle import Bundle
 from ilf_trt.contract import GRAPHS, Batch, Graph, Port, Precision
-from ilf_trt.errors import PortMismatch
+from ilf_trt.errors import ParityError, PortMismatch
 from ilf_trt.export.graph import OPSET, export_segment
 from ilf_trt.export.segments import segments_of
 from ilf_trt.runtime import Pipeline
@@ -32,6 +33,7 @@ BLOCKS = 2
 FOLDED_VALUES = 1_000
 # Two bytes instead of four, and constants and rows that stay in float32.
 HALF_SIZE = 0.6
+LARGE = 4e4  # twice it is past float16's largest number, 65504
 
 
 @pytest.fixture(scope="module")
@@ -255,6 +257,25 @@ def test_without_guidance_the_blocks_see_every_picture_once(half_build: BuildRes
     with Pipeline.load(half_build.bundle.path) as pipeline:
         low, high = (pipeline.generate(class_labels=[3, 1, 9], guidance_scale=scale).latents for scale in (0.0, 9.0))
     np.testing.assert_array_equal(low, high)
+
+
+def test_a_residual_that_overflows_float16_is_refused_and_served_when_it_is_kept_in_float32(tmp_path: Path) -> None:
+    backbone = small_dit(num_layers=BLOCKS)
+    with torch.no_grad():
+        for block in backbone.transformer_blocks:
+            cast(Any, block).ff.net[2].bias[0] = LARGE
+            cast(Any, block).norm1.linear.bias[5 * backbone.inner_dim] = 1.0  # the gate of that channel
+    checkpoint = write_checkpoint(tmp_path / "checkpoint", backbone, (0, 0))
+    options = BuildOptions(precision=Precision.FP16, steps=2, feedback="none")
+    with pytest.raises(ParityError):
+        build(str(checkpoint), tmp_path / "half.ilf", options)
+    built = build(str(checkpoint), tmp_path / "wide.ilf", replace(options, wide_residual=True))
+    dtypes = {port.name: port.dtype for graph in built.bundle.manifest.graphs for port in graph.outputs}
+    assert [dtypes[name] for name in ("hidden", "features", "feedback")] == ["float32"] * 3
+    assert HALF_SIZE * sum(array.size * 4 for array in float_weights(built.bundle)) > sum(
+        array.nbytes for array in float_weights(built.bundle)
+    )
+    assert Bundle.open(built.bundle.path).manifest.spec.wide_residual
 
 
 def test_embedders_that_are_equal_copies_are_stored_and_run_once(tmp_path: Path) -> None:

@@ -111,6 +111,7 @@ def stage(request: pytest.FixtureRequest) -> Stage:
         train_timesteps=1000,
         conditions=(Port("class_labels", ("B",), "int32", below=CLASSES + 1),),
         context=(text,) if shared else (),
+        wide_residual=False,
     )
     graphs = graphs_of(spec, Precision.FP32)
     manifest = Manifest(
