@@ -58,6 +58,7 @@ def main(tokens: Sequence[str] | None = None) -> int:
     """Run one command and return its exit code: 0, or 2 for an error that says what to do."""
     if tokens is None:
         signal.signal(signal.SIGTERM, _terminate)
+        signal.signal(signal.SIGINT, _interrupt)
     errors = Console(stderr=True, soft_wrap=True)
     try:
         app(tokens, exit_on_error=False, print_error=False, result_action="return_value")
@@ -75,6 +76,14 @@ def main(tokens: Sequence[str] | None = None) -> int:
         errors.print("interrupted; nothing was left behind", style="bold red")
         return INTERRUPTED
     return 0
+
+
+class _Interrupt(KeyboardInterrupt):
+    """CPython ends a process by signal 2, whatever main returned, once a plain one has passed through an exec."""
+
+
+def _interrupt(signum: int, frame: FrameType | None) -> None:
+    raise _Interrupt
 
 
 def _terminate(signum: int, frame: FrameType | None) -> None:
