@@ -1,1 +1,1 @@
-"""ONNX to TensorRT engines; only compiles."""
+"""ONNX to TensorRT and TensorRT-RTX: engines, built in a process of their own, and what is in them."""

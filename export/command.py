@@ -6,8 +6,10 @@ from importlib.metadata import version
 from math import isfinite
 from pathlib import Path
 
+import numpy as np
+
 from ilf_trt.build import BuildOptions
-from ilf_trt.bundle import GRAPH_FOLDER, REFERENCE_FILE, Manifest, write_manifest
+from ilf_trt.bundle import CONSTANTS_FILE, GRAPH_FOLDER, REFERENCE_FILE, Fp8Facts, Manifest, write_manifest
 from ilf_trt.contract import Precision, graphs_of
 from ilf_trt.errors import MissingDependency
 from ilf_trt.schedule import make_plan, read_scheduler
@@ -22,11 +24,14 @@ def export_bundle(checkpoint: str, folder: Path, options: BuildOptions, progress
     Raises CheckpointError, UnsupportedBackbone, UnsupportedScheduler, InvalidRequest, PortMismatch.
     """
     try:
+        import torch
+
         from ilf_trt.checkpoint import load_ilf, read_checkpoint
 
+        from .calibration import calibrate, calibration_conditions
         from .golden import write_golden
         from .graph import export_segment
-        from .segments import segments_of, spec_of
+        from .segments import constants_of, segments_of, spec_of
     except ImportError as error:
         raise MissingDependency(f"building needs {error.name}; pip install 'ilf-trt[build]'") from error
 
@@ -52,6 +57,7 @@ def export_bundle(checkpoint: str, folder: Path, options: BuildOptions, progress
         train_timesteps=int(scheduler.get("num_train_timesteps", 1000)),
         precision=options.precision,
         wide_residual=options.wide_residual,
+        hoist_text=options.hoist_text,
     )
 
     if options.verify:
@@ -66,14 +72,33 @@ def export_bundle(checkpoint: str, folder: Path, options: BuildOptions, progress
             pictures=options.batch.min,
             guidance_scale=options.guidance_scale,
             precision=options.precision,
+            device=options.device,
+        )
+
+    fp8 = None
+    if options.precision is Precision.FP8:
+        progress("calibrate")
+        fp8 = calibrate(
+            model,
+            plan,
+            scheduler,
+            spec,
+            calibration_conditions(spec, options.calibration),
+            guidance_scale=options.guidance_scale,
+            exclude=options.fp8_exclude,
+            calibrator=options.calibrator,
+            device=options.device,
         )
 
     scales = tuple(model.feedback.scales.tolist())
-    if options.precision is not Precision.FP32:
-        model = model.half()
+    if spec.constants:
+        constants = {name: value.float().numpy() for name, value in constants_of(model, spec).items()}
+        dtype = options.precision.array_dtype
+        np.savez(folder / CONSTANTS_FILE, allow_pickle=False, **{k: v.astype(dtype) for k, v in constants.items()})
+    model = model.to(getattr(torch, options.precision.dtype))
     for name, segment in segments_of(model, spec, options.precision).items():
         progress(f"export {name}")
-        export_segment(segment, options.batch, folder / GRAPH_FOLDER / f"{name}.onnx")
+        export_segment(segment, options.batch, folder / GRAPH_FOLDER / f"{name}.onnx", amax=fp8.amax if fp8 else None)
 
     return write_manifest(
         folder,
@@ -88,6 +113,8 @@ def export_bundle(checkpoint: str, folder: Path, options: BuildOptions, progress
             guidance_scale=options.guidance_scale,
             base_sha256=facts.base_sha256,
             tools={tool: version(tool) for tool in ("ilf-trt", *TOOLS)},
+            fp8=None if fp8 is None else Fp8Facts(fp8.calibrator.value, fp8.pictures, tuple(fp8.amax)),
+            engines=(),
             files={},
         ),
     )

@@ -14,7 +14,7 @@ from ilf_trt.model import ILFModel
 from ilf_trt.probe import CASES, TRAJECTORY, TRAJECTORY_NOISE
 from ilf_trt.schedule import StepPlan
 
-from .segments import Segment
+from .segments import Segment, constants_of
 
 SEED = 0
 PROBE_SCALE = 0.1
@@ -33,24 +33,28 @@ def write_golden(
     pictures: int,
     guidance_scale: float,
     precision: Precision,
+    device: str = "cpu",
 ) -> None:
-    """Write the probe's tensors as `path` (.npz). `segments` and `model` are in float32.
+    """Write the probe's tensors as `path` (.npz). `segments` and `model` are in float32; `device` runs the trajectory.
 
     Tensors past a million values are stored in the bundle's own dtype, whose rounding is far below its parity limit,
-    but for a wide residual, whose values may pass it.
+    but for a wide residual, whose values may pass it. The constants lie in the bundle already.
     """
+    constants = constants_of(model, spec)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(SEED)
         conditions = _conditions(spec, pictures)
         noise = torch.randn(pictures, *spec.latent)
-        tensors = _step(model, segments, plan, conditions, noise, guidance_scale)
+        tensors = _step(model, segments, plan, conditions | constants, noise, guidance_scale)
     tensors |= conditions
     tensors[TRAJECTORY_NOISE] = noise
-    tensors[TRAJECTORY] = reference.generate(
-        model, plan, scheduler, conditions, noise, guidance_scale=guidance_scale, guidance=spec.guidance
-    )
-    stored = Precision.FP32 if spec.wide_residual else precision
-    np.savez(path, allow_pickle=False, **{name: _stored(tensor, stored) for name, tensor in tensors.items()})
+    with reference.placed(model, device):
+        tensors[TRAJECTORY] = reference.generate(
+            model, plan, scheduler, conditions, noise, guidance_scale=guidance_scale, guidance=spec.guidance
+        ).cpu()
+    dtype = Precision.FP32.dtype if spec.wide_residual else precision.array_dtype
+    kept = {name: _stored(tensor, dtype) for name, tensor in tensors.items() if name not in constants}
+    np.savez(path, allow_pickle=False, **kept)
 
 
 def _step(
@@ -61,7 +65,9 @@ def _step(
     noise: Tensor,
     guidance_scale: float,
 ) -> dict[str, Tensor]:
-    step = next((step for step in plan.steps if step.feedback), plan.steps[0])
+    # not the first step: predicting the clean latent there multiplies a rounded output by a hundred, and has no history
+    fed = [step for step in plan.steps if step.feedback] or list(plan.steps)
+    step = fed[len(fed) // 2]
     size = model.loop.size
     tensors = {
         "times": torch.tensor([step.t, step.t_post]),
@@ -108,6 +114,6 @@ def _condition(port: Port, spec: ModelSpec, pictures: int) -> Tensor:
     return torch.randn(shape)
 
 
-def _stored(tensor: Tensor, precision: Precision) -> NDArray[Any]:
+def _stored(tensor: Tensor, dtype: str) -> NDArray[Any]:
     array: NDArray[Any] = tensor.numpy()
-    return array.astype(precision.dtype) if array.size > LARGE and array.dtype == np.float32 else array
+    return array.astype(dtype) if array.size > LARGE and array.dtype == np.float32 else array

@@ -2,7 +2,7 @@
 
 import logging
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, cast
@@ -14,7 +14,8 @@ from torch.export import Dim
 from ilf_trt.contract import Batch, Graph, Port
 from ilf_trt.errors import PortMismatch
 
-from .passes import share_equal, strip_metadata
+from .passes import name_linears, share_equal, strip_metadata
+from .quantization import quantize_linears
 from .segments import Segment
 
 OPSET = 20
@@ -23,11 +24,12 @@ TRACED_PICTURES = 2
 TRACED_TIMES = 3
 
 
-def export_segment(segment: Segment, batch: Batch, path: Path) -> None:
-    """Write `path` and its weights beside it as `path`.data.
+def export_segment(segment: Segment, batch: Batch, path: Path, *, amax: Mapping[str, float] | None = None) -> int:
+    """Write `path` and its weights beside it as `path`.data; returns the number of Linears that became FP8.
 
-    Opset 20 decomposes attention, which every engine accepts under a mask (opset 23's Attention does not run under a
-    broadcast mask on ONNX Runtime's CPU provider).
+    `amax` names the Linears that shall, with the largest magnitude of their inputs. Opset 20 decomposes attention,
+    which every engine accepts under a mask (opset 23's Attention does not run under a broadcast mask on ONNX Runtime's
+    CPU provider).
     """
     graph = segment.graph
     sizes = _traced_sizes(batch)
@@ -43,12 +45,15 @@ def export_segment(segment: Segment, batch: Batch, path: Path) -> None:
             dynamic_shapes=_dynamic_shapes(graph, batch),
             verbose=False,
         )
+    name_linears(program.model, segment.name_in_model)
     strip_metadata(program.model)
     share_equal(program.model)
+    quantized = quantize_linears(program.model, amax or {})
     _check_border(program.model.graph, graph, batch)
     program.model.graph.name = graph.name
     path.parent.mkdir(parents=True, exist_ok=True)
     program.save(path, external_data=True)
+    return quantized
 
 
 def _check_border(exported: Any, graph: Graph, batch: Batch) -> None:

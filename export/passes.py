@@ -1,10 +1,33 @@
 """Passes over an exported graph: each changes it in place and returns how many changes it made."""
 
+import ast
 import hashlib
+from collections.abc import Callable
 from typing import Any
 
 from onnx_ir.convenience import replace_all_uses_with
 from onnx_ir.passes.common import CommonSubexpressionEliminationPass
+
+SCOPES = "pkg.torch.onnx.name_scopes"
+
+
+def name_linears(model: Any, name: Callable[[str], str]) -> int:
+    """Call the matrix product of every Linear, and its weight, as the layer is called in the whole model.
+
+    Needs the exporter's notes; `name` maps a module's path in the segment to its path in the model.
+    """
+    counts: dict[str, int] = {}
+    for node in model.graph:
+        scopes = ast.literal_eval(node.metadata_props.get(SCOPES, "[]"))
+        weight = node.inputs[1] if node.op_type in ("MatMul", "Gemm") else None
+        if weight is None or weight.const_value is None or len(scopes) < 3:
+            continue
+        path = name(scopes[-2])
+        counts[path] = counts.get(path, -1) + 1
+        node.name = f"{path}_{counts[path]}" if counts[path] else path
+        if weight.is_initializer() and not counts[path]:
+            weight.name = f"{path}.weight"
+    return len(counts)
 
 
 def strip_metadata(model: Any) -> int:

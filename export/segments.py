@@ -1,14 +1,19 @@
 """The five segments of an ILF model as torch modules, inputs and outputs in the order of their ports."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
+from torch.func import functional_call
 
-from ilf_trt.backbone import Context
-from ilf_trt.contract import Graph, ModelSpec, Precision, graphs_of
+from ilf_trt.backbone import TEXT_PAIRS, Backbone, Context
+from ilf_trt.contract import Graph, ModelSpec, Port, Precision, graphs_of
 from ilf_trt.model import ILFModel
+
+BLOCKS = "transformer_blocks"
+FEEDBACK = "feedback"
 
 
 def spec_of(
@@ -19,9 +24,14 @@ def spec_of(
     train_timesteps: int,
     precision: Precision,
     wide_residual: bool = False,
+    hoist_text: bool = False,
 ) -> ModelSpec:
-    """The dimensions of `model`, as served with or without classifier-free guidance."""
+    """The dimensions of `model`, as served with or without classifier-free guidance.
+
+    `hoist_text` makes the keys and values of the text once a picture, in `cond`, instead of in every block.
+    """
     adapter = model.adapter
+    hoisted = adapter.hoisted_parameters(model.feedback.block, hoist_text=hoist_text)
     rows = "2B" if guidance else "B"
     return ModelSpec(
         kind=adapter.kind,
@@ -34,24 +44,37 @@ def spec_of(
         shares_rows=adapter.shares_rows,
         train_timesteps=train_timesteps,
         conditions=adapter.condition_ports(text_tokens, guidance=guidance),
-        context=adapter.context_ports(rows, text_tokens, precision.dtype),
+        context=adapter.context_ports(rows, text_tokens, precision.dtype, hoist_text=hoist_text),
+        per_block=adapter.per_block_ports(rows, text_tokens, precision.dtype, hoist_text=hoist_text),
+        constants=tuple(
+            Port(f"{FEEDBACK}.{name}", tuple(value.shape), precision.array_dtype) for name, value in hoisted.items()
+        ),
         wide_residual=wide_residual,
     )
+
+
+def constants_of(model: ILFModel, spec: ModelSpec) -> dict[str, Tensor]:
+    """The feedback block's tensors that `cond` takes as inputs, under their ports' names, in the model's dtype."""
+    weights = dict(model.feedback.block.named_parameters())
+    return {port.name: weights[port.name.removeprefix(f"{FEEDBACK}.")].detach() for port in spec.constants}
 
 
 def segments_of(model: ILFModel, spec: ModelSpec, precision: Precision) -> dict[str, "Segment"]:
     """A module for each graph of `spec`, sharing the weights of `model`."""
     blocks, loop = list(model.adapter.blocks), model.loop
+    named = {f"{BLOCKS}.{index}": block for index, block in enumerate(blocks)}
     held = {
-        "cond": [*blocks, model.feedback.block],
-        "pre": blocks[: loop.begin],
-        "loop_body": blocks[loop.begin : loop.end + 1],
-        "loop_feedback": [model.feedback.block],
-        "post": blocks[loop.end + 1 :],
+        "cond": slice(None),
+        "pre": slice(loop.begin),
+        "loop_body": slice(loop.begin, loop.end + 1),
+        "post": slice(loop.end + 1, None),
     }
+    of_graph = {graph: dict(list(named.items())[few]) for graph, few in held.items()}
+    of_graph["loop_feedback"] = {FEEDBACK: model.feedback.block}
     modules = {module.name: module for module in (Cond, Pre, LoopBody, LoopFeedback, Post)}
     return {
-        graph.name: modules[graph.name](model, spec, graph, held[graph.name]) for graph in graphs_of(spec, precision)
+        graph.name: modules[graph.name](model, spec, graph, of_graph[graph.name])
+        for graph in graphs_of(spec, precision)
     }
 
 
@@ -60,14 +83,21 @@ class Segment(nn.Module):
 
     name: ClassVar[str]
 
-    def __init__(self, model: ILFModel, spec: ModelSpec, graph: Graph, blocks: Sequence[nn.Module]) -> None:
+    def __init__(self, model: ILFModel, spec: ModelSpec, graph: Graph, blocks: Mapping[str, nn.Module]) -> None:
+        """`blocks` under their names in the whole model."""
         super().__init__()
         self.adapter = model.adapter
         self.backbone = model.backbone
         self.spec = spec
         self.graph = graph
-        self.blocks = nn.ModuleList(blocks)
+        self.blocks = nn.ModuleList(blocks.values())
         self._names = tuple(port.name for port in graph.inputs)
+        self._places = {f"blocks.{index}": name for index, name in enumerate(blocks)}
+
+    def name_in_model(self, path: str) -> str:
+        """The path of a module of this segment -> its path in the whole model, `transformer_blocks.8.attn1.to_q`."""
+        place = ".".join(path.split(".")[:2])
+        return self._places.get(place, place) + path.removeprefix(place)
 
     def named(self, tensors: Sequence[Tensor]) -> dict[str, Tensor]:
         return dict(zip(self._names, tensors, strict=True))
@@ -79,38 +109,65 @@ class Segment(nn.Module):
         if not self.blocks:
             return tokens
         rows = next(ports[name] for name in ports if name.startswith("modulation") and name != "modulation_head")
-        context = Context.from_ports(ports)
+        context = Context.from_ports(ports, self.name)
         return self.adapter.run(list(self.blocks), tokens, rows, context, feedback=feedback, scales=scales)
 
 
 class Cond(Segment):
-    """Everything that does not depend on the latent, for every time of a plan at once."""
+    """Everything that does not depend on the latent, for every time of a plan at once.
+
+    What it needs of the feedback block comes in through the `constants`.
+    """
 
     name = "cond"
 
+    def __init__(self, model: ILFModel, spec: ModelSpec, graph: Graph, blocks: Mapping[str, nn.Module]) -> None:
+        super().__init__(model, spec, graph, blocks)
+        self.feedback = _Hoisted(model.adapter, model.feedback.block)
+
     def forward(self, *tensors: Tensor) -> tuple[Tensor, ...]:
         ports = self.named(tensors)
-        times = ports.pop("times").unsqueeze(1)  # (T, 1)
+        times = ports["times"].unsqueeze(1)  # (T, 1)
         call = self.adapter.call(ports, guidance=self.spec.guidance)
         rows = next(value.shape[0] for value in call.values() if isinstance(value, Tensor))
         context = self.adapter.context(call)
-        loop, blocks = self.spec.loop, list(self.blocks)
-        holders = {
-            "modulation": blocks[:1],
-            "modulation_pre": blocks[: loop.begin],
-            "modulation_loop_body": blocks[loop.begin : loop.end + 1],
-            "modulation_loop_feedback": blocks[-1:],
-            "modulation_post": blocks[loop.end + 1 : -1],
+        blocks = list(self.blocks)
+        begin, after = self.spec.loop.begin, self.spec.loop.end + 1
+        held = {"pre": blocks[:begin], "loop_body": blocks[begin:after], "post": blocks[after:]}
+        constants = {port.name: ports[port.name] for port in self.spec.constants}
+
+        make: dict[str, Callable[[], Tensor]] = {
+            "modulation": partial(self.adapter.rows, blocks[:1], times, context, rows),
+            "modulation_head": partial(self.adapter.head_row, times, context, rows),
+            **{port.name: partial(context.port, port.name) for port in self.spec.context},
         }
-        outputs: list[Tensor] = []
-        for port in self.graph.outputs:
-            if port.name in holders:
-                outputs.append(self.adapter.rows(holders[port.name], times, context, rows))
-            elif port.name == "modulation_head":
-                outputs.append(self.adapter.head_row(times, context, rows))
-            else:
-                outputs.append(context.port(port.name))
-        return tuple(outputs)
+        for graph, few in held.items():
+            make[f"modulation_{graph}"] = partial(self.adapter.rows, few, times, context, rows)
+            make[f"{TEXT_PAIRS}_{graph}"] = partial(self.adapter.text_pairs, few, context)
+        of_feedback = partial(self.feedback.call, constants, times, context, rows)
+        make["modulation_loop_feedback"] = partial(of_feedback, "rows")
+        make[f"{TEXT_PAIRS}_loop_feedback"] = partial(of_feedback, TEXT_PAIRS)
+        return tuple(make[port.name]() for port in self.graph.outputs)
+
+
+class _Hoisted(nn.Module):
+    """What `cond` makes for the feedback block, from weights that are given at each call."""
+
+    def __init__(self, adapter: Backbone, block: nn.Module) -> None:
+        super().__init__()
+        self.adapter = adapter
+        self.block = block
+
+    def call(self, constants: dict[str, Tensor], times: Tensor, context: Context, rows: int, what: str) -> Tensor:
+        dtype = next(self.block.parameters()).dtype
+        weights = {f"block.{name.removeprefix(f'{FEEDBACK}.')}": value.to(dtype) for name, value in constants.items()}
+        made: Tensor = functional_call(self, weights, (times, context, rows, what))
+        return made
+
+    def forward(self, times: Tensor, context: Context, rows: int, what: str) -> Tensor:
+        if what == TEXT_PAIRS:
+            return self.adapter.text_pairs([self.block], context)
+        return self.adapter.rows([self.block], times, context, rows)
 
 
 class Pre(Segment):

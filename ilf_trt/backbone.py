@@ -2,7 +2,7 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
 import torch
@@ -11,23 +11,35 @@ from torch import Tensor, nn
 from ilf_trt.contract import Port
 from ilf_trt.errors import InvalidRequest
 
+TEXT_PAIRS = "text_pairs"
+
 
 @dataclass(frozen=True, slots=True)
 class Context:
     """What the pictures of a batch ask for, without the time; R rows.
 
     `labels` (R,), `sizes` (R, D) added to the time embedding, `text` (R, L, D), `text_bias` (R, 1, 1, L).
+    `text_pairs` (R, K, 2, L, D), the keys and values that K blocks make of the text, stands in for `text`.
     """
 
     labels: Tensor | None = None
     sizes: Tensor | None = None
     text: Tensor | None = None
     text_bias: Tensor | None = None
+    text_pairs: Tensor | None = None
 
     @classmethod
-    def from_ports(cls, ports: Mapping[str, Tensor]) -> "Context":
-        """What of the context crosses into the graphs that hold blocks."""
-        return cls(text=ports.get("text_tokens"), text_bias=ports.get("text_bias"))
+    def from_ports(cls, ports: Mapping[str, Tensor], graph: str) -> "Context":
+        """What of the context crosses into `graph`, which holds blocks."""
+        return cls(
+            text=ports.get("text_tokens"),
+            text_bias=ports.get("text_bias"),
+            text_pairs=ports.get(f"{TEXT_PAIRS}_{graph}"),
+        )
+
+    def at(self, index: int) -> "Context":
+        """The context of block `index` of the K."""
+        return self if self.text_pairs is None else replace(self, text_pairs=self.text_pairs[:, index : index + 1])
 
     def port(self, name: str) -> Tensor:
         """The tensor of a context port."""
@@ -107,8 +119,23 @@ class Backbone(ABC):
         """What a caller of the served model passes for each picture."""
 
     @abstractmethod
-    def context_ports(self, rows: str, text_tokens: int, dtype: str) -> tuple[Port, ...]:
-        """What of the context crosses from `cond` into the graphs that hold blocks."""
+    def context_ports(self, rows: str, text_tokens: int, dtype: str, *, hoist_text: bool) -> tuple[Port, ...]:
+        """What of the context crosses from `cond` into all graphs that hold blocks."""
+
+    @abstractmethod
+    def per_block_ports(self, rows: str, text_tokens: int, dtype: str, *, hoist_text: bool) -> tuple[Port, ...]:
+        """What crosses to each block of its own; `hoist_text` makes the text's keys and values once a picture.
+
+        Raises InvalidRequest when the backbone has no text.
+        """
+
+    @abstractmethod
+    def hoisted_parameters(self, block: nn.Module, *, hoist_text: bool) -> dict[str, nn.Parameter]:
+        """The parameters of a block, by name, that `cond` uses."""
+
+    def text_pairs(self, blocks: Sequence[nn.Module], context: Context) -> Tensor:
+        """Keys and values of the text for each block, (R, K, 2, L, D); raises InvalidRequest without text."""
+        raise InvalidRequest(f"{self.model_class} takes no text; leave --hoist-text out")
 
     @abstractmethod
     def call(self, conditions: Mapping[str, Tensor], *, guidance: bool) -> dict[str, Any]:
@@ -154,7 +181,7 @@ class Backbone(ABC):
         for index, block in enumerate(blocks):
             if feedback is not None and scales is not None:
                 tokens = tokens + (feedback * scales[index]).to(tokens.dtype)
-            tokens = self.block(block, tokens, rows[:, 0 if self.shares_rows else index], context)
+            tokens = self.block(block, tokens, rows[:, 0 if self.shares_rows else index], context.at(index))
         return tokens
 
     def embed_time(self, embedder: Any, times: Tensor) -> Tensor:

@@ -6,26 +6,30 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+LINEARS = ("attn1", "attn2", "ff")
+"""Parts of a block whose Linears run at every pass."""
+
 
 def adaptive_block(
     block: Any,
     norms: tuple[nn.LayerNorm, nn.LayerNorm],
     tokens: Tensor,
     row: Tensor,
-    text: Tensor | None = None,
+    text: tuple[Tensor, Tensor] | None = None,
     text_bias: Tensor | None = None,
 ) -> Tensor:
-    """tokens (R, N, D), row (R, 6, D), text (R, L, D), text_bias (R, 1, 1, L) -> (R, N, D).
+    """tokens (R, N, D), row (R, 6, D), text's key and value each (R, L, D), text_bias (R, 1, 1, L) -> (R, N, D).
 
     Norms, modulation and gates run in float32, matrix products and attention in the weights' dtype.
     Source: the block of DiT (arXiv 2212.09748, figure 3) and of PixArt-alpha (arXiv 2310.00426, figure 4).
     """
     shift, scale, gate, shift_ff, scale_ff, gate_ff = row.unsqueeze(2).unbind(1)  # each (R, 1, D)
     dtype = block.attn1.to_q.weight.dtype
-    attended = attention(block.attn1, modulate(norms[0], tokens, shift, scale).to(dtype))
+    normed = modulate(norms[0], tokens, shift, scale).to(dtype)
+    attended = attention(block.attn1, normed, block.attn1.to_k(normed), block.attn1.to_v(normed))
     tokens = tokens + (gate * attended).to(tokens.dtype)
     if text is not None:
-        tokens = tokens + attention(block.attn2, tokens.to(dtype), text, text_bias).to(tokens.dtype)
+        tokens = tokens + attention(block.attn2, tokens.to(dtype), *text, text_bias).to(tokens.dtype)
     forwarded = block.ff(modulate(norms[1], tokens, shift_ff, scale_ff).to(dtype))
     return tokens + (gate_ff * forwarded).to(tokens.dtype)
 
@@ -36,12 +40,11 @@ def modulate(norm: nn.LayerNorm, tokens: Tensor, shift: Tensor, scale: Tensor) -
     return F.layer_norm(tokens.float(), norm.normalized_shape, weight, bias, norm.eps) * (1 + scale) + shift
 
 
-def attention(attn: Any, tokens: Tensor, text: Tensor | None = None, bias: Tensor | None = None) -> Tensor:
-    """Self-attention over tokens (R, N, D), or cross-attention into text (R, L, D) under bias (R, 1, 1, L)."""
-    source = tokens if text is None else text
+def attention(attn: Any, tokens: Tensor, key: Tensor, value: Tensor, bias: Tensor | None = None) -> Tensor:
+    """Attention of tokens (R, N, D) to key and value (R, L, D) under bias (R, 1, 1, L) -> (R, N, D)."""
     query, key, value = (
-        projection(x).unflatten(-1, (attn.heads, -1)).transpose(1, 2)  # each (R, heads, N or L, d)
-        for projection, x in ((attn.to_q, tokens), (attn.to_k, source), (attn.to_v, source))
+        x.unflatten(-1, (attn.heads, -1)).transpose(1, 2)  # each (R, heads, N or L, d)
+        for x in (attn.to_q(tokens), key, value)
     )
     mask = None if bias is None else bias.to(query.dtype)
     mixed = F.scaled_dot_product_attention(query, key, value, attn_mask=mask)

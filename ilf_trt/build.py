@@ -1,27 +1,36 @@
-"""The build: export, verify, put in place; each stage is loaded by name when its turn comes."""
+"""The build: export, verify, compile, put in place; each stage is loaded by name when its turn comes."""
 
 from collections.abc import Callable
+from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from time import perf_counter
 from typing import Any
 
-from ilf_trt.bundle import Bundle, drafted
-from ilf_trt.contract import GRAPHS, Batch, Precision
+from ilf_trt.bundle import Bundle, Manifest, drafted, strip_graphs
+from ilf_trt.contract import GRAPHS, Batch, Calibrator, Precision
+from ilf_trt.errors import InvalidRequest
 from ilf_trt.schedule import DEFAULT_FEEDBACK, Ratio, Rule
+from ilf_trt.store import Store
+from ilf_trt.target import EngineOptions
 
 DEFAULT_BATCH = Batch(1, 4, 16)
-STAGES = ("load checkpoint", "reference", *(f"export {name}" for name in GRAPHS), "verify")
 
 
 @dataclass(frozen=True, slots=True)
 class BuildOptions:
-    """Everything that changes what a build makes."""
+    """Everything that changes what a build makes.
+
+    `engines` None ends at ONNX. `cache` is the folder of the build cache, None builds everything anew; it changes how
+    long a build takes and nothing else.
+    """
 
     base: str | None = None
     precision: Precision = Precision.FP32
     wide_residual: bool = False
+    hoist_text: bool = False
     batch: Batch = DEFAULT_BATCH
     guidance: bool = True
     guidance_scale: float = 1.5
@@ -31,18 +40,52 @@ class BuildOptions:
     ratio: Ratio = Ratio.LOOP_TO_MODEL
     scheduler: str | None = None
     text_tokens: int = 300
+    calibration: Path | None = None
+    calibrator: Calibrator = Calibrator.AUTO
+    fp8_exclude: tuple[str, ...] = ()
+    device: str = "cpu"
     verify: bool = True
     max_error: float | None = None
+    engines: EngineOptions | None = None
+    strip_graphs: bool = False
+    cache: Path | None = None
+
+    def check(self) -> None:
+        """Raise InvalidRequest for options that contradict one another, before anything is loaded."""
+        if self.engines is None and self.strip_graphs:
+            raise InvalidRequest("--strip-graphs would leave nothing: pass a --target to build engines for")
+        if self.precision is not Precision.FP8 and (self.fp8_exclude or self.calibration):
+            raise InvalidRequest("--fp8-exclude and --calibration are for --precision fp8")
+
+    @property
+    def stages(self) -> tuple[str, ...]:
+        """The stages of the build, in order."""
+        fp8 = ("calibrate",) if self.precision is Precision.FP8 else ()
+        checked = self.verify
+        return (
+            *(("engine library",) if self.engines else ()),
+            "load checkpoint",
+            *(("reference",) if checked else ()),
+            *fp8,
+            *(f"export {name}" for name in GRAPHS),
+            *(("verify",) if checked else ()),
+            *(f"engine {name}" for name in GRAPHS if self.engines),
+        )
 
 
 @dataclass(frozen=True, slots=True)
 class BuildResult:
-    """The bundle, seconds by stage, and what verify measured (None when it was skipped)."""
+    """The bundle, seconds by stage, what verify measured (None when it was skipped), and what the engines are.
+
+    `reports` has one for each graph, `reused` names the graphs whose engine came out of the build cache.
+    """
 
     bundle: Bundle
     stage_s: dict[str, float]
     differences: tuple[Any, ...]
     table: Any
+    reports: tuple[Any, ...]
+    reused: tuple[str, ...]
 
 
 def build(
@@ -52,34 +95,97 @@ def build(
     *,
     force: bool = False,
     progress: Callable[[str], None] = lambda stage: None,
+    tell: Callable[[str, int, int], None] = lambda phase, done, total: None,
 ) -> BuildResult:
-    """Build a bundle from a checkpoint; `progress` is told each stage's name as it begins.
+    """Build a bundle from a checkpoint; `progress` is told each stage's name as it begins, `tell` the builder's phases.
 
     Nothing stands at `output` until everything is written and verified; an old bundle there stays whole until then.
     Raises any error of the tree.
     """
-    stage_s: dict[str, float] = {}
-    began = perf_counter()
-    current = ""
-
-    def enter(stage: str) -> None:
-        nonlocal began, current
-        now = perf_counter()
-        if current:
-            stage_s[current] = now - began
-        began, current = now, stage
-        if stage:
-            progress(stage)
-
+    options.check()
+    clock = _Clock(progress)
     differences: tuple[Any, ...] = ()
     table = None
     with drafted(output, force=force) as draft:
-        manifest = import_module("ilf_trt.export.command").export_bundle(checkpoint, draft, options, enter)
+        compiler = None
+        if options.engines is not None:
+            clock.enter("engine library")
+            compiler = _compiler(options.engines, options.precision, options.cache)
+        manifest = import_module("ilf_trt.export.command").export_bundle(checkpoint, draft, options, clock.enter)
         if options.verify:
-            enter("verify")
+            clock.enter("verify")
             checks = import_module("ilf_trt.runtime.verify")
-            differences, precision = checks.verify(draft)
-            checks.check(differences, precision.parity_limit if options.max_error is None else options.max_error)
+            with _runnable(draft, manifest) as subject:
+                differences, _ = checks.verify(subject)
+            limit = options.precision.parity_limit if options.max_error is None else options.max_error
+            checks.check(differences, limit)
             table = checks.table(differences)
-        enter("")
-    return BuildResult(Bundle(Path(output), manifest), stage_s, differences, table)
+        reports, reused = (), ()
+        if compiler is not None:
+            compiled = compiler.compile(draft, manifest, clock.enter, tell)
+            manifest, reports, reused = compiled.manifest, compiled.reports, compiled.reused
+        if options.strip_graphs:
+            manifest = strip_graphs(draft, manifest)
+        clock.enter("")
+    return BuildResult(Bundle(Path(output), manifest), clock.stage_s, differences, table, reports, reused)
+
+
+def compile_bundle(
+    bundle: str | Path,
+    output: str | Path,
+    engines: EngineOptions,
+    *,
+    strip: bool = False,
+    cache: Path | None = None,
+    force: bool = False,
+    progress: Callable[[str], None] = lambda stage: None,
+    tell: Callable[[str, int, int], None] = lambda phase, done, total: None,
+) -> BuildResult:
+    """Add engines to a bundle that was built elsewhere, without PyTorch; `output` may be the bundle itself.
+
+    Raises BundleError, EngineError, InvalidRequest, MissingDependency.
+    """
+    clock = _Clock(progress)
+    clock.enter("engine library")
+    opened = Bundle.open(bundle)
+    compiler = _compiler(engines, opened.manifest.precision, cache)
+    with drafted(output, force=force) as draft:
+        opened.copy(draft)
+        compiled = compiler.compile(draft, opened.manifest, clock.enter, tell)
+        manifest = strip_graphs(draft, compiled.manifest) if strip else compiled.manifest
+        clock.enter("")
+    return BuildResult(Bundle(Path(output), manifest), clock.stage_s, (), None, compiled.reports, compiled.reused)
+
+
+def _compiler(engines: EngineOptions, precision: Precision, cache: Path | None) -> Any:
+    module = import_module("ilf_trt.engines.compiler")
+    return module.Compiler.open(engines, precision, None if cache is None else Store(cache))
+
+
+@contextmanager
+def _runnable(draft: Path, manifest: Manifest) -> Any:
+    """The bundle as the CPU can run it: a bfloat16 one is restated in float32 that is rounded to bfloat16."""
+    if manifest.precision is not Precision.BF16:
+        yield draft
+        return
+    with TemporaryDirectory() as folder:
+        yield import_module("ilf_trt.export.rounding").write_rounded(draft, Path(folder) / "rounded", manifest)
+
+
+class _Clock:
+    """Seconds of each stage."""
+
+    def __init__(self, progress: Callable[[str], None]) -> None:
+        self.stage_s: dict[str, float] = {}
+        self._progress = progress
+        self._began = perf_counter()
+        self._current = ""
+
+    def enter(self, stage: str) -> None:
+        """End the current stage and begin `stage`, or only end it for an empty name."""
+        now = perf_counter()
+        if self._current:
+            self.stage_s[self._current] = now - self._began
+        self._began, self._current = now, stage
+        if stage:
+            self._progress(stage)

@@ -8,6 +8,7 @@ import hashlib
 import json
 import os
 import shutil
+import zipfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
@@ -16,14 +17,19 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 from uuid import uuid4
 
+import numpy as np
+from numpy.typing import NDArray
+
 from ilf_trt.contract import Batch, Graph, Loop, ModelSpec, Port, Precision, graphs_of
 from ilf_trt.errors import BundleError, InvalidRequest
 from ilf_trt.schedule import StepPlan
 
-SCHEMA = 1
+SCHEMA = 2
 MANIFEST_FILE = "manifest.json"
 REFERENCE_FILE = "reference.npz"
+CONSTANTS_FILE = "constants.npz"
 GRAPH_FOLDER = "graphs"
+ENGINE_FOLDER = "engines"
 MAX_NAME = 200
 UNWRITABLE = (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS, errno.EFBIG)
 AT_FDCWD, RENAME_EXCHANGE = -100, 2  # linux/fcntl.h, linux/fs.h
@@ -35,6 +41,36 @@ class FileFacts:
 
     sha256: str
     size_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class Fp8Facts:
+    """Which Linears run in FP8, by their names in the model, and what their scales were measured with."""
+
+    calibrator: str
+    pictures: int
+    linears: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class EngineFacts:
+    """One graph's engine: where it lies, what built it, and what it runs on.
+
+    `gpus` are architectures (`sm90`); `gpu_name` and `driver` are those of the machine that built it, empty where it
+    was built ahead of time. `any_gpu_of_architecture` lets other cards of the same architecture run it. `key` names its
+    content in the build cache.
+    """
+
+    graph: str
+    target: str
+    file: str
+    report: str
+    library_version: str
+    gpus: tuple[str, ...]
+    gpu_name: str
+    driver: str
+    any_gpu_of_architecture: bool
+    key: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,6 +87,8 @@ class Manifest:
     guidance_scale: float
     base_sha256: str
     tools: dict[str, str]
+    fp8: Fp8Facts | None
+    engines: tuple[EngineFacts, ...]
     files: dict[str, FileFacts]
 
     def as_json(self) -> dict[str, Any]:
@@ -74,7 +112,7 @@ class Manifest:
                         "latent": tuple(spec["latent"]),
                         "loop": Loop(**spec["loop"]),
                         "conditions": _ports(spec["conditions"]),
-                        "context": _ports(spec["context"]),
+                        **{name: _ports(spec[name]) for name in ("context", "per_block", "constants")},
                     }
                 ),
                 precision=Precision(data["precision"]),
@@ -88,6 +126,8 @@ class Manifest:
                 guidance_scale=float(data["guidance_scale"]),
                 base_sha256=str(data["base_sha256"]),
                 tools=dict(data["tools"]),
+                fp8=data["fp8"] and Fp8Facts(**{**data["fp8"], "linears": tuple(data["fp8"]["linears"])}),
+                engines=tuple(EngineFacts(**{**facts, "gpus": tuple(facts["gpus"])}) for facts in data["engines"]),
                 files={
                     str(name): FileFacts(str(facts["sha256"]), int(facts["size_bytes"]))
                     for name, facts in data["files"].items()
@@ -112,6 +152,12 @@ class Manifest:
             raise InvalidRequest("the graphs' ports are not those of the model")
         if (plan.blocks, plan.loop) != (spec.blocks, spec.loop):
             raise InvalidRequest("the plan is for another model or loop")
+        names = {graph.name for graph in self.graphs}
+        for facts in self.engines:
+            if facts.graph not in names or not {facts.file, facts.report} <= self.files.keys():
+                raise InvalidRequest(f"an engine of graph {facts.graph!r} is not among the files")
+        if (self.fp8 is not None) != (self.precision is Precision.FP8):
+            raise InvalidRequest("the FP8 facts do not go with the precision")
         if len(self.scales) != spec.loop.size or not all(map(isfinite, (*self.scales, self.guidance_scale))):
             raise InvalidRequest(f"{len(self.scales)} scales for {spec.loop.size} loop blocks, or one is not finite")
 
@@ -144,18 +190,53 @@ class Bundle:
         manifest = Manifest.from_json(data)
         for name, facts in manifest.files.items():
             _check_file(path, name, facts, check_hashes=check_hashes)
-        missing = [graph.name for graph in manifest.graphs if _graph_name(graph.name) not in manifest.files]
-        if missing:
+        compiled = {facts.graph for facts in manifest.engines}
+        missing = [graph.name for graph in manifest.graphs if graph_file(graph.name) not in manifest.files]
+        if not compiled.issuperset(missing):
             raise BundleError(f"{path} lists no file for graph {missing[0]!r}; build the bundle anew")
         return cls(path, manifest)
 
     def graph_path(self, graph: str) -> Path:
-        """The ONNX file of a graph."""
-        return self.path / _graph_name(graph)
+        """The ONNX file of a graph; raises BundleError when the bundle was stripped to its engines."""
+        if graph_file(graph) not in self.manifest.files:
+            targets = ", ".join(dict.fromkeys(facts.target for facts in self.manifest.engines))
+            raise BundleError(
+                f"{self.path} was stripped to its {targets} engines and holds no graphs; load it on such a GPU, or "
+                "build it without --strip-graphs"
+            )
+        return self.path / graph_file(graph)
+
+    def constants(self) -> dict[str, NDArray[Any]]:
+        """The tensors of the feedback block that `cond` takes, under their ports' names; raises BundleError."""
+        ports = self.manifest.spec.constants
+        arrays = read_arrays(self.path / CONSTANTS_FILE) if ports else {}
+        for port in ports:
+            array = arrays.get(port.name)
+            if array is None or array.shape != port.shape or str(array.dtype) != port.dtype:
+                raise BundleError(
+                    f"{self.path / CONSTANTS_FILE} lacks {port.name} as {port.dtype}; build the bundle anew"
+                )
+        return arrays
+
+    def copy(self, folder: Path) -> None:
+        """Put every file of the bundle into `folder`, by hard link where that can be."""
+        for name in self.manifest.files:
+            place = folder / name
+            place.parent.mkdir(parents=True, exist_ok=True)
+            link_or_copy(self.path / name, place)
 
     @property
     def size_bytes(self) -> int:
         return sum(facts.size_bytes for facts in self.manifest.files.values())
+
+
+def read_arrays(path: Path) -> dict[str, NDArray[Any]]:
+    """The arrays of an .npz of a bundle; raises BundleError."""
+    try:
+        with path.open("rb") as opened, np.load(opened, allow_pickle=False) as file:
+            return dict(file)
+    except (OSError, ValueError, EOFError, TypeError, AttributeError, zipfile.BadZipFile) as error:
+        raise BundleError(f"{path} cannot be read ({error}); build the bundle anew") from error
 
 
 @contextmanager
@@ -196,7 +277,7 @@ def drafted(output: str | Path, *, force: bool) -> Iterator[Path]:
 def write_manifest(folder: Path, manifest: Manifest) -> Manifest:
     """Write the manifest with the facts of every file in `folder`, and return it."""
     files = {
-        path.relative_to(folder).as_posix(): FileFacts(_sha256(path), path.stat().st_size)
+        path.relative_to(folder).as_posix(): FileFacts(sha256_of(path), path.stat().st_size)
         for path in sorted(folder.rglob("*"))
         if path.is_file() and path.name != MANIFEST_FILE
     }
@@ -205,11 +286,26 @@ def write_manifest(folder: Path, manifest: Manifest) -> Manifest:
     return manifest
 
 
+def strip_graphs(folder: Path, manifest: Manifest) -> Manifest:
+    """Leave only the engines of a bundle, for machines that need nothing else; writes the manifest anew."""
+    shutil.rmtree(folder / GRAPH_FOLDER)
+    return write_manifest(folder, manifest)
+
+
+def link_or_copy(source: Path, place: Path) -> None:
+    """`place` with the content of `source`: the same file where the file system allows."""
+    try:
+        os.link(source, place)
+    except OSError:
+        shutil.copyfile(source, place)
+
+
 def _ports(data: list[dict[str, Any]]) -> tuple[Port, ...]:
     return tuple(Port(**{**port, "shape": tuple(port["shape"])}) for port in data)
 
 
-def _graph_name(graph: str) -> str:
+def graph_file(graph: str) -> str:
+    """Where a graph's ONNX file lies in a bundle; its weights lie beside it, as `….data`."""
     return f"{GRAPH_FOLDER}/{graph}.onnx"
 
 
@@ -225,13 +321,14 @@ def _check_file(folder: Path, name: str, facts: FileFacts, *, check_hashes: bool
     size_bytes = path.stat().st_size
     if size_bytes != facts.size_bytes:
         raise BundleError(f"{path} has {size_bytes} bytes, the manifest says {facts.size_bytes}; copy the bundle again")
-    if check_hashes and (found := _sha256(path)) != facts.sha256:
+    if check_hashes and (found := sha256_of(path)) != facts.sha256:
         raise BundleError(
             f"{path} has sha256 {found[:12]}…, the manifest says {facts.sha256[:12]}…; copy the bundle again"
         )
 
 
-def _sha256(path: Path) -> str:
+def sha256_of(path: Path) -> str:
+    """sha256 of a file, in hex."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 

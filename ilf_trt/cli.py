@@ -42,6 +42,12 @@ for _place, _name, _help, _example in (
         "Print a step plan and its cost in block forwards.",
         "--blocks 28 --loop 8:19 --steps 10 --feedback outer:2",
     ),
+    (
+        "ilf_trt.engines.command:compile",
+        "compile",
+        "Add engines to a bundle that was built elsewhere.",
+        "model.ilf --target tensorrt",
+    ),
     ("ilf_trt.commands:inspect", "inspect", "Show what a bundle holds.", "build/demo.ilf"),
     (
         "ilf_trt.runtime.command:verify",
@@ -52,6 +58,15 @@ for _place, _name, _help, _example in (
     ("ilf_trt.commands:train_demo", "train-demo", "Train the demo anew.", "--output build/demo-checkpoint"),
 ):
     app.command(_place, name=_name, help=f"{_help}\n\nExample: `ilf-trt {_name} {_example}`")
+
+
+cache = App(name="cache", help="List or remove what earlier builds left in the build cache.")
+app.command(cache)
+for _place, _name, _help, _example in (
+    ("ilf_trt.engines.command:list_cache", "ls", "List what the build cache holds.", ""),
+    ("ilf_trt.engines.command:prune_cache", "prune", "Remove engines from the build cache.", " --days 30"),
+):
+    cache.command(_place, name=_name, help=f"{_help}\n\nExample: `ilf-trt cache {_name}{_example}`")
 
 
 def main(tokens: Sequence[str] | None = None) -> int:

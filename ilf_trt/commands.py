@@ -2,6 +2,7 @@
 
 import json
 import math
+from importlib import import_module
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -11,10 +12,12 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 from rich.text import Text
 
-from ilf_trt.build import DEFAULT_BATCH, STAGES, BuildOptions, BuildResult
+from ilf_trt.build import DEFAULT_BATCH, BuildOptions
 from ilf_trt.build import build as build_bundle
-from ilf_trt.bundle import Bundle
-from ilf_trt.contract import Batch, Loop, Precision
+from ilf_trt.build_view import build_bar, print_build
+from ilf_trt.bundle import Bundle, graph_file
+from ilf_trt.contract import Batch, Calibrator, Loop, Precision
+from ilf_trt.engine_flags import EngineFlags
 from ilf_trt.errors import InvalidRequest, MissingDependency
 from ilf_trt.schedule import (
     DEFAULT_FEEDBACK,
@@ -46,11 +49,17 @@ def build(
     guidance: bool = True,
     guidance_scale: float = 1.5,
     text_tokens: int = 300,
+    hoist_text: bool = False,
+    calibration: Path | None = None,
+    calibrator: Calibrator = Calibrator.AUTO,
+    fp8_exclude: tuple[str, ...] = (),
+    device: str = "cpu",
     verify: bool = True,
     max_error: float | None = None,
+    engines: EngineFlags = EngineFlags(),  # noqa: B008
     force: bool = False,
 ) -> None:
-    """Build a bundle from an ILF checkpoint: export the graphs, verify them, put them in place.
+    """Build a bundle from an ILF checkpoint: export the graphs, verify them, build engines, put it all in place.
 
     Example: `ilf-trt build --checkpoint demo --output build/demo.ilf`
 
@@ -84,11 +93,22 @@ def build(
         Default strength of guidance; it can be replaced at run time.
     text_tokens
         Length of the text that the graphs take; shorter text is padded under the mask.
+    hoist_text
+        Make the text's keys and values once a picture instead of in every block (PixArt).
+    calibration
+        An .npz with conditions of some pictures (text, text_mask … or class_labels) to find FP8's scales on; a model of
+        classes needs none.
+    calibrator
+        What measures for FP8: auto takes Model Optimizer where it is installed.
+    fp8_exclude
+        Linears that shall stay in FP16, by shell pattern: transformer_blocks.0.* or *.to_out.0; may be repeated.
+    device
+        Where PyTorch runs the reference and the calibration: cpu, cuda or cuda:1.
     verify
         Hold every graph and one trajectory against the torch reference before the bundle is put in place, and keep
         that reference in it, so that `ilf-trt verify` can do the same on the machine that serves.
     max_error
-        Largest relative difference to accept; by default 1e-4 for fp32 and 2e-2 for fp16.
+        Largest relative difference to accept; by default 1e-4 for fp32, 2e-2 for fp16, 1e-1 for bf16, 2e-1 for fp8.
     force
         Replace an existing bundle.
     """
@@ -109,27 +129,20 @@ def build(
         ratio=Ratio(ratio),
         scheduler=scheduler,
         text_tokens=text_tokens,
+        hoist_text=hoist_text,
+        calibration=calibration,
+        calibrator=calibrator,
+        fp8_exclude=fp8_exclude,
+        device=device,
         verify=verify,
         max_error=max_error,
+        engines=engines.options(),
+        strip_graphs=engines.strip_graphs,
+        cache=engines.cache_folder(),
     )
-    with Progress(
-        TextColumn("{task.description:<20}"),
-        BarColumn(),
-        TimeElapsedColumn(),
-        console=Console(stderr=True),
-        transient=True,
-    ) as bar:
-        task = bar.add_task("", total=len(STAGES) if verify else len(STAGES) - 2)
-        entered = 0
-
-        def enter(stage: str) -> None:
-            nonlocal entered
-            bar.update(task, description=stage, completed=entered)
-            entered += 1
-
-        result = build_bundle(checkpoint, output, options, force=force, progress=enter)
-        bar.update(task, description="done", completed=entered)
-    _print_build(result, Console())
+    with build_bar(len(options.stages)) as (enter, step):
+        result = build_bundle(checkpoint, output, options, force=force, progress=enter, tell=step)
+    print_build(result, Console())
 
 
 def plan(
@@ -200,10 +213,11 @@ def inspect(
     bundle: Path,
     /,
     *,
+    engines: Annotated[bool, Parameter(negative=())] = False,
     json_: Annotated[bool, Parameter(name="--json", negative=())] = False,
     check: bool = True,
 ) -> None:
-    """Show what a bundle holds: model, graphs and their ports, plan, sizes, versions.
+    """Show what a bundle holds: model, graphs and their ports, plan, engines, sizes, versions.
 
     Example: `ilf-trt inspect build/demo.ilf`
 
@@ -211,12 +225,17 @@ def inspect(
     ----------
     bundle
         Folder of the bundle.
+    engines
+        Show what is in the engines: layers, the precision that each got, memory, and what is not as it was asked.
     json_
-        Print the manifest as JSON.
+        Print the manifest as JSON, with --engines the engines' reports.
     check
         Check the hash of every file.
     """
     opened = Bundle.open(bundle, check_hashes=check)
+    if engines:
+        import_module("ilf_trt.engines.view").show_engines(opened, as_json=json_)
+        return
     if json_:
         print(json.dumps(opened.manifest.as_json(), indent=2))  # noqa: T201
         return
@@ -232,6 +251,7 @@ def inspect(
         "plan": f"{len(manifest.plan.steps)} steps, feedback {manifest.plan.feedback}, "
         f"{manifest.plan.rule.value} {manifest.plan.ratio.value}, {manifest.plan.block_forwards} block forwards",
         "scheduler": str(manifest.scheduler.get("_class_name")),
+        **_engine_facts(opened),
         "built with": ", ".join(f"{tool} {version}" for tool, version in manifest.tools.items()),
         "size": f"{opened.size_bytes / MIB:.1f} MiB" + (", every hash checked" if check else ""),
     }
@@ -241,15 +261,24 @@ def inspect(
     console.print(table)
     graphs = Table("graph", "inputs", "outputs", "MiB")
     for graph in manifest.graphs:
-        size_bytes = sum(
-            f.size_bytes for name, f in manifest.files.items() if Path(name).name.startswith(f"{graph.name}.")
-        )
+        size_bytes = sum(f.size_bytes for name, f in manifest.files.items() if name.startswith(graph_file(graph.name)))
         ports = (
             "\n".join(f"{p.name} {p.dtype} {_shape(p.shape)}" for p in side) for side in (graph.inputs, graph.outputs)
         )
         graphs.add_row(graph.name, *ports, f"{size_bytes / MIB:.2f}")
     console.print(graphs)
     _print_plan(manifest.plan, tuple(step.block_forwards for step in manifest.plan.steps), console)
+
+
+def _engine_facts(bundle: Bundle) -> dict[str, str]:
+    facts = {}
+    for target in dict.fromkeys(engine.target for engine in bundle.manifest.engines):
+        few = [engine for engine in bundle.manifest.engines if engine.target == target]
+        size_bytes = sum(bundle.manifest.files[engine.file].size_bytes for engine in few)
+        card = f" on {few[0].gpu_name}, driver {few[0].driver}" if few[0].gpu_name else ""
+        gpus = ", ".join(few[0].gpus)
+        facts[target] = f"{few[0].library_version} for {gpus}{card}, {len(few)} engines, {size_bytes / MIB:.1f} MiB"
+    return facts
 
 
 def train_demo(
@@ -298,25 +327,6 @@ def train_demo(
             progress=lambda stage, done, total, loss: bar.update(tasks[stage], completed=done, total=total, loss=loss),
         )
     Console().print(f"wrote {output}\nnext: ilf-trt build --checkpoint {output} --output {output}.ilf", highlight=False)
-
-
-def _print_build(result: BuildResult, console: Console) -> None:
-    if result.table is not None:
-        console.print(result.table)
-    times = Table("stage", "seconds")
-    for stage, seconds in result.stage_s.items():
-        times.add_row(stage, f"{seconds:.1f}")
-    console.print(times)
-    path, spec = result.bundle.path, result.bundle.manifest.spec
-    console.print(
-        f"{path}: {result.bundle.size_bytes / MIB:.1f} MiB in {sum(result.stage_s.values()):.0f} s",
-        highlight=False,
-        markup=False,
-        soft_wrap=True,
-    )
-    labels = any(port.name == "class_labels" for port in spec.conditions)
-    arguments = "--labels 0-9 -o build/picture.png" if labels else "--conditions text.npz --latents-out latents.npy"
-    console.print(f"next: ilf-trt generate {path} {arguments}", highlight=False, markup=False, soft_wrap=True)
 
 
 def _print_plan(made: StepPlan, costs: tuple[int, ...], console: Console) -> None:

@@ -1,7 +1,8 @@
 """Names, shapes and dtypes of everything that crosses a border between graphs.
 
 Legend of the dimensions: B pictures, 2B rows of a guided batch (first the B conditional, then the B unconditional),
-T distinct times of a plan, N tokens, D width, C H W latent channels and sides, L text tokens, m blocks of the loop.
+T distinct times of a plan, N tokens, D width, C H W latent channels and sides, L text tokens, m blocks of the loop,
+K blocks of a graph.
 """
 
 from collections.abc import Mapping
@@ -18,20 +19,38 @@ Shape = tuple[Dim, ...]
 
 
 class Precision(StrEnum):
-    """What the matrix products of a bundle run in; norms, modulation, guidance and solver stay in float32."""
+    """What the matrix products of a bundle run in; norms, modulation, guidance and solver stay in float32.
+
+    FP8 is E4M3 for the blocks' Linears, between FP16 tokens.
+    """
 
     FP32 = "fp32"
     FP16 = "fp16"
+    BF16 = "bf16"
+    FP8 = "fp8"
 
     @property
     def dtype(self) -> str:
         """Dtype of the tokens that pass from graph to graph."""
-        return {"fp32": "float32", "fp16": "float16"}[self.value]
+        return {"fp32": "float32", "fp16": "float16", "bf16": "bfloat16", "fp8": "float16"}[self.value]
+
+    @property
+    def array_dtype(self) -> str:
+        """Dtype in which numpy keeps such tensors; it has no bfloat16."""
+        return "float32" if self is Precision.BF16 else self.dtype
 
     @property
     def parity_limit(self) -> float:
         """Largest relative difference from the float32 reference that a build accepts."""
-        return {"fp32": 1e-4, "fp16": 2e-2}[self.value]
+        return {"fp32": 1e-4, "fp16": 2e-2, "bf16": 1e-1, "fp8": 2e-1}[self.value]
+
+
+class Calibrator(StrEnum):
+    """What measures the largest inputs of the Linears for FP8; `auto` takes Model Optimizer where it is installed."""
+
+    AUTO = "auto"
+    MODELOPT = "modelopt"
+    OWN = "own"
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,7 +144,9 @@ class Graph:
 class ModelSpec:
     """The dimensions of an ILF model, and what one picture asks of it.
 
-    `wide_residual`: the sum that runs through the blocks is kept in float32 whatever the precision.
+    `per_block` is the context that each block takes its own of: a graph takes K of it, at axis 1. `constants` are
+    tensors of the feedback block that `cond` needs and takes as inputs, so that a block trained anew changes no graph
+    but its own. `wide_residual`: the sum that runs through the blocks is kept in float32 whatever the precision.
     """
 
     kind: str
@@ -139,6 +160,8 @@ class ModelSpec:
     train_timesteps: int
     conditions: tuple[Port, ...]
     context: tuple[Port, ...]
+    per_block: tuple[Port, ...]
+    constants: tuple[Port, ...]
     wide_residual: bool
 
     @property
@@ -165,14 +188,25 @@ def graphs_of(spec: ModelSpec, precision: Precision) -> tuple[Graph, ...]:
         if count
     }
     head = Port("modulation_head", (rows, 2, width), "float32")
-    of_blocks = {graph: (tables[graph], *spec.context) if graph in tables else () for graph in counts}
+    own = {
+        graph: tuple(
+            Port(f"{port.name}_{graph}", (port.shape[0], count, *port.shape[1:]), port.dtype) for port in spec.per_block
+        )
+        for graph, count in counts.items()
+        if count
+    }
+    of_blocks = {graph: (tables[graph], *own[graph], *spec.context) if graph in tables else () for graph in counts}
     per_time = dict.fromkeys([*tables.values(), head])
 
     return (
         Graph(
             "cond",
-            (Port("times", ("T",), "float32"), *spec.conditions),
-            (*(Port(port.name, ("T", *port.shape), port.dtype) for port in per_time), *spec.context),
+            (Port("times", ("T",), "float32"), *spec.conditions, *spec.constants),
+            (
+                *(Port(port.name, ("T", *port.shape), port.dtype) for port in per_time),
+                *(port for ports in own.values() for port in ports),
+                *spec.context,
+            ),
         ),
         Graph("pre", (Port("latent", latent, "float32"), *of_blocks["pre"]), (hidden,)),
         Graph(

@@ -1,6 +1,7 @@
 """Eager generation in PyTorch with diffusers' own scheduler: what every served picture is held against."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 import diffusers
@@ -52,6 +53,20 @@ def generate(
             output = unconditional + guidance_scale * (conditional - unconditional)
         latents = scheduler.step(output, timestep, latents).prev_sample
     return latents
+
+
+@contextmanager
+def placed(model: nn.Module, device: str) -> Iterator[None]:
+    """`model` on `device` for the time of a block, and back on the CPU; raises InvalidRequest when there is none."""
+    try:
+        model.to(device)
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).splitlines()[0]
+        raise InvalidRequest(f"device {device!r} cannot be used ({reason}); pass --device cpu") from error
+    try:
+        yield
+    finally:
+        model.to("cpu")
 
 
 def scheduler_of(config: Mapping[str, Any]) -> Any:

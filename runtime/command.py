@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from rich.console import Console
 from rich.table import Table
 
+from ilf_trt.conditions import read_conditions
 from ilf_trt.errors import InvalidRequest
 from ilf_trt.schedule import Rule, StepPlan
 
@@ -82,7 +83,7 @@ def generate(
     """
     if output is None and latents_out is None:
         raise InvalidRequest("nothing to write; pass -o PICTURE.png or --latents-out LATENTS.npy")
-    given: dict[str, Any] = {} if conditions is None else _arrays(conditions)
+    given: dict[str, Any] = {} if conditions is None else read_conditions(conditions)
     if labels is not None:
         given["class_labels"] = _numbers(labels, "labels")
     seeds = _numbers(seed, "seed")
@@ -173,14 +174,6 @@ def _array(path: Path) -> NDArray[Any]:
     if not isinstance(array, np.ndarray):
         raise InvalidRequest(f"{path} holds several arrays, expected one; write it with numpy.save")
     return array
-
-
-def _arrays(path: Path) -> dict[str, NDArray[Any]]:
-    try:
-        with path.open("rb") as opened, np.load(opened, allow_pickle=False) as file:
-            return dict(file)
-    except (OSError, ValueError, EOFError, TypeError, AttributeError, zipfile.BadZipFile) as error:
-        raise InvalidRequest(f"{path} is not a readable .npz ({error}); write it with numpy.savez") from error
 
 
 def _save(path: Path, latents: NDArray[np.float32]) -> None:

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from ilf_trt.bundle import Bundle, Manifest
-from ilf_trt.contract import Port
+from ilf_trt.conditions import as_array, check_conditions
 from ilf_trt.errors import InvalidRequest
 from ilf_trt.schedule import Ratio, Rule, StepPlan, make_plan
 
@@ -40,6 +40,7 @@ class Pipeline:
     def __init__(self, bundle: Bundle, engines: Mapping[str, Engine], *, sessions: int = DEFAULT_SESSIONS) -> None:
         self.bundle = bundle
         self._engines = engines
+        self._constants = bundle.constants()
         self._closed = False
         self._pool: LifoQueue[Session | None] = LifoQueue()
         for _ in range(sessions):
@@ -100,14 +101,15 @@ class Pipeline:
         if self._closed:
             raise InvalidRequest("this pipeline is closed; load the bundle again")
         plan = self.manifest.plan if plan is None else self._checked_plan(plan)
-        arrays, pictures = self._conditions(conditions)
+        arrays, pictures = check_conditions(self.manifest.spec.conditions, conditions)
+        self.manifest.batch.check(pictures)
         start = self._start(pictures, seed, latents, noise)
         scale = self.manifest.guidance_scale if guidance_scale is None else guidance_scale
         if not isinstance(scale, Real) or not abs(scale) <= float(np.finfo(np.float32).max):
             raise InvalidRequest(f"guidance_scale is {scale}, it must be finite")
         session = self._pool.get()
         try:
-            session = session or Session(self._engines, self.manifest)
+            session = session or Session(self._engines, self.manifest, self._constants)
             result, timings = session.trajectory(plan, pictures).run(start, arrays, scale)
         finally:
             self._pool.put(session)
@@ -161,41 +163,12 @@ class Pipeline:
             )
         return plan
 
-    def _conditions(self, given: Mapping[str, Any]) -> tuple[dict[str, NDArray[Any]], int]:
-        ports = {port.name: port for port in self.manifest.spec.conditions}
-        unknown = sorted(given.keys() - ports.keys())
-        if unknown:
-            raise InvalidRequest(f"{unknown[0]!r} is not a condition of this bundle; it takes {', '.join(ports)}")
-        values = dict(given)
-        for name, mask_name in ((name, f"{name}_mask") for name in ports):
-            if mask_name in ports and name in values:
-                text = values[name] = _array(name, values[name])
-                mask = _array(mask_name, values.get(mask_name, np.ones(text.shape[:2], np.float32)))
-                if text.shape[1:2] != mask.shape[1:2]:
-                    raise InvalidRequest(
-                        f"{mask_name} is {mask.shape}, its text is {text.shape}; give a number for each token"
-                    )
-                values[mask_name] = mask
-        missing = sorted(ports.keys() - values.keys())
-        if missing:
-            raise InvalidRequest(f"{missing[0]!r} is missing; this bundle takes {', '.join(ports)}")
-        arrays = {name: _checked(port, values[name]) for name, port in ports.items()}
-        counts = {name: len(array) for name, array in arrays.items()}
-        pictures = max(counts.values())
-        for name, count in counts.items():
-            if count != pictures:
-                raise InvalidRequest(
-                    f"{name!r} is for {count} pictures, another condition for {pictures}; give the same"
-                )
-        self.manifest.batch.check(pictures)
-        return arrays, pictures
-
     def _start(
         self, pictures: int, seed: int | Sequence[int], latents: ArrayLike | None, source: NoiseSource | str
     ) -> NDArray[np.float32]:
         shape = (pictures, *self.manifest.spec.latent)
         if latents is not None:
-            array = _array("latents", latents)
+            array = as_array("latents", latents)
             if array.shape != shape or array.dtype != np.float32:
                 raise InvalidRequest(f"latents are {array.dtype} {array.shape}, expected float32 {shape}")
             if not np.isfinite(array).all():
@@ -212,32 +185,3 @@ class Pipeline:
         if len(seed) != pictures:
             raise InvalidRequest(f"{len(seed)} seeds for {pictures} pictures; give one seed, or one for each picture")
         return noise_per_picture(shape, seed, source)
-
-
-def _array(name: str, value: Any) -> NDArray[Any]:
-    try:
-        return np.asarray(value)
-    except ValueError as error:
-        raise InvalidRequest(f"{name} is ragged ({error}); give one shape") from error
-
-
-def _checked(port: Port, value: Any) -> NDArray[Any]:
-    """`value` in the port's dtype and shape, text padded to its length under a zero mask; raises InvalidRequest."""
-    array = _array(port.name, value)
-    whole = port.dtype.startswith("int")
-    if array.dtype.kind not in ("iu" if whole else "f"):
-        raise InvalidRequest(f"{port.name} is {array.dtype}, expected {'whole numbers' if whole else 'floating point'}")
-    if array.ndim != len(port.shape) or array.shape[0] < 1:
-        raise InvalidRequest(f"{port.name} has shape {array.shape}, expected {port.shape}, B >= 1")
-    if "text" in port.name and array.shape[1] < int(port.shape[1]):
-        padding = [(0, 0)] * array.ndim
-        padding[1] = (0, int(port.shape[1]) - array.shape[1])
-        array = np.pad(array, padding)
-    if array.shape[1:] != port.shape[1:]:
-        raise InvalidRequest(f"{port.name} has shape {array.shape}, expected {port.shape}")
-    if port.below is not None and (array.min() < 0 or array.max() >= port.below):
-        wrong = next(int(v) for v in array.flat if not 0 <= v < port.below)
-        raise InvalidRequest(f"{port.name} holds {wrong}, expected 0 to {port.below - 1}")
-    if not whole and not (np.abs(array) <= np.finfo(port.dtype).max).all():
-        raise InvalidRequest(f"{port.name} holds NaN or infinity")
-    return array.astype(port.dtype)

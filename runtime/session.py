@@ -34,15 +34,18 @@ class Timings:
 class Session:
     """Runs one trajectory at a time; several sessions share engines, none shares buffers."""
 
-    def __init__(self, engines: Mapping[str, Engine], manifest: Manifest) -> None:
+    def __init__(self, engines: Mapping[str, Engine], manifest: Manifest, constants: Mapping[str, Array]) -> None:
         self._engines = engines
         self._manifest = manifest
+        self._constants = constants
         self._trajectories: dict[tuple[StepPlan, int], Trajectory] = {}
 
     def trajectory(self, plan: StepPlan, pictures: int) -> "Trajectory":
         """The bound runs of a plan for a number of pictures; the last few are kept."""
         key = (plan, pictures)
-        kept = self._trajectories.pop(key, None) or Trajectory(self._engines, self._manifest, plan, pictures)
+        kept = self._trajectories.pop(key, None) or Trajectory(
+            self._engines, self._manifest, self._constants, plan, pictures
+        )
         self._trajectories[key] = kept
         while len(self._trajectories) > KEPT_TRAJECTORIES:
             del self._trajectories[next(iter(self._trajectories))]
@@ -52,7 +55,14 @@ class Session:
 class Trajectory:
     """Every graph run of a plan, bound to memory: replaying it binds and allocates nothing."""
 
-    def __init__(self, engines: Mapping[str, Engine], manifest: Manifest, plan: StepPlan, pictures: int) -> None:
+    def __init__(
+        self,
+        engines: Mapping[str, Engine],
+        manifest: Manifest,
+        constants: Mapping[str, Array],
+        plan: StepPlan,
+        pictures: int,
+    ) -> None:
         self._engines = engines
         self._plan = plan
         spec = manifest.spec
@@ -60,7 +70,8 @@ class Trajectory:
         self._time_index = {time: index for index, time in enumerate(plan.times)}
 
         self._tables = {port.name: self._array(port.name, "cond") for port in engines["cond"].graph.outputs}
-        self._conditions = {port.name: self._array(port.name, "cond") for port in engines["cond"].graph.inputs}
+        inputs = [port.name for port in engines["cond"].graph.inputs if port.name not in constants]
+        self._conditions = {name: self._array(name, "cond") for name in inputs}
         self._conditions["times"][:] = plan.times
         self._latents = [self._array("latent", "post") for _ in range(2)]
         self._predictions = [self._array("latent", "post") for _ in range(3)]
@@ -72,7 +83,7 @@ class Trajectory:
         self._scales = np.array(manifest.scales, np.float32)
         self._no_scales = np.zeros(spec.loop.size, np.float32)
 
-        self._cond = engines["cond"].bind({**self._conditions, **self._tables})
+        self._cond = engines["cond"].bind({**self._conditions, **constants, **self._tables})
         self._steps = [self._bind_step(index) for index in range(len(plan.steps))]
 
     def run(self, noise: Array, conditions: Mapping[str, Array], guidance_scale: float) -> tuple[NDArray[Any], Timings]:

@@ -1,6 +1,5 @@
 """Holds a bundle's graphs and one whole trajectory against the reference that torch wrote at build time."""
 
-import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 from rich.table import Table
 
-from ilf_trt.bundle import REFERENCE_FILE, Bundle
+from ilf_trt.bundle import REFERENCE_FILE, Bundle, read_arrays
 from ilf_trt.contract import Graph, Precision
 from ilf_trt.errors import BundleError, ParityError
 from ilf_trt.probe import CASES, TRAJECTORY, TRAJECTORY_NOISE, Case
@@ -83,14 +82,9 @@ def difference(what: str, got: NDArray[Any], wanted: NDArray[Any]) -> Difference
 
 
 def _read(bundle: Bundle) -> dict[str, NDArray[Any]]:
-    path = bundle.path / REFERENCE_FILE
     if REFERENCE_FILE not in bundle.manifest.files:
         raise BundleError(f"{bundle.path} was built with --no-verify and holds no reference; build it with --verify")
-    try:
-        with path.open("rb") as opened, np.load(opened, allow_pickle=False) as file:
-            return dict(file)
-    except (OSError, ValueError, EOFError, TypeError, AttributeError, zipfile.BadZipFile) as error:
-        raise BundleError(f"{path} cannot be read ({error}); build the bundle anew") from error
+    return read_arrays(bundle.path / REFERENCE_FILE) | bundle.constants()
 
 
 def _run(engine: Engine, case: Case, reference: Mapping[str, NDArray[Any]]) -> dict[str, Array]:

@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from diffusers import PixArtTransformer2DModel
 from torch import Tensor, nn
 
-from ilf_trt.backbone import Backbone, Context
+from ilf_trt.backbone import TEXT_PAIRS, Backbone, Context
 from ilf_trt.block import adaptive_block, modulate, unpatchify
 from ilf_trt.contract import Port
 from ilf_trt.errors import InvalidRequest, UnsupportedBackbone
@@ -62,11 +62,22 @@ class PixArt(Backbone):
         sizes = [Port("resolution", ("B", 2), "float32"), Port("aspect_ratio", ("B", 1), "float32")]
         return (*text, *(sizes if self.sized else ()))
 
-    def context_ports(self, rows: str, text_tokens: int, dtype: str) -> tuple[Port, ...]:
-        return (
-            Port("text_tokens", (rows, text_tokens, self.width), dtype),
-            Port("text_bias", (rows, 1, 1, text_tokens), "float32"),
-        )
+    def context_ports(self, rows: str, text_tokens: int, dtype: str, *, hoist_text: bool) -> tuple[Port, ...]:
+        text = Port("text_tokens", (rows, text_tokens, self.width), dtype)
+        bias = Port("text_bias", (rows, 1, 1, text_tokens), "float32")
+        return (bias,) if hoist_text else (text, bias)
+
+    def per_block_ports(self, rows: str, text_tokens: int, dtype: str, *, hoist_text: bool) -> tuple[Port, ...]:
+        return (Port(TEXT_PAIRS, (rows, 2, text_tokens, self.width), dtype),) if hoist_text else ()
+
+    def hoisted_parameters(self, block: nn.Module, *, hoist_text: bool) -> dict[str, nn.Parameter]:
+        text = ("attn2.to_k.", "attn2.to_v.")
+        return {name: value for name, value in block.named_parameters() if hoist_text and name.startswith(text)}
+
+    def text_pairs(self, blocks: Sequence[nn.Module], context: Context) -> Tensor:
+        text = context.port("text_tokens")
+        pairs = [torch.stack([layer(text) for layer in (b.attn2.to_k, b.attn2.to_v)], dim=1) for b in cast(Any, blocks)]
+        return torch.stack(pairs, dim=1)
 
     def call(self, conditions: Mapping[str, Tensor], *, guidance: bool) -> dict[str, Any]:
         branches = ("", "negative_") if guidance else ("",)
@@ -128,7 +139,12 @@ class PixArt(Backbone):
     def block(self, block: nn.Module, tokens: Tensor, row: Tensor, context: Context) -> Tensor:
         parts: Any = block
         row = row + parts.scale_shift_table.float()
-        return adaptive_block(block, (parts.norm1, parts.norm2), tokens, row, context.text, context.text_bias)
+        if context.text_pairs is not None:
+            key, value = context.text_pairs[:, 0].unbind(1)  # each (R, L, D)
+        else:
+            text = context.port("text_tokens")
+            key, value = parts.attn2.to_k(text), parts.attn2.to_v(text)
+        return adaptive_block(block, (parts.norm1, parts.norm2), tokens, row, (key, value), context.text_bias)
 
     def head(self, tokens: Tensor, row: Tensor) -> Tensor:
         shift, scale = row.unsqueeze(2).unbind(1)  # each (R, 1, D)

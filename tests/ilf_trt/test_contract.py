@@ -27,6 +27,8 @@ def dit(loop: Loop = LOOPS[0], *, guidance: bool = True) -> ModelSpec:
         train_timesteps=1000,
         conditions=(Port("class_labels", ("B",), "int32", below=11),),
         context=(),
+        per_block=(),
+        constants=(),
         wide_residual=False,
     )
 

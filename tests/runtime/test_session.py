@@ -92,7 +92,7 @@ class Stage:
         return sum(reference() is not None for engine in self.engines.values() for reference in engine.bound)
 
     def trajectory(self, plan: StepPlan | None = None, pictures: int = PICTURES) -> Trajectory:
-        return Trajectory(self.engines, self.manifest, plan or self.manifest.plan, pictures)
+        return Trajectory(self.engines, self.manifest, {}, plan or self.manifest.plan, pictures)
 
 
 @pytest.fixture(params=["rows for each block", "shared rows"])
@@ -111,6 +111,8 @@ def stage(request: pytest.FixtureRequest) -> Stage:
         train_timesteps=1000,
         conditions=(Port("class_labels", ("B",), "int32", below=CLASSES + 1),),
         context=(text,) if shared else (),
+        per_block=(),
+        constants=(),
         wide_residual=False,
     )
     graphs = graphs_of(spec, Precision.FP32)
@@ -125,6 +127,8 @@ def stage(request: pytest.FixtureRequest) -> Stage:
         guidance_scale=GUIDANCE_SCALE,
         base_sha256="",
         tools={},
+        fp8=None,
+        engines=(),
         files={},
     )
     tape: list[Bound] = []
@@ -335,7 +339,7 @@ def test_timings_name_every_graph_and_step_and_add_up(stage: Stage) -> None:
 
 
 def test_a_session_gives_the_same_trajectory_for_the_same_plan_and_number(stage: Stage) -> None:
-    session = Session(stage.engines, stage.manifest)
+    session = Session(stage.engines, stage.manifest, {})
     first = session.trajectory(stage.manifest.plan, 2)
     equal_plan = StepPlan.from_json(stage.manifest.plan.as_json())
     assert session.trajectory(equal_plan, 2) is first
@@ -343,7 +347,7 @@ def test_a_session_gives_the_same_trajectory_for_the_same_plan_and_number(stage:
 
 
 def test_a_session_keeps_the_last_trajectories_and_frees_the_others(stage: Stage) -> None:
-    session = Session(stage.engines, stage.manifest)
+    session = Session(stage.engines, stage.manifest, {})
     each = 1 + sum(5 if step.feedback else 3 for step in stage.manifest.plan.steps)
     for pictures in range(1, 2 * KEPT_TRAJECTORIES + 1):
         session.trajectory(stage.manifest.plan, pictures)
@@ -351,7 +355,7 @@ def test_a_session_keeps_the_last_trajectories_and_frees_the_others(stage: Stage
 
 
 def test_a_session_drops_the_trajectory_that_was_asked_for_longest_ago(stage: Stage) -> None:
-    session = Session(stage.engines, stage.manifest)
+    session = Session(stage.engines, stage.manifest, {})
     kept = [session.trajectory(stage.manifest.plan, pictures) for pictures in range(1, KEPT_TRAJECTORIES + 1)]
     assert session.trajectory(stage.manifest.plan, 1) is kept[0]
     session.trajectory(stage.manifest.plan, KEPT_TRAJECTORIES + 1)
@@ -360,7 +364,7 @@ def test_a_session_drops_the_trajectory_that_was_asked_for_longest_ago(stage: St
 
 
 def test_two_sessions_share_engines_and_no_memory(stage: Stage) -> None:
-    for session in (Session(stage.engines, stage.manifest) for _ in range(2)):
+    for session in (Session(stage.engines, stage.manifest, {}) for _ in range(2)):
         run(session.trajectory(stage.manifest.plan, PICTURES))
     half = len(stage.tape) // 2
     first, second = stage.tape[:half], stage.tape[half:]

@@ -1,0 +1,200 @@
+"""Compiles a bundle's graphs for one target: takes from the cache what is there, builds the rest, writes it down."""
+
+import hashlib
+import json
+import shutil
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from ilf_trt.bundle import ENGINE_FOLDER, EngineFacts, Manifest, graph_file, write_manifest
+from ilf_trt.contract import Graph, Precision
+from ilf_trt.errors import BundleError, InvalidRequest
+from ilf_trt.store import Store
+from ilf_trt.target import Architecture, EngineOptions, Library, check_precision
+
+from .builder import BuildRequest
+from .job import ask
+from .library import LibraryFacts
+from .profiles import profile_of
+from .progress import Tell
+from .report import EngineReport
+
+RECIPE = 1  # raise it when the same graph shall become another engine
+TIMING_FOLDER = "timing"
+
+
+@dataclass(frozen=True, slots=True)
+class Compiled:
+    """A bundle with engines: its manifest, a report for each graph, and which graphs came out of the cache."""
+
+    manifest: Manifest
+    reports: tuple[EngineReport, ...]
+    reused: tuple[str, ...]
+
+
+class Compiler:
+    """One engine library on this machine, ready to build for `gpus`."""
+
+    def __init__(self, options: EngineOptions, facts: LibraryFacts, store: Store | None) -> None:
+        self._options = options
+        self._facts = facts
+        self._store = store
+
+    @classmethod
+    def open(cls, options: EngineOptions, precision: Precision, store: Store | None) -> "Compiler":
+        """Ask the library what it can build, before anything is exported.
+
+        Raises InvalidRequest for a GPU or a precision that it cannot, MissingDependency without the library,
+        EngineError without the GPU that it needs.
+        """
+        options.check()
+        facts = LibraryFacts.from_json(ask(options.library, {"do": "probe", "library": options.library.value}))
+        for gpu in options.gpus:
+            if gpu not in facts.gpus:
+                known = ", ".join(map(str, facts.gpus))
+                hopper = (
+                    "; Hopper and other data centre GPUs need --target tensorrt" if gpu.number in (90, 100, 103) else ""
+                )
+                raise InvalidRequest(f"{options.library} {facts.version} has no target {gpu}; it has {known}{hopper}")
+        check_precision(precision, options.gpus or facts.gpus)
+        return cls(options, facts, store)
+
+    @property
+    def gpus(self) -> tuple[Architecture, ...]:
+        """The architectures that the engines run on."""
+        return self._options.gpus or self._facts.gpus
+
+    def compile(
+        self,
+        folder: Path,
+        manifest: Manifest,
+        progress: Callable[[str], None],
+        tell: Tell = lambda phase, done, total: None,
+    ) -> Compiled:
+        """Write an engine and a report for every graph into `folder`, and the manifest anew.
+
+        Engines of another library stay; those of this one are replaced. Raises EngineError, BundleError.
+        """
+        shutil.rmtree(folder / ENGINE_FOLDER / self._options.library, ignore_errors=True)
+        engines, reports, reused = [], [], []
+        for graph in manifest.graphs:
+            progress(f"engine {graph.name}")
+            facts, report, cached = self._engine(folder, manifest, graph, tell)
+            engines.append(facts)
+            reports.append(report)
+            reused += [graph.name] if cached else []
+        others = tuple(facts for facts in manifest.engines if facts.target != self._options.library)
+        manifest = write_manifest(folder, replace(manifest, engines=(*others, *engines)))
+        return Compiled(manifest, tuple(reports), tuple(reused))
+
+    def _engine(
+        self, folder: Path, manifest: Manifest, graph: Graph, tell: Tell
+    ) -> tuple[EngineFacts, EngineReport, bool]:
+        request = self._request(folder, manifest, graph)
+        key = self._key(manifest, request)
+        engine = Path(request.engine)
+        report = engine.with_suffix(".json")
+        places = {"engine": engine, "report": report}
+        cached = self._store is not None and self._store.take(key, places) is not None
+        if not cached:
+            engine.parent.mkdir(parents=True, exist_ok=True)
+            self._build(request, report, tell)
+            if self._store is not None:
+                self._store.put(key, places, self._note(manifest, graph))
+        facts = EngineFacts(
+            graph=graph.name,
+            target=self._options.library.value,
+            file=engine.relative_to(folder).as_posix(),
+            report=report.relative_to(folder).as_posix(),
+            library_version=self._facts.version,
+            gpus=tuple(str(gpu) for gpu in self.gpus),
+            gpu_name=self._facts.gpu_name,
+            driver=self._facts.driver,
+            any_gpu_of_architecture=self._options.any_gpu_of_architecture,
+            key=key,
+        )
+        return facts, read_report(report), cached
+
+    def _build(self, request: BuildRequest, report: Path, tell: Tell) -> None:
+        def build(timing_cache: Path | None) -> None:
+            given = replace(request, timing_cache=str(timing_cache) if timing_cache else None)
+            made = ask(self._options.library, {"do": "build", "engine": given.as_json()}, tell)
+            report.write_text(json.dumps(made, indent=1) + "\n")
+
+        # TensorRT-RTX times nothing ahead of time: its cache stays empty.
+        if self._store is None or not self._options.timing_cache or self._options.library is Library.TENSORRT_RTX:
+            build(None)
+            return
+        content = [self._facts.version, self._facts.gpu_name, self._facts.driver, *map(str, self.gpus)]
+        with self._store.locked_file(f"{TIMING_FOLDER}/{_digest(content)[:32]}.cache") as path:
+            build(path)
+
+    def _request(self, folder: Path, manifest: Manifest, graph: Graph) -> BuildRequest:
+        options = self._options
+        linears = manifest.fp8.linears if manifest.fp8 else ()
+        onnx = folder / graph_file(graph.name)
+        if not onnx.is_file():
+            raise BundleError(f"{folder} holds no graph {graph.name!r} to compile; build the bundle anew")
+        return BuildRequest(
+            library=options.library.value,
+            graph=graph.name,
+            onnx=str(onnx.resolve()),
+            engine=str(folder.resolve() / ENGINE_FOLDER / options.library / f"{graph.name}.engine"),
+            precision=manifest.precision.value,
+            expected=tuple(name for name in linears if graph_of_linear(name, manifest) == graph.name),
+            profile=profile_of(graph, manifest.batch, times=len(manifest.plan.times)),
+            gpus=tuple(str(gpu) for gpu in options.gpus),
+            builder_level=options.builder_level,
+            workspace_bytes=options.workspace_bytes,
+            any_gpu_of_architecture=options.any_gpu_of_architecture,
+            timing_cache=None,
+        )
+
+    def _key(self, manifest: Manifest, request: BuildRequest) -> str:
+        """Everything that the engine depends on: the graph and its weights by hash, never by path."""
+        where = {"onnx", "engine", "timing_cache"}
+        name = graph_file(request.graph)
+        return _digest(
+            {
+                "recipe": RECIPE,
+                "files": {path: facts.sha256 for path, facts in manifest.files.items() if path.startswith(name)},
+                "request": {field: value for field, value in request.as_json().items() if field not in where},
+                "library": [self._facts.version, self._facts.gpu_name, self._facts.driver, *map(str, self.gpus)],
+            }
+        )
+
+    def _note(self, manifest: Manifest, graph: Graph) -> dict[str, Any]:
+        spec = manifest.spec
+        return {
+            "graph": graph.name,
+            "model": f"{spec.kind} {spec.blocks}x{spec.width}",
+            "precision": manifest.precision.value,
+            "target": self._options.library.value,
+            "version": self._facts.version,
+            "gpus": [str(gpu) for gpu in self.gpus],
+        }
+
+
+def graph_of_linear(name: str, manifest: Manifest) -> str:
+    """The graph that runs a Linear, by its name in the model."""
+    parts = name.split(".")
+    if parts[0] == "feedback":
+        return "loop_feedback"
+    block, loop = int(parts[1]), manifest.spec.loop
+    if block < loop.begin:
+        return "pre"
+    return "loop_body" if block <= loop.end else "post"
+
+
+def read_report(path: Path) -> EngineReport:
+    """The report of an engine; raises BundleError when the file is not one."""
+    try:
+        return EngineReport.from_json(json.loads(path.read_text()))
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise BundleError(f"{path} is not a readable engine report ({error}); compile the bundle anew") from error
+
+
+def _digest(content: Any) -> str:
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()

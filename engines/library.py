@@ -1,0 +1,79 @@
+"""The engine library itself: loaded, its version checked, asked what it can build for; only inside the worker."""
+
+from dataclasses import asdict, dataclass
+from importlib import import_module
+from typing import Any
+
+from ilf_trt.errors import EngineError, MissingDependency
+from ilf_trt.target import Architecture, Library
+
+VERSIONS = {Library.TENSORRT: ((10, 13), (12, 0)), Library.TENSORRT_RTX: ((1, 5), (2, 0))}
+EXTRAS = {Library.TENSORRT: "tensorrt", Library.TENSORRT_RTX: "tensorrt-rtx"}
+
+
+@dataclass(frozen=True, slots=True)
+class LibraryFacts:
+    """What stands behind a target on this machine.
+
+    `gpus` are the architectures that the library can build for: TensorRT-RTX's list, or the one of the GPU at hand,
+    whose `gpu_name` and `driver` are empty where none is needed.
+    """
+
+    version: str
+    gpus: tuple[Architecture, ...]
+    gpu_name: str
+    driver: str
+
+    def as_json(self) -> dict[str, Any]:
+        """Plain data; `from_json` reads it back."""
+        return {**asdict(self), "gpus": [str(gpu) for gpu in self.gpus]}
+
+    @classmethod
+    def from_json(cls, data: dict[str, Any]) -> "LibraryFacts":
+        return cls(**{**data, "gpus": tuple(Architecture.parse(gpu) for gpu in data["gpus"])})
+
+
+def open_library(library: Library) -> Any:
+    """The module of the library; raises MissingDependency when it is absent, too old or too new."""
+    install = f"pip install 'ilf-trt[{EXTRAS[library]}]'"
+    try:
+        import_module("polygraphy")
+        module = import_module(library.module)
+    except (ImportError, OSError) as error:
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise MissingDependency(
+            f"--target {library} needs {library.module} and polygraphy ({reason}); {install}"
+        ) from error
+    oldest, beyond = VERSIONS[library]
+    version = tuple(int(part) for part in module.__version__.split(".")[:2])
+    if not oldest <= version < beyond:
+        age = "old" if version < oldest else "new"
+        span = " up to, but not with, ".join(".".join(map(str, end)) for end in (oldest, beyond))
+        raise MissingDependency(f"{library.module} {module.__version__} is too {age}, it must be {span}; {install}")
+    return module
+
+
+def probe(library: Library) -> LibraryFacts:
+    """Facts of the library and, for TensorRT, of the GPU at hand.
+
+    Raises MissingDependency without the library, EngineError when TensorRT finds no GPU.
+    """
+    module = open_library(library)
+    if library is Library.TENSORRT_RTX:
+        names = sorted(name for name in module.ComputeCapability.__members__ if name.startswith("SM"))
+        return LibraryFacts(module.__version__, tuple(sorted(map(Architecture.parse, names))), "", "")
+    try:
+        from cuda.core import Device, system
+
+        device = Device()
+        capability = device.compute_capability
+        driver = ".".join(map(str, system.get_kernel_mode_driver_version()))
+    except Exception as error:
+        reason = " ".join(str(error).split())[:200]
+        raise EngineError(
+            f"--target tensorrt builds on the GPU that serves, and none can be used here ({reason}); build on that "
+            "machine, or ahead of time with --target tensorrt-rtx --gpu sm89"
+        ) from error
+    return LibraryFacts(
+        module.__version__, (Architecture(int(capability.major), int(capability.minor)),), device.name, driver
+    )

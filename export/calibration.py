@@ -1,0 +1,177 @@
+"""Measures the largest magnitude that enters every Linear of the blocks, along real trajectories."""
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from functools import partial
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ilf_trt import reference
+from ilf_trt.block import LINEARS
+from ilf_trt.conditions import check_conditions, read_conditions
+from ilf_trt.contract import Calibrator, ModelSpec
+from ilf_trt.errors import InvalidRequest, MissingDependency
+from ilf_trt.model import ILFModel
+from ilf_trt.schedule import StepPlan
+
+from .segments import BLOCKS, FEEDBACK
+
+SEED = 0
+PICTURES = 16
+PICTURES_AT_ONCE = 4
+
+
+@dataclass(frozen=True, slots=True)
+class Calibration:
+    """Largest |input| of each Linear by its name in the model, and what measured it on how many pictures."""
+
+    amax: dict[str, float]
+    calibrator: Calibrator
+    pictures: int
+
+
+def calibration_conditions(spec: ModelSpec, path: Path | None) -> dict[str, Tensor]:
+    """Conditions from an .npz, or for a model of classes labels spread over all of them; raises InvalidRequest."""
+    if path is not None:
+        arrays, _ = check_conditions(spec.conditions, read_conditions(path))
+        return {name: torch.from_numpy(array) for name, array in arrays.items()}
+    (port, *others) = spec.conditions
+    if others or port.below is None:
+        raise InvalidRequest(
+            "fp8 needs real text to calibrate on; pass --calibration TEXT.npz with "
+            + ", ".join(port.name for port in spec.conditions)
+        )
+    classes = port.below - 1
+    return {port.name: torch.linspace(0, classes - 1, min(PICTURES, classes)).round().to(torch.int32)}
+
+
+def calibrate(
+    model: ILFModel,
+    plan: StepPlan,
+    scheduler: Mapping[str, Any],
+    spec: ModelSpec,
+    conditions: Mapping[str, Tensor],
+    *,
+    guidance_scale: float,
+    exclude: tuple[str, ...] = (),
+    calibrator: Calibrator = Calibrator.AUTO,
+    device: str = "cpu",
+) -> Calibration:
+    """Sample every picture of `conditions` along `plan`, feedback and plain steps as they come, and watch the Linears.
+
+    `model` is in float32. `exclude` drops Linears by shell pattern. Raises InvalidRequest when a pattern matches
+    nothing, nothing is left or the plan leaves a Linear out, MissingDependency when Model Optimizer is asked for and is
+    not there.
+    """
+    linears = _chosen(model, spec, exclude)
+    pictures = len(next(iter(conditions.values())))
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(SEED)
+        noise = torch.randn(pictures, *spec.latent)
+
+    def sample() -> None:
+        for begin in range(0, pictures, PICTURES_AT_ONCE):
+            few = slice(begin, begin + PICTURES_AT_ONCE)
+            reference.generate(
+                model,
+                plan,
+                scheduler,
+                {name: value[few] for name, value in conditions.items()},
+                noise[few],
+                guidance_scale=guidance_scale,
+                guidance=spec.guidance,
+            )
+
+    if calibrator is Calibrator.AUTO:
+        calibrator = Calibrator.MODELOPT if find_spec("modelopt") else Calibrator.OWN
+    with reference.placed(model, device):
+        amax = _with_modelopt(linears, sample) if calibrator is Calibrator.MODELOPT else _with_hooks(linears, sample)
+    unseen = sorted(linears.keys() - amax.keys())
+    if unseen:
+        raise InvalidRequest(
+            f"{unseen[0]} never ran during calibration: the plan has no feedback; pass --feedback outer:1 or more"
+        )
+    return Calibration(amax, calibrator, pictures)
+
+
+def quantizable(model: ILFModel, spec: ModelSpec) -> dict[str, nn.Linear]:
+    """The Linears that run at every pass of a block, by their name in the model; embedders and head are not among."""
+    blocks = {f"{BLOCKS}.{index}": block for index, block in enumerate(model.adapter.blocks)}
+    blocks[FEEDBACK] = model.feedback.block
+    hoisted = {
+        name.removesuffix(".weight")
+        for name in model.adapter.hoisted_parameters(model.feedback.block, hoist_text=bool(spec.per_block))
+    }
+    return {
+        f"{place}.{name}": layer
+        for place, block in blocks.items()
+        for name, layer in block.named_modules()
+        if isinstance(layer, nn.Linear) and name.split(".")[0] in LINEARS and name not in hoisted
+    }
+
+
+def _chosen(model: ILFModel, spec: ModelSpec, exclude: tuple[str, ...]) -> dict[str, nn.Linear]:
+    linears = quantizable(model, spec)
+    for pattern in exclude:
+        if not any(fnmatchcase(name, pattern) for name in linears):
+            raise InvalidRequest(
+                f"--fp8-exclude {pattern!r} matches no Linear; they are named as {next(iter(linears))}, "
+                f"patterns as {BLOCKS}.0.* or *.to_out.0"
+            )
+    kept = {name: layer for name, layer in linears.items() if not any(fnmatchcase(name, p) for p in exclude)}
+    if not kept:
+        raise InvalidRequest("--fp8-exclude leaves no Linear to quantise; build with --precision fp16")
+    return kept
+
+
+def _with_hooks(linears: Mapping[str, nn.Linear], sample: Callable[[], None]) -> dict[str, float]:
+    amax: dict[str, float] = {}
+
+    def watch(name: str, layer: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+        amax[name] = max(amax.get(name, 0.0), float(inputs[0].abs().max()))
+
+    with ExitStack() as hooks:
+        for name, layer in linears.items():
+            hooks.callback(layer.register_forward_pre_hook(partial(watch, name)).remove)
+        sample()
+    return amax
+
+
+def _with_modelopt(linears: Mapping[str, nn.Linear], sample: Callable[[], None]) -> dict[str, float]:
+    """Model Optimizer's own quantisers in place of the layers for the time of the calibration."""
+    try:
+        from modelopt.torch.quantization.config import QuantizerAttributeConfig
+        from modelopt.torch.quantization.nn import TensorQuantizer
+    except ImportError as error:
+        raise MissingDependency(
+            f"Model Optimizer cannot be loaded ({error}); pip install nvidia-modelopt, or pass --calibrator own"
+        ) from error
+    amax: dict[str, float] = {}
+    quantizers = {
+        name: TensorQuantizer(QuantizerAttributeConfig(num_bits=(4, 3), axis=None), if_quant=False, if_calib=True)
+        for name in linears
+    }
+    with ExitStack() as hooks:
+        for name, layer in linears.items():
+            hooks.enter_context(_observed(layer, quantizers[name]))
+        sample()
+    for name, quantizer in quantizers.items():
+        value = quantizer._calibrator.compute_amax()
+        if value is not None:
+            amax[name] = float(value)
+    return amax
+
+
+@contextmanager
+def _observed(layer: nn.Linear, quantizer: Any) -> Iterator[None]:
+    handle = layer.register_forward_pre_hook(lambda module, inputs: (quantizer(inputs[0]),))
+    try:
+        yield
+    finally:
+        handle.remove()
