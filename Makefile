@@ -5,11 +5,18 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 FILES := pyproject.toml constraints.txt
 
+export ILF_TRT_CACHE ?= build/cache
+
 .PHONY: demo test lint format bench clean
 
 demo: $(VENV)/.build
 	$(BIN)/ilf-trt build --checkpoint demo --output build/demo.ilf --force
 	$(BIN)/ilf-trt generate build/demo.ilf --labels 0-9 --seed 7 -o build/demo.png
+	@if $(BIN)/python -c 'import tensorrt_rtx' 2>/dev/null; then \
+		$(BIN)/ilf-trt compile build/demo.ilf --target tensorrt-rtx --gpu sm89,sm120; \
+	else \
+		echo "no engines: TensorRT-RTX is not installed ($(BIN)/pip install -c constraints.txt -e '.[tensorrt-rtx]')"; \
+	fi
 
 test: $(VENV)/.dev
 	$(BIN)/pytest
@@ -26,6 +33,12 @@ format: $(VENV)/.dev
 bench: $(VENV)/.dev
 	$(BIN)/python benchmarks/cpu.py
 	$(BIN)/python benchmarks/quality.py
+	$(BIN)/python benchmarks/quality.py --name quality-precision --precisions fp32 fp16 bf16 fp8 \
+		--plans "plain 20" "plain 12" "ILF 10 outer:2 anneal m/n"
+	$(BIN)/python benchmarks/hoisting.py
+	$(BIN)/python benchmarks/hoisting.py --text-gain
+	$(BIN)/python benchmarks/build.py
+	$(BIN)/python benchmarks/build.py --precisions fp8 --models dit-xl-256 pixart-alpha-512
 	$(BIN)/python benchmarks/tables.py
 
 clean:

@@ -167,7 +167,8 @@ class Bench:
         sizes = {"B": 1, "2B": 2, "T": len(plan.times)}
         tables = {port.name: np.zeros(port.resolve(sizes), port.dtype) for port in cond.graph.outputs}
         times, labels = np.array(plan.times, np.float32), np.array([self.label], np.int32)
-        condition = cond.bind({"times": times, "class_labels": labels, **tables})
+        constants = self.pipeline.bundle.constants()
+        condition = cond.bind({"times": times, "class_labels": labels, **constants, **tables})
         latents = [np.zeros((1, *manifest.spec.latent), np.float32) for _ in range(2)]
         history = [np.zeros_like(latents[0]) for _ in range(3)]
         coefficients = np.zeros((len(plan.steps), 8), np.float32)

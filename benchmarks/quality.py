@@ -1,12 +1,16 @@
 """Quality of the demo under every plan: Fréchet distance to the real digits, and the accuracy of a classifier on them.
 
     python benchmarks/quality.py [--seeds 3]
+    python benchmarks/quality.py --name quality-precision --precisions fp32 fp16 bf16 fp8 --plans "plain 20" \\
+        "ILF 10 outer:2 anneal m/n"
 
 Every plan draws 1,797 samples, with the labels of the real digits, through the runtime. The distance is between the
 Gaussians of the 64 pixels in [-1, 1]; the classifier is a support vector machine trained on the real digits.
 """
 
 import argparse
+import shlex
+import sys
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
@@ -18,8 +22,9 @@ from record import write_rows
 from sklearn.svm import SVC
 
 from ilf_trt.build import BuildOptions, build
-from ilf_trt.contract import Batch
+from ilf_trt.contract import Batch, Calibrator, Precision
 from ilf_trt.demo import digits
+from ilf_trt.export.rounding import write_rounded
 from ilf_trt.runtime import Pipeline
 from ilf_trt.schedule import StepPlan
 
@@ -86,8 +91,10 @@ def plans(pipeline: Pipeline) -> dict[str, StepPlan]:
     return table
 
 
-def measure(checkpoint: str, seeds: int, guidance_scale: float) -> list[Mapping[str, Any]]:
-    """A row for every plan and noise seed."""
+def measure(
+    checkpoint: str, seeds: int, guidance_scale: float, precision: Precision, chosen: list[str] | None
+) -> list[Mapping[str, Any]]:
+    """A row for every plan and noise seed; bfloat16 runs in float32 that is rounded to it."""
     judge = Judge()
     rows: list[Mapping[str, Any]] = []
     guided = guidance_scale != 1
@@ -95,14 +102,26 @@ def measure(checkpoint: str, seeds: int, guidance_scale: float) -> list[Mapping[
         built = build(
             checkpoint,
             Path(folder) / "demo.ilf",
-            BuildOptions(batch=Batch(1, BATCH, BATCH), guidance=guided, guidance_scale=guidance_scale),
+            BuildOptions(
+                precision=precision,
+                batch=Batch(1, BATCH, BATCH),
+                guidance=guided,
+                guidance_scale=guidance_scale,
+                calibrator=Calibrator.OWN,
+            ),
         )
-        with Pipeline.load(built.bundle.path) as pipeline:
+        path = built.bundle.path
+        if precision is Precision.BF16:
+            path = write_rounded(path, Path(folder) / "rounded.ilf", built.bundle.manifest)
+        with Pipeline.load(path) as pipeline:
             for name, plan in plans(pipeline).items():
+                if chosen and name not in chosen:
+                    continue
                 for seed in range(1, seeds + 1):
                     latents = sample(pipeline, plan, judge.labels, seed, guidance_scale)
                     row = {
                         "plan": name,
+                        "precision": precision.value,
                         "steps": len(plan.steps),
                         "block_forwards": plan.block_forwards,
                         "guidance_scale": guidance_scale,
@@ -119,14 +138,17 @@ def main() -> None:
     parser.add_argument("--checkpoint", default="demo")
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--guidance-scale", type=float, default=1.0, help="1 builds without guidance")
+    parser.add_argument("--precisions", nargs="+", type=Precision, default=[Precision.FP32])
+    parser.add_argument("--plans", nargs="+", help="names of plans, as they stand in the table; by default all")
     parser.add_argument("--name", default="quality-demo", help="CSV to write under benchmarks/results/")
     options = parser.parse_args()
-    command = "benchmarks/quality.py" + "".join(
-        f" --{name.replace('_', '-')} {value}"
-        for name, value in vars(options).items()
-        if value != parser.get_default(name)
-    )
-    print(write_rows(options.name, command, measure(options.checkpoint, options.seeds, options.guidance_scale)))
+    command = shlex.join(["benchmarks/quality.py", *sys.argv[1:]])
+    rows = [
+        row
+        for precision in options.precisions
+        for row in measure(options.checkpoint, options.seeds, options.guidance_scale, precision, options.plans)
+    ]
+    print(write_rows(options.name, command, rows))
 
 
 if __name__ == "__main__":

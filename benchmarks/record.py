@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 RESULTS = Path(__file__).parent / "results"
-TOOLS = ("ilf-trt", "torch", "diffusers", "onnxruntime", "numpy")
+TOOLS = ("ilf-trt", "torch", "diffusers", "onnx", "onnxruntime", "numpy", "tensorrt-rtx-cu13", "polygraphy")
 
 
 def environment() -> dict[str, str]:
@@ -34,6 +34,20 @@ def write_rows(name: str, command: str, rows: list[Mapping[str, Any]]) -> Path:
         writer = csv.DictWriter(file, [*shared, *rows[0]], lineterminator="\n")
         writer.writeheader()
         writer.writerows({**shared, **row} for row in rows)
+    return path
+
+
+def append_rows(name: str, command: str, rows: list[Mapping[str, Any]], *, key: tuple[str, ...]) -> Path:
+    """Put these rows into `results/NAME.csv`, in place of those that agree with them in `key`."""
+    made = [{**environment(), "command": command, **row} for row in rows]
+    new = {tuple(str(row[name]) for name in key) for row in made}
+    kept = [row for row in read_rows(name) if tuple(row[name] for name in key) not in new]
+    RESULTS.mkdir(exist_ok=True)
+    path = RESULTS / f"{name}.csv"
+    with path.open("w", newline="") as file:
+        writer = csv.DictWriter(file, list(made[0]), lineterminator="\n")
+        writer.writeheader()
+        writer.writerows([*kept, *made])
     return path
 
 

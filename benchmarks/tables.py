@@ -1,4 +1,4 @@
-"""Writes the tables of README.md anew from the committed CSVs, between their markers.
+"""Writes the tables of the documents anew from the committed CSVs, between their markers.
 
 python benchmarks/tables.py
 """
@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 from record import read_rows
 
-README = Path(__file__).parent.parent / "README.md"
+ROOT = Path(__file__).parent.parent
 Row = dict[str, str]
 
 
@@ -61,17 +61,98 @@ def quality() -> str:
     return "\n".join(lines)
 
 
-TABLES: dict[str, Callable[[], str]] = {"cpu-latency": latency, "cpu-process": process, "quality-demo": quality}
+def precision() -> str:
+    """The demo under three plans in every precision, the seeds' spread of float32 beside it."""
+    cells: dict[tuple[str, str], list[Row]] = {}
+    for row in read_rows("quality-precision"):
+        cells.setdefault((row["plan"], row["precision"]), []).append(row)
+    lines = [
+        "| plan | precision | Fréchet distance, mean (each seed) | against fp32 | fp32's spread over seeds | accuracy |",
+        "|---|---|---|---|---|---|",
+    ]
+    for (plan, name), rows in cells.items():
+        distances = [float(row["frechet"]) for row in rows]
+        base = [float(row["frechet"]) for row in cells[plan, "fp32"]]
+        accuracy = np.mean([float(row["accuracy"]) for row in rows])
+        lines.append(
+            f"| {plan} | {name} | {np.mean(distances):.3f} ({' '.join(f'{d:.3f}' for d in distances)}) | "
+            f"{np.mean(distances) - np.mean(base):+.3f} | {max(base) - min(base):.3f} | {accuracy:.3f} |"
+        )
+    return "\n".join(lines)
+
+
+def full_size() -> str:
+    """One row a build: what it took, what came out, attentions fused in pre, loop_body, loop_feedback and post."""
+    builds: dict[tuple[str, str], dict[str, Row]] = {}
+    for row in read_rows("build"):
+        builds.setdefault((row["model"], row["precision"]), {})[row["graph"]] = row
+    lines = [
+        "| model | precision | export s | build s | peak MiB | ONNX MiB | engines MiB | of the weights | kernels | "
+        "matrix products fp8 / fp16 | attentions fused | not as asked |",
+        "|---|---|---|---|---|---|---|---|---|---|---|---|",
+    ]
+    for (model, name), graphs in builds.items():
+        row = graphs["all"]
+        cells = [row[key] for key in ("export_s", "build_s", "peak_mib", "onnx_mib", "engine_mib", "engines_of_weights")]
+        fused = " + ".join(graphs[graph]["fused_attentions"] for graph in ("pre", "loop_body", "loop_feedback", "post"))
+        products = f"{row['matmul_fp8']} / {row['matmul_fp16']}"
+        lines.append(
+            f"| {model} | {name} | {' | '.join(cells)} | {row['kernels']} | {products} | {fused} | {row['not_as_asked']} |"
+        )
+    return "\n".join(lines)
+
+
+def hoisting() -> str:
+    """Weights that a picture reads and what it computes, everything in every step and hoisted."""
+    found: dict[tuple[str, str], dict[str, Row]] = {}
+    for row in read_rows("hoisting"):
+        found.setdefault((row["model"], row["text"]), {})[row["graph"]] = row
+    lines = [
+        "| model | text's keys and values | weights read a picture, MiB | TFLOP a picture |",
+        "|---|---|---|---|",
+    ]
+    for (model, text), graphs in found.items():
+        before, after = graphs["all, in every step"], graphs["all, hoisted"]
+        reads = [float(row["weights_mib"]) for row in (before, after)]
+        work = [float(row["gflop_a_run"]) / 1000 for row in (before, after)]
+        lines.append(
+            f"| {model} | {text} | {reads[0]:,.0f} → {reads[1]:,.0f} ({reads[1] / reads[0] - 1:+.0%}) | "
+            f"{work[0]:.2f} → {work[1]:.2f} ({work[1] / work[0] - 1:+.1%}) |"
+        )
+    return "\n".join(lines)
+
+
+def text_gain() -> str:
+    """What the text's keys and values gain when they are made once a picture, measured."""
+    lines = ["| model | text tokens | faster with --hoist-text (spread) |", "|---|---|---|"]
+    for row in read_rows("hoisting-text"):
+        spread = f"{float(row['faster_hoisted']):.2f}x ({row['faster_min']} to {row['faster_max']})"
+        lines.append(f"| {row['model']} | {row['text_tokens']} | {spread} |")
+    return "\n".join(lines)
+
+
+TABLES: dict[str, dict[str, Callable[[], str]]] = {
+    "README.md": {
+        "cpu-latency": latency,
+        "cpu-process": process,
+        "quality-demo": quality,
+        "quality-precision": precision,
+        "build": full_size,
+    },
+    "docs/engines.md": {"hoisting": hoisting, "hoisting-text": text_gain},
+}
 
 
 def main() -> None:
-    text = README.read_text()
-    for name, table in TABLES.items():
-        marked = re.compile(f"(<!-- table {name} -->\n).*?(<!-- end -->)", re.DOTALL)
-        text, count = marked.subn(lambda match, table=table: match[1] + table() + "\n" + match[2], text)
-        if count != 1:
-            raise SystemExit(f"README.md has {count} places for table {name}, expected 1")
-    README.write_text(text)
+    for document, tables in TABLES.items():
+        path = ROOT / document
+        text = path.read_text()
+        for name, table in tables.items():
+            marked = re.compile(f"(<!-- table {name} -->\n).*?(<!-- end -->)", re.DOTALL)
+            text, count = marked.subn(lambda match, table=table: match[1] + table() + "\n" + match[2], text)
+            if count != 1:
+                raise SystemExit(f"{document} has {count} places for table {name}, expected 1")
+        path.write_text(text)
 
 
 if __name__ == "__main__":

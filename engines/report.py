@@ -67,19 +67,19 @@ class EngineReport:
 
 
 def report_table(reports: tuple[EngineReport, ...]) -> Table:
-    """One row a graph for a terminal: kernels of each kind by precision, sizes, and what is outside the precision."""
-    kinds = ("matmul", "attention", "convolution", "other")
-    table = Table("graph", *kinds, "engine MiB", "scratch MiB", "build s", "not as asked")
+    """One row a graph for a terminal: kernels, products and attentions by precision, MiB, what is not as asked."""
+    table = Table("graph", "kernels", *COUNTED, "MiB", "scratch", "s", "not as asked")
     table.columns[0].no_wrap = True
     for report in reports:
         cells = [
-            ", ".join(f"{count} {precision}" for (what, precision), count in report.by_kind.items() if what == kind)
-            for kind in kinds
+            "\n".join(f"{count} {precision}" for (what, precision), count in report.by_kind.items() if what == kind)
+            for kind in COUNTED
         ]
         outside = [f"{kernel.precision or '?'} {', '.join(kernel.named)}" for kernel in report.outside]
         table.add_row(
             report.graph,
-            *(cells if report.kernels else ("not listed", "", "", "")),
+            str(len(report.kernels)) if report.kernels else "not listed",
+            *cells,
             f"{report.engine_bytes / MIB:.1f}",
             f"{report.scratch_bytes / MIB:.1f}",
             f"{report.build_s:.1f}",

@@ -1,7 +1,7 @@
 """The export stage of a build: checkpoint in, graphs and reference and manifest out."""
 
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from importlib.metadata import version
 from math import isfinite
 from pathlib import Path
@@ -9,16 +9,25 @@ from pathlib import Path
 import numpy as np
 
 from ilf_trt.build import BuildOptions
-from ilf_trt.bundle import CONSTANTS_FILE, GRAPH_FOLDER, REFERENCE_FILE, Fp8Facts, Manifest, write_manifest
+from ilf_trt.bundle import CONSTANTS_FILE, REFERENCE_FILE, Fp8Facts, Manifest, graph_file, write_manifest
 from ilf_trt.contract import Precision, graphs_of
 from ilf_trt.errors import MissingDependency
 from ilf_trt.schedule import make_plan, read_scheduler
+from ilf_trt.store import Store
 
 TOOLS = ("torch", "diffusers", "onnx", "onnxscript", "numpy")
 Progress = Callable[[str], None]
 
 
-def export_bundle(checkpoint: str, folder: Path, options: BuildOptions, progress: Progress) -> Manifest:
+@dataclass(frozen=True, slots=True)
+class Exported:
+    """The bundle's manifest, and which graphs came out of the build cache."""
+
+    manifest: Manifest
+    reused: tuple[str, ...]
+
+
+def export_bundle(checkpoint: str, folder: Path, options: BuildOptions, progress: Progress) -> Exported:
     """Write every file of a bundle into `folder`; `progress` is told each stage's name as it begins.
 
     Raises CheckpointError, UnsupportedBackbone, UnsupportedScheduler, InvalidRequest, PortMismatch.
@@ -29,6 +38,7 @@ def export_bundle(checkpoint: str, folder: Path, options: BuildOptions, progress
         from ilf_trt.checkpoint import load_ilf, read_checkpoint
 
         from .calibration import calibrate, calibration_conditions
+        from .fingerprint import fingerprint_of_graph
         from .golden import write_golden
         from .graph import export_segment
         from .segments import constants_of, segments_of, spec_of
@@ -96,11 +106,22 @@ def export_bundle(checkpoint: str, folder: Path, options: BuildOptions, progress
         dtype = options.precision.array_dtype
         np.savez(folder / CONSTANTS_FILE, allow_pickle=False, **{k: v.astype(dtype) for k, v in constants.items()})
     model = model.to(getattr(torch, options.precision.dtype))
+    store, reused = None if options.cache is None else Store(options.cache), []
     for name, segment in segments_of(model, spec, options.precision).items():
         progress(f"export {name}")
-        export_segment(segment, options.batch, folder / GRAPH_FOLDER / f"{name}.onnx", amax=fp8.amax if fp8 else None)
+        amax = None if fp8 is None else {path: fp8.amax[path] for path in sorted(fp8.amax) if segment.holds(path)}
+        path = folder / graph_file(name)
+        places = {"graph": path, "weights": path.with_name(f"{path.name}.data")}
+        key = fingerprint_of_graph(segment, options.precision, options.batch, amax) if store else ""
+        if store is not None and store.take(key, places) is not None:
+            reused.append(name)
+            continue
+        export_segment(segment, options.batch, path, amax=amax)
+        if store is not None:
+            note = {"graph": name, "model": f"{spec.kind} {spec.blocks}x{spec.width}", "target": "onnx"}
+            store.put(key, places, {**note, "precision": options.precision.value, "version": "", "gpus": []})
 
-    return write_manifest(
+    manifest = write_manifest(
         folder,
         Manifest(
             spec=spec,
@@ -118,6 +139,7 @@ def export_bundle(checkpoint: str, folder: Path, options: BuildOptions, progress
             files={},
         ),
     )
+    return Exported(manifest, tuple(reused))
 
 
 def _is_plain(value: object) -> bool:

@@ -99,6 +99,10 @@ class Segment(nn.Module):
         place = ".".join(path.split(".")[:2])
         return self._places.get(place, place) + path.removeprefix(place)
 
+    def holds(self, path: str) -> bool:
+        """Whether a module, by its path in the whole model, lies in one of the segment's blocks."""
+        return any(path.startswith(f"{place}.") for place in self._places.values())
+
     def named(self, tensors: Sequence[Tensor]) -> dict[str, Tensor]:
         return dict(zip(self._names, tensors, strict=True))
 

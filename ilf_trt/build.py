@@ -77,7 +77,7 @@ class BuildOptions:
 class BuildResult:
     """The bundle, seconds by stage, what verify measured (None when it was skipped), and what the engines are.
 
-    `reports` has one for each graph, `reused` names the graphs whose engine came out of the build cache.
+    `reports` has one for each engine; `reused` names what came out of the build cache, as `graph pre`, `engine pre`.
     """
 
     bundle: Bundle
@@ -111,7 +111,8 @@ def build(
         if options.engines is not None:
             clock.enter("engine library")
             compiler = _compiler(options.engines, options.precision, options.cache)
-        manifest = import_module("ilf_trt.export.command").export_bundle(checkpoint, draft, options, clock.enter)
+        exported = import_module("ilf_trt.export.command").export_bundle(checkpoint, draft, options, clock.enter)
+        manifest, reused = exported.manifest, tuple(f"graph {name}" for name in exported.reused)
         if options.verify:
             clock.enter("verify")
             checks = import_module("ilf_trt.runtime.verify")
@@ -120,10 +121,11 @@ def build(
             limit = options.precision.parity_limit if options.max_error is None else options.max_error
             checks.check(differences, limit)
             table = checks.table(differences)
-        reports, reused = (), ()
+        reports: tuple[Any, ...] = ()
         if compiler is not None:
             compiled = compiler.compile(draft, manifest, clock.enter, tell)
-            manifest, reports, reused = compiled.manifest, compiled.reports, compiled.reused
+            manifest, reports = compiled.manifest, compiled.reports
+            reused += tuple(f"engine {name}" for name in compiled.reused)
         if options.strip_graphs:
             manifest = strip_graphs(draft, manifest)
         clock.enter("")
@@ -154,7 +156,8 @@ def compile_bundle(
         compiled = compiler.compile(draft, opened.manifest, clock.enter, tell)
         manifest = strip_graphs(draft, compiled.manifest) if strip else compiled.manifest
         clock.enter("")
-    return BuildResult(Bundle(Path(output), manifest), clock.stage_s, (), None, compiled.reports, compiled.reused)
+    reused = tuple(f"engine {name}" for name in compiled.reused)
+    return BuildResult(Bundle(Path(output), manifest), clock.stage_s, (), None, compiled.reports, reused)
 
 
 def _compiler(engines: EngineOptions, precision: Precision, cache: Path | None) -> Any:

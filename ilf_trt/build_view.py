@@ -54,10 +54,9 @@ def print_build(result: BuildResult, console: Console) -> None:
     arguments = "--labels 0-9 -o build/picture.png" if labels else "--conditions text.npz --latents-out latents.npy"
     following = f"generate {path} {arguments}"
     lines = [f"{path}: {result.bundle.size_bytes / MIB:.1f} MiB in {sum(result.stage_s.values()):.0f} s"]
+    if result.reused:
+        lines.insert(0, f"taken from the build cache: {', '.join(result.reused)}")
     if result.reports:
-        built = len(result.reports) - len(result.reused)
-        reused = f", taken from the build cache: {', '.join(result.reused)}" if result.reused else ""
-        lines.insert(0, f"engines built: {built} of {len(result.reports)}{reused}")
         following = f"inspect {path} --engines"
     for line in (*lines, f"next: ilf-trt {following}"):
         console.print(line, highlight=False, markup=False, soft_wrap=True)

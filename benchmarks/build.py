@@ -1,0 +1,212 @@
+"""Builds full-size models with random weights, ahead of time and without a GPU: seconds, memory, sizes, kernels.
+
+    python benchmarks/build.py [--models dit-xl-256 pixart-512 …] [--precisions fp16 fp8] [--gpu sm89]
+
+Every model has the dimensions of the paper's (28 blocks, loop 8-19) and DiT's embedders are equal copies, as in the
+converted official checkpoints. Each build runs in a process of its own; memory is the sum over that process and its
+children, sampled. FP8 is calibrated on one picture of two steps, which is enough to build and says nothing of quality.
+"""
+
+import argparse
+import json
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import psutil
+from record import append_rows
+
+MIB = 1 << 20
+TEXT_CHANNELS = 4096
+PIXART = {"cross_attention_dim": 1152, "caption_channels": TEXT_CHANNELS, "num_layers": 28}
+MODELS: dict[str, dict[str, Any]] = {
+    "dit-xl-256": {"kind": "dit", "text_tokens": 0, "config": {"sample_size": 32}},
+    "pixart-alpha-512": {"kind": "pixart", "text_tokens": 120, "config": {**PIXART, "sample_size": 64}},
+    "pixart-alpha-1024": {
+        "kind": "pixart",
+        "text_tokens": 120,
+        "config": {**PIXART, "sample_size": 128, "interpolation_scale": 2, "use_additional_conditions": True},
+    },
+    "pixart-sigma-512": {
+        "kind": "pixart",
+        "text_tokens": 300,
+        "config": {**PIXART, "sample_size": 64, "use_additional_conditions": False},
+    },
+    "pixart-sigma-1024": {
+        "kind": "pixart",
+        "text_tokens": 300,
+        "config": {**PIXART, "sample_size": 128, "interpolation_scale": 2, "use_additional_conditions": False},
+    },
+}
+LOOP = (8, 19)
+SAMPLE_S = 0.1
+
+
+def make_checkpoint(name: str, folder: Path) -> None:
+    """Write an ILF checkpoint of random weights, the base in float16, with a text file to calibrate on."""
+    import diffusers
+    import numpy as np
+    import torch
+
+    from ilf_trt import attach, save_ilf
+
+    facts = MODELS[name]
+    torch.manual_seed(0)
+    kind = diffusers.DiTTransformer2DModel if facts["kind"] == "dit" else diffusers.PixArtTransformer2DModel
+    backbone = kind(**facts["config"])
+    if facts["kind"] == "dit":
+        first = backbone.transformer_blocks[0].norm1.emb.state_dict()
+        for block in backbone.transformer_blocks:
+            block.norm1.emb.load_state_dict(first)
+    model = attach(backbone.half(), LOOP)
+    model.feedback.scales.data.fill_(0.1)
+    save_ilf(model, folder)
+    rng = np.random.default_rng(0)
+    if facts["kind"] == "dit":
+        conditions: dict[str, Any] = {"class_labels": np.array([207], np.int32)}
+    else:
+        shape = (1, facts["text_tokens"], TEXT_CHANNELS)
+        texts = {f"{p}text": rng.standard_normal(shape, np.float32) for p in ("", "negative_")}
+        conditions = {**texts, **{f"{n}_mask": np.ones(shape[:2], np.float32) for n in texts}}
+        if backbone.use_additional_conditions:
+            conditions |= {"resolution": np.full((1, 2), 1024, np.float32), "aspect_ratio": np.ones((1, 1), np.float32)}
+    np.savez(folder / "conditions.npz", **conditions)
+
+
+def build_one(name: str, precision: str, gpu: str, checkpoint: Path, output: Path) -> dict[str, Any]:
+    """Build in this process; what is measured of it from within."""
+    from ilf_trt.build import BuildOptions, build
+    from ilf_trt.contract import Batch, Precision
+    from ilf_trt.target import Architecture, EngineOptions, Library
+
+    fp8 = Precision(precision) is Precision.FP8
+    options = BuildOptions(
+        precision=Precision(precision),
+        batch=Batch(1, 1, 1),
+        text_tokens=MODELS[name]["text_tokens"] or 1,
+        steps=2 if fp8 else 10,
+        feedback="first:1" if fp8 else "outer:2",
+        calibration=checkpoint / "conditions.npz" if fp8 else None,
+        verify=False,
+        engines=EngineOptions(Library.TENSORRT_RTX, tuple(map(Architecture.parse, gpu.split(",")))),
+    )
+    result = build(str(checkpoint), output, options, force=True)
+    files = result.bundle.manifest.files
+    rows = []
+    for report in result.reports:
+        onnx = sum(f.size_bytes for path, f in files.items() if path.startswith(f"graphs/{report.graph}.onnx"))
+        counts = report.by_kind
+        rows.append(
+            {
+                "graph": report.graph,
+                "export_s": round(result.stage_s[f"export {report.graph}"], 1),
+                "build_s": round(result.stage_s[f"engine {report.graph}"], 1),
+                "onnx_mib": round(onnx / MIB, 1),
+                "engine_mib": round(report.engine_bytes / MIB, 1),
+                "scratch_mib": round(report.scratch_bytes / MIB, 1),
+                "builder_peak_mib": report.builder_peak_mib,
+                "kernels": len(report.kernels),
+                **{
+                    f"matmul_{kind}": sum(n for (what, p), n in counts.items() if what == "matmul" and p == kind)
+                    for kind in ("fp8", "fp16", "fp32")
+                },
+                "fused_attentions": report.fused_attentions,
+                "not_as_asked": len(report.outside),
+            }
+        )
+    return {"stages": result.stage_s, "rows": rows}
+
+
+def measure(name: str, precision: str, gpu: str, work: Path) -> list[Mapping[str, Any]]:
+    """Rows of one build: one a graph, and one for all."""
+    checkpoint, output, facts = work / name, work / f"{name}-{precision}.ilf", work / "facts.json"
+    if not (checkpoint / "conditions.npz").is_file():
+        make_checkpoint(name, checkpoint)
+    arguments = ["--one", name, precision, gpu, str(checkpoint), str(output), str(facts)]
+    began = time.perf_counter()
+    process = subprocess.Popen([sys.executable, __file__, *arguments])
+    peak_bytes = _watch(process)
+    wall_s = time.perf_counter() - began
+    if process.returncode:
+        raise SystemExit(f"{name} {precision} failed with exit code {process.returncode}")
+    found = json.loads(facts.read_text())
+    rows, stages = found["rows"], found["stages"]
+    total = {key: round(sum(row[key] for row in rows), 1) for key in rows[0] if key != "graph"}
+    total |= {
+        "graph": "all",
+        "scratch_mib": max(row["scratch_mib"] for row in rows),
+        "builder_peak_mib": max(row["builder_peak_mib"] for row in rows),
+    }
+    shared = {"model": name, "precision": precision, "gpu": gpu}
+    weights = _weights_mib(checkpoint, precision)
+    extra = {
+        "weights_mib": round(weights, 1),
+        "engines_of_weights": round(total["engine_mib"] / weights, 3),
+        "calibrate_s": round(stages.get("calibrate", 0), 1),
+        "wall_s": round(wall_s, 1),
+        "peak_mib": round(peak_bytes / MIB),
+    }
+    shutil.rmtree(output)
+    return [{**shared, **row, **dict.fromkeys(extra, "")} for row in rows] + [{**shared, **total, **extra}]
+
+
+def _weights_mib(checkpoint: Path, precision: str) -> float:
+    """Parameters of base and feedback block, equal copies of an embedder once, in the bytes of the precision."""
+    from ilf_trt import load_ilf
+
+    model = load_ilf(checkpoint)
+    every = [*model.backbone.named_parameters(), *model.feedback.named_parameters()]
+    copies = sum(p.numel() for n, p in every if ".norm1.emb." in n and n.startswith("transformer_blocks."))
+    blocks = len(model.adapter.blocks)
+    counted = sum(p.numel() for _, p in every) - copies + copies // blocks
+    in_fp8 = 0
+    if precision == "fp8":
+        linears = (*model.adapter.blocks.named_modules(), *model.feedback.block.named_modules())
+        in_fp8 = sum(
+            layer.weight.numel()
+            for name, layer in linears
+            if name and layer.__class__.__name__ == "Linear" and {"attn1", "attn2", "ff"} & set(name.split("."))
+        )
+    return (2 * counted - in_fp8) / MIB
+
+
+def _watch(process: subprocess.Popen[bytes]) -> int:
+    """The largest sum of resident memory over the process and its children until it ends."""
+    peak_bytes, root = 0, psutil.Process(process.pid)
+    while process.poll() is None:
+        resident = 0
+        try:
+            for member in (root, *root.children(recursive=True)):
+                resident += member.memory_info().rss
+        except psutil.NoSuchProcess:
+            pass
+        peak_bytes = max(peak_bytes, resident)
+        time.sleep(SAMPLE_S)
+    return peak_bytes
+
+
+def main() -> None:
+    if sys.argv[1:2] == ["--one"]:
+        name, precision, gpu, checkpoint, output, facts = sys.argv[2:]
+        Path(facts).write_text(json.dumps(build_one(name, precision, gpu, Path(checkpoint), Path(output))))
+        return
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--models", nargs="+", choices=list(MODELS), default=list(MODELS))
+    parser.add_argument("--precisions", nargs="+", choices=["fp16", "fp8"], default=["fp16"])
+    parser.add_argument("--gpu", default="sm89")
+    parser.add_argument("--work", type=Path, default=Path("build/full-size"), help="folder for checkpoints and bundles")
+    options = parser.parse_args()
+    options.work.mkdir(parents=True, exist_ok=True)
+    command = f"benchmarks/build.py --gpu {options.gpu}"
+    for name in options.models:
+        for precision in options.precisions:
+            rows = measure(name, precision, options.gpu, options.work)
+            print(append_rows("build", command, rows, key=("model", "precision", "gpu")), rows[-1], flush=True)
+
+
+if __name__ == "__main__":
+    main()
