@@ -44,6 +44,7 @@ MODELS: dict[str, dict[str, Any]] = {
 }
 LOOP = (8, 19)
 SAMPLE_S = 0.1
+SLACK_MIB = 100  # kernels, graphs and constants that are no weights
 
 
 def make_checkpoint(name: str, folder: Path) -> None:
@@ -150,6 +151,8 @@ def measure(name: str, precision: str, gpu: str, work: Path) -> list[Mapping[str
         "wall_s": round(wall_s, 1),
         "peak_mib": round(peak_bytes / MIB),
     }
+    if total["engine_mib"] > 1.05 * weights + SLACK_MIB:
+        raise SystemExit(f"{name} {precision}: engines of {total['engine_mib']} MiB for {weights:.0f} MiB of weights")
     shutil.rmtree(output)
     return [{**shared, **row, **dict.fromkeys(extra, "")} for row in rows] + [{**shared, **total, **extra}]
 

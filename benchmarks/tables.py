@@ -67,7 +67,7 @@ def precision() -> str:
     for row in read_rows("quality-precision"):
         cells.setdefault((row["plan"], row["precision"]), []).append(row)
     lines = [
-        "| plan | precision | Fréchet distance, mean (each seed) | against fp32 | fp32's spread over seeds | accuracy |",
+        "| plan | precision | Fréchet distance, mean (each seed) | against fp32 | spread of fp32's seeds | accuracy |",
         "|---|---|---|---|---|---|",
     ]
     for (plan, name), rows in cells.items():
@@ -93,12 +93,13 @@ def full_size() -> str:
     ]
     for (model, name), graphs in builds.items():
         row = graphs["all"]
-        cells = [row[key] for key in ("export_s", "build_s", "peak_mib", "onnx_mib", "engine_mib", "engines_of_weights")]
+        cells = [
+            row[key] for key in ("export_s", "build_s", "peak_mib", "onnx_mib", "engine_mib", "engines_of_weights")
+        ]
         fused = " + ".join(graphs[graph]["fused_attentions"] for graph in ("pre", "loop_body", "loop_feedback", "post"))
         products = f"{row['matmul_fp8']} / {row['matmul_fp16']}"
-        lines.append(
-            f"| {model} | {name} | {' | '.join(cells)} | {row['kernels']} | {products} | {fused} | {row['not_as_asked']} |"
-        )
+        cells += [row["kernels"], products, fused, row["not_as_asked"]]
+        lines.append(f"| {model} | {name} | {' | '.join(cells)} |")
     return "\n".join(lines)
 
 

@@ -2,7 +2,6 @@
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from functools import partial
 from importlib.util import find_spec
@@ -14,6 +13,7 @@ from torch import Tensor, nn
 
 from ilf_trt import reference
 from ilf_trt.block import LINEARS
+from ilf_trt.bundle import Bundle, Calibration
 from ilf_trt.conditions import check_conditions, read_conditions
 from ilf_trt.contract import Calibrator, ModelSpec
 from ilf_trt.errors import InvalidRequest, MissingDependency
@@ -25,15 +25,6 @@ from .segments import BLOCKS, FEEDBACK
 SEED = 0
 PICTURES = 16
 PICTURES_AT_ONCE = 4
-
-
-@dataclass(frozen=True, slots=True)
-class Calibration:
-    """Largest |input| of each Linear by its name in the model, and what measured it on how many pictures."""
-
-    amax: dict[str, float]
-    calibrator: Calibrator
-    pictures: int
 
 
 def calibration_conditions(spec: ModelSpec, path: Path | None) -> dict[str, Tensor]:
@@ -49,6 +40,23 @@ def calibration_conditions(spec: ModelSpec, path: Path | None) -> dict[str, Tens
         )
     classes = port.below - 1
     return {port.name: torch.linspace(0, classes - 1, min(PICTURES, classes)).round().to(torch.int32)}
+
+
+def calibration_of_bundle(path: Path, model: ILFModel, spec: ModelSpec, exclude: tuple[str, ...]) -> Calibration:
+    """The calibration that an FP8 bundle was built with, for the same Linears of another checkpoint.
+
+    Scales that stay leave every graph as it was but the feedback block's own. Raises BundleError, InvalidRequest.
+    """
+    kept = Bundle.open(path).manifest.fp8
+    if kept is None:
+        raise InvalidRequest(f"--calibration {path} is no FP8 bundle; pass one, or an .npz with conditions")
+    apart = sorted(_chosen(model, spec, exclude).keys() ^ kept.amax.keys())
+    if apart:
+        raise InvalidRequest(
+            f"--calibration {path} is for other Linears: {apart[0]} is in one of the two only; calibrate anew, or pass "
+            "the same --fp8-exclude"
+        )
+    return kept
 
 
 def calibrate(
@@ -97,7 +105,7 @@ def calibrate(
         raise InvalidRequest(
             f"{unseen[0]} never ran during calibration: the plan has no feedback; pass --feedback outer:1 or more"
         )
-    return Calibration(amax, calibrator, pictures)
+    return Calibration(calibrator, pictures, amax)
 
 
 def quantizable(model: ILFModel, spec: ModelSpec) -> dict[str, nn.Linear]:

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from ilf_trt.build import BuildOptions
-from ilf_trt.bundle import CONSTANTS_FILE, REFERENCE_FILE, Fp8Facts, Manifest, graph_file, write_manifest
+from ilf_trt.bundle import CONSTANTS_FILE, REFERENCE_FILE, Manifest, graph_file, write_manifest
 from ilf_trt.contract import Precision, graphs_of
 from ilf_trt.errors import MissingDependency
 from ilf_trt.schedule import make_plan, read_scheduler
@@ -37,7 +37,7 @@ def export_bundle(checkpoint: str, folder: Path, options: BuildOptions, progress
 
         from ilf_trt.checkpoint import load_ilf, read_checkpoint
 
-        from .calibration import calibrate, calibration_conditions
+        from .calibration import calibrate, calibration_conditions, calibration_of_bundle
         from .fingerprint import fingerprint_of_graph
         from .golden import write_golden
         from .graph import export_segment
@@ -88,17 +88,20 @@ def export_bundle(checkpoint: str, folder: Path, options: BuildOptions, progress
     fp8 = None
     if options.precision is Precision.FP8:
         progress("calibrate")
-        fp8 = calibrate(
-            model,
-            plan,
-            scheduler,
-            spec,
-            calibration_conditions(spec, options.calibration),
-            guidance_scale=options.guidance_scale,
-            exclude=options.fp8_exclude,
-            calibrator=options.calibrator,
-            device=options.device,
-        )
+        if options.calibration is not None and options.calibration.is_dir():
+            fp8 = calibration_of_bundle(options.calibration, model, spec, options.fp8_exclude)
+        else:
+            fp8 = calibrate(
+                model,
+                plan,
+                scheduler,
+                spec,
+                calibration_conditions(spec, options.calibration),
+                guidance_scale=options.guidance_scale,
+                exclude=options.fp8_exclude,
+                calibrator=options.calibrator,
+                device=options.device,
+            )
 
     scales = tuple(model.feedback.scales.tolist())
     if spec.constants:
@@ -134,7 +137,7 @@ def export_bundle(checkpoint: str, folder: Path, options: BuildOptions, progress
             guidance_scale=options.guidance_scale,
             base_sha256=facts.base_sha256,
             tools={tool: version(tool) for tool in ("ilf-trt", *TOOLS)},
-            fp8=None if fp8 is None else Fp8Facts(fp8.calibrator.value, fp8.pictures, tuple(fp8.amax)),
+            fp8=fp8,
             engines=(),
             files={},
         ),

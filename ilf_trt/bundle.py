@@ -9,6 +9,7 @@ import json
 import os
 import shutil
 import zipfile
+import zlib
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
@@ -20,7 +21,7 @@ from uuid import uuid4
 import numpy as np
 from numpy.typing import NDArray
 
-from ilf_trt.contract import Batch, Graph, Loop, ModelSpec, Port, Precision, graphs_of
+from ilf_trt.contract import Batch, Calibrator, Graph, Loop, ModelSpec, Port, Precision, graphs_of
 from ilf_trt.errors import BundleError, InvalidRequest
 from ilf_trt.schedule import StepPlan
 
@@ -32,6 +33,17 @@ GRAPH_FOLDER = "graphs"
 ENGINE_FOLDER = "engines"
 MAX_NAME = 200
 UNWRITABLE = (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS, errno.EFBIG)
+UNREADABLE_NPZ = (
+    OSError,
+    ValueError,
+    EOFError,
+    TypeError,
+    AttributeError,
+    RuntimeError,
+    zipfile.BadZipFile,
+    zlib.error,
+)
+"""What numpy and zipfile raise for a file that is no whole .npz."""
 AT_FDCWD, RENAME_EXCHANGE = -100, 2  # linux/fcntl.h, linux/fs.h
 
 
@@ -44,12 +56,15 @@ class FileFacts:
 
 
 @dataclass(frozen=True, slots=True)
-class Fp8Facts:
-    """Which Linears run in FP8, by their names in the model, and what their scales were measured with."""
+class Calibration:
+    """What FP8's scales come from: the largest |input| of each Linear that runs in FP8, by its name in the model.
 
-    calibrator: str
+    `calibrator` measured it while `pictures` were sampled.
+    """
+
+    calibrator: Calibrator
     pictures: int
-    linears: tuple[str, ...]
+    amax: dict[str, float]
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,7 +102,7 @@ class Manifest:
     guidance_scale: float
     base_sha256: str
     tools: dict[str, str]
-    fp8: Fp8Facts | None
+    fp8: Calibration | None
     engines: tuple[EngineFacts, ...]
     files: dict[str, FileFacts]
 
@@ -126,7 +141,7 @@ class Manifest:
                 guidance_scale=float(data["guidance_scale"]),
                 base_sha256=str(data["base_sha256"]),
                 tools=dict(data["tools"]),
-                fp8=data["fp8"] and Fp8Facts(**{**data["fp8"], "linears": tuple(data["fp8"]["linears"])}),
+                fp8=None if data["fp8"] is None else _calibration(data["fp8"]),
                 engines=tuple(EngineFacts(**{**facts, "gpus": tuple(facts["gpus"])}) for facts in data["engines"]),
                 files={
                     str(name): FileFacts(str(facts["sha256"]), int(facts["size_bytes"]))
@@ -191,9 +206,12 @@ class Bundle:
         for name, facts in manifest.files.items():
             _check_file(path, name, facts, check_hashes=check_hashes)
         compiled = {facts.graph for facts in manifest.engines}
-        missing = [graph.name for graph in manifest.graphs if graph_file(graph.name) not in manifest.files]
-        if not compiled.issuperset(missing):
+        names = [graph.name for graph in manifest.graphs if graph.name not in compiled]
+        missing = [name for name in names if graph_file(name) not in manifest.files]
+        if missing:
             raise BundleError(f"{path} lists no file for graph {missing[0]!r}; build the bundle anew")
+        if manifest.spec.constants and CONSTANTS_FILE not in manifest.files:
+            raise BundleError(f"{path} lists no {CONSTANTS_FILE}; build the bundle anew")
         return cls(path, manifest)
 
     def graph_path(self, graph: str) -> Path:
@@ -216,7 +234,7 @@ class Bundle:
                 raise BundleError(
                     f"{self.path / CONSTANTS_FILE} lacks {port.name} as {port.dtype}; build the bundle anew"
                 )
-        return arrays
+        return {port.name: arrays[port.name] for port in ports}
 
     def copy(self, folder: Path) -> None:
         """Put every file of the bundle into `folder`, by hard link where that can be."""
@@ -235,7 +253,7 @@ def read_arrays(path: Path) -> dict[str, NDArray[Any]]:
     try:
         with path.open("rb") as opened, np.load(opened, allow_pickle=False) as file:
             return dict(file)
-    except (OSError, ValueError, EOFError, TypeError, AttributeError, zipfile.BadZipFile) as error:
+    except UNREADABLE_NPZ as error:
         raise BundleError(f"{path} cannot be read ({error}); build the bundle anew") from error
 
 
@@ -298,6 +316,11 @@ def link_or_copy(source: Path, place: Path) -> None:
         os.link(source, place)
     except OSError:
         shutil.copyfile(source, place)
+
+
+def _calibration(data: Mapping[str, Any]) -> Calibration:
+    amax = {str(name): float(value) for name, value in data["amax"].items()}
+    return Calibration(Calibrator(data["calibrator"]), int(data["pictures"]), amax)
 
 
 def _ports(data: list[dict[str, Any]]) -> tuple[Port, ...]:

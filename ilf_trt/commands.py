@@ -96,8 +96,8 @@ def build(
     hoist_text
         Make the text's keys and values once a picture instead of in every block (PixArt).
     calibration
-        An .npz with conditions of some pictures (text, text_mask … or class_labels) to find FP8's scales on; a model of
-        classes needs none.
+        What FP8's scales come from: an .npz with conditions of some pictures (text, text_mask … or class_labels), or an
+        FP8 bundle whose scales shall stay; a model of classes needs none.
     calibrator
         What measures for FP8: auto takes Model Optimizer where it is installed.
     fp8_exclude

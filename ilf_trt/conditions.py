@@ -1,6 +1,5 @@
 """What a caller asks for each picture: read from a file, checked against the model's condition ports, padded."""
 
-import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -8,6 +7,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from ilf_trt.bundle import UNREADABLE_NPZ
 from ilf_trt.contract import Port
 from ilf_trt.errors import InvalidRequest
 
@@ -17,7 +17,7 @@ def read_conditions(path: Path) -> dict[str, NDArray[Any]]:
     try:
         with path.open("rb") as opened, np.load(opened, allow_pickle=False) as file:
             return dict(file)
-    except (OSError, ValueError, EOFError, TypeError, AttributeError, zipfile.BadZipFile) as error:
+    except UNREADABLE_NPZ as error:
         raise InvalidRequest(f"{path} is not a readable .npz ({error}); write it with numpy.savez") from error
 
 

@@ -57,14 +57,19 @@ def generate(
 
 @contextmanager
 def placed(model: nn.Module, device: str) -> Iterator[None]:
-    """`model` on `device` for the time of a block, and back on the CPU; raises InvalidRequest when there is none."""
+    """`model` on `device` in whole float32 for the time of a block, and back on the CPU.
+
+    Raises InvalidRequest when there is no such device.
+    """
     try:
         model.to(device)
     except (RuntimeError, AssertionError) as error:
         reason = str(error).splitlines()[0]
         raise InvalidRequest(f"device {device!r} cannot be used ({reason}); pass --device cpu") from error
     try:
-        yield
+        # cuDNN's default for a float32 convolution is TF32, 10 bits: past the parity limit of FP32
+        with torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
+            yield
     finally:
         model.to("cpu")
 

@@ -118,7 +118,7 @@ def verify(bundle: Path, /, *, max_error: float | None = None) -> None:
     bundle
         Folder of the bundle.
     max_error
-        Largest relative difference to accept; by default 1e-4 for fp32 and 2e-2 for fp16.
+        Largest relative difference to accept; by default 1e-4 for fp32, 2e-2 for fp16, 2e-1 for fp8.
     """
     differences, precision = run_verify(bundle)
     Console().print(table(differences))

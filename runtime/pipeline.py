@@ -13,6 +13,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from ilf_trt.bundle import Bundle, Manifest
 from ilf_trt.conditions import as_array, check_conditions
+from ilf_trt.contract import Precision
 from ilf_trt.errors import InvalidRequest
 from ilf_trt.schedule import Ratio, Rule, StepPlan, make_plan
 
@@ -67,6 +68,10 @@ class Pipeline:
         if sessions < 1:
             raise InvalidRequest(f"sessions is {sessions}, it must be at least 1")
         bundle = Bundle.open(path, check_hashes=check_hashes)
+        if bundle.manifest.precision is Precision.BF16:
+            raise InvalidRequest(
+                f"{path} is in bf16, which ONNX Runtime does not run on a CPU; build it with --precision fp16"
+            )
         engines = {
             graph.name: OnnxRuntimeEngine(graph, bundle.graph_path(graph.name), threads=threads)
             for graph in bundle.manifest.graphs

@@ -6,12 +6,14 @@ from typing import Any
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
+import numpy as np
 import pytest
 import torch
 from diffusers import DiTTransformer2DModel, DPMSolverMultistepScheduler, PixArtTransformer2DModel
 
-from ilf_trt import attach, save_ilf
+from ilf_trt import ILFModel, attach, save_ilf
 from ilf_trt.build import BuildOptions, BuildResult, build
+from ilf_trt.contract import Batch
 
 BLOCKS = 4
 LOOP = (1, 2)
@@ -67,6 +69,15 @@ def write_checkpoint(folder: Path, backbone: Any, loop: tuple[int, int] = LOOP) 
     return folder
 
 
+def train_anew(model: ILFModel) -> None:
+    """Other values in the feedback block and its scales, in place."""
+    torch.manual_seed(5)
+    with torch.no_grad():
+        model.feedback.scales.mul_(3)
+        for parameter in model.feedback.block.parameters():
+            parameter.add_(5 * FEEDBACK_NOISE * torch.randn_like(parameter))
+
+
 @pytest.fixture(scope="session", autouse=True)
 def _one_thread() -> None:
     torch.set_num_threads(1)
@@ -83,6 +94,18 @@ def pixart_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
+def text_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Conditions of three pictures for a PixArt with micro-conditions, to calibrate on."""
+    rng = np.random.default_rng(0)
+    path = tmp_path_factory.mktemp("text") / "text.npz"
+    text = {
+        name: rng.standard_normal((3, TEXT_TOKENS, TEXT_CHANNELS), np.float32) for name in ("text", "negative_text")
+    }
+    np.savez(path, resolution=np.full((3, 2), 128.0), aspect_ratio=np.ones((3, 1)), **text)
+    return path
+
+
+@pytest.fixture(scope="session")
 def dit_build(dit_checkpoint: Path) -> BuildResult:
     """FP32, dynamic batch 1:4:16, 6 steps, feedback outer:2."""
     options = BuildOptions(steps=6)
@@ -94,6 +117,15 @@ def pixart_build(pixart_checkpoint: Path) -> BuildResult:
     """FP32, dynamic batch, 4 steps, feedback outer:1, micro-conditions and masked text."""
     options = BuildOptions(steps=4, feedback="outer:1", text_tokens=TEXT_TOKENS)
     return build(str(pixart_checkpoint), pixart_checkpoint.parent / "pixart.ilf", options)
+
+
+@pytest.fixture(scope="session")
+def whole_loop_build(tmp_path_factory: pytest.TempPathFactory) -> BuildResult:
+    """A fixed batch of 1, a loop of all of 2 blocks (nothing before, nothing after), text without micro-conditions."""
+    folder = tmp_path_factory.mktemp("whole_loop")
+    checkpoint = write_checkpoint(folder / "checkpoint", small_pixart(sized=False, num_layers=2), (0, 1))
+    options = BuildOptions(batch=Batch(1, 1, 1), steps=3, feedback="outer:1", text_tokens=TEXT_TOKENS)
+    return build(str(checkpoint), folder / "whole_loop.ilf", options)
 
 
 @pytest.fixture

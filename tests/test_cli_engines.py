@@ -209,7 +209,7 @@ def test_fp8_engines_hold_the_linears_that_were_not_left_out(
     manifest = Bundle.open(out).manifest
     assert manifest.fp8 is not None
     for report in run("inspect", out, "--engines", "--json").data:
-        chosen = {name for name in manifest.fp8.linears if graph_of_linear(name, manifest) == report["graph"]}
+        chosen = {name for name in manifest.fp8.amax if graph_of_linear(name, manifest) == report["graph"]}
         in_fp8 = {name for kernel in report["kernels"] if kernel["precision"] == "fp8" for name in kernel["layers"]}
-        assert chosen == {name for name in in_fp8 if name in manifest.fp8.linears}
+        assert chosen == {name for name in in_fp8 if name in manifest.fp8.amax}
         assert not any(name.endswith("to_out.0") for name in in_fp8)

@@ -18,18 +18,28 @@ FOLDERS = ("ilf_trt", *LEAVES)
 TIMEOUT_S = 120.0  # a child ends within seconds; a hang must not take the suite with it
 
 HEAVY = ("torch", "diffusers", "transformers", "onnx", "onnxscript", "onnx_ir", "safetensors", "sklearn", "scipy")
+ENGINE_LIBRARIES = ("tensorrt", "tensorrt_rtx", "polygraphy", "cuda")
 LIGHT_MODULES = (
     "ilf_trt",
     "ilf_trt.cli",
     "ilf_trt.commands",
     "ilf_trt.build",
+    "ilf_trt.build_view",
     "ilf_trt.bundle",
+    "ilf_trt.conditions",
     "ilf_trt.contract",
+    "ilf_trt.engine_flags",
     "ilf_trt.errors",
     "ilf_trt.probe",
     "ilf_trt.schedule",
     "ilf_trt.solver",
+    "ilf_trt.store",
+    "ilf_trt.target",
     "ilf_trt.engines",
+    "ilf_trt.engines.command",
+    "ilf_trt.engines.compiler",
+    "ilf_trt.engines.view",
+    "ilf_trt.engines.worker",
     "ilf_trt.runtime",
     "ilf_trt.runtime.command",
 )
@@ -90,8 +100,8 @@ def loaded_after(statements: str, names: tuple[str, ...]) -> list[str]:
 
 
 @pytest.mark.parametrize("module", LIGHT_MODULES)
-def test_importing_it_loads_neither_torch_nor_onnx_nor_onnxruntime(module: str) -> None:
-    assert loaded_after(f"import {module}", (*HEAVY, "onnxruntime", "tensorrt", "PIL")) == []
+def test_importing_it_loads_neither_torch_nor_onnx_nor_an_engine_library(module: str) -> None:
+    assert loaded_after(f"import {module}", (*HEAVY, "onnxruntime", *ENGINE_LIBRARIES, "PIL")) == []
 
 
 def test_a_name_of_the_package_loads_torch_when_it_is_asked_for() -> None:
@@ -106,6 +116,8 @@ def test_a_name_of_the_package_loads_torch_when_it_is_asked_for() -> None:
         ["build", "--help"],
         ["generate", "--help"],
         ["verify", "--help"],
+        ["compile", "--help"],
+        ["cache", "--help"],
         ["train-demo", "--help"],
         ["plan", "--blocks", "28", "--loop", "8:19", "--steps", "10"],
         ["plan", "--blocks", "28", "--steps", "20", "--cache-blocks", "18", "--cache-every", "3", "--json"],
@@ -113,14 +125,15 @@ def test_a_name_of_the_package_loads_torch_when_it_is_asked_for() -> None:
     ids=" ".join,
 )
 def test_the_command_runs_without_loading_what_builds(arguments: list[str]) -> None:
-    names = (*HEAVY, "onnxruntime")
+    names = (*HEAVY, "onnxruntime", *ENGINE_LIBRARIES)
     assert loaded_after(f"from ilf_trt.cli import main\nassert main({arguments!r}) == 0", names) == []
 
 
 def test_generate_runs_where_torch_cannot_be_imported(dit_bundle: Path, tmp_path: Path) -> None:
     latents, picture = tmp_path / "latents.npy", tmp_path / "picture.png"
     done = command_without(
-        ["generate", str(dit_bundle), "--labels", "3,8", "--latents-out", str(latents), "-o", str(picture)]
+        ["generate", str(dit_bundle), "--labels", "3,8", "--latents-out", str(latents), "-o", str(picture)],
+        (*HEAVY, *ENGINE_LIBRARIES),
     )
     assert done.returncode == 0, done.stderr
     assert "loaded []" in done.stderr
@@ -131,7 +144,7 @@ def test_generate_runs_where_torch_cannot_be_imported(dit_bundle: Path, tmp_path
 
 @pytest.mark.parametrize("command", ["verify", "inspect"])
 def test_a_bundle_is_read_where_torch_cannot_be_imported(command: str, dit_bundle: Path) -> None:
-    done = command_without([command, str(dit_bundle)])
+    done = command_without([command, str(dit_bundle)], (*HEAVY, *ENGINE_LIBRARIES))
     assert done.returncode == 0, done.stderr
     assert "loaded []" in done.stderr
 
@@ -149,6 +162,15 @@ def test_a_command_that_needs_torch_says_what_to_install(arguments: list[str], h
     assert done.returncode == 2, done.stderr
     assert hint in done.stderr
     assert "Traceback" not in done.stderr
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_build_for_an_engine_library_that_is_not_there_says_what_to_install(tmp_path: Path) -> None:
+    done = command_without(
+        ["build", "--checkpoint", "demo", "-o", str(tmp_path / "a.ilf"), "--target", "tensorrt"], ENGINE_LIBRARIES
+    )
+    assert done.returncode == 2, done.stderr
+    assert "pip install 'ilf-trt[tensorrt]'" in done.stderr
     assert list(tmp_path.iterdir()) == []
 
 

@@ -40,7 +40,7 @@ def read(bundle: Bundle) -> dict[str, NDArray[Any]]:
 
 
 def test_reference_holds_every_tensor_of_every_case_without_pickle(bundle: Bundle) -> None:
-    reference = read(bundle)
+    reference = read(bundle) | bundle.constants()
     graphs = {graph.name: graph for graph in bundle.manifest.graphs}
     pictures = bundle.manifest.batch.min
     sizes = {"B": pictures, "2B": 2 * pictures, "T": 2}
@@ -69,11 +69,18 @@ def test_reference_is_finite(bundle: Bundle) -> None:
         assert np.isfinite(tensor).all(), name
 
 
-def test_reference_is_taken_at_a_step_with_feedback(bundle: Bundle) -> None:
+def test_reference_is_taken_at_the_middle_step_of_those_with_feedback(bundle: Bundle) -> None:
     times = read(bundle)["times"]
     fed = [(step.t, step.t_post) for step in bundle.manifest.plan.steps if step.feedback]
-    assert fed[0] == pytest.approx((times[AT_T], times[AT_T_POST]))
+    assert fed[len(fed) // 2] == pytest.approx((times[AT_T], times[AT_T_POST]))
+    assert fed[len(fed) // 2] != fed[0]
     assert times[AT_T] > times[AT_T_POST]
+
+
+def test_reference_does_not_repeat_the_constants(dit_bundle: Path) -> None:
+    bundle = Bundle.open(dit_bundle)
+    assert bundle.constants()
+    assert not bundle.constants().keys() & read(bundle).keys()
 
 
 def test_reference_sees_feedback(bundle: Bundle) -> None:

@@ -24,7 +24,7 @@ from ilf_trt.errors import ParityError, PortMismatch
 from ilf_trt.export.graph import OPSET, export_segment
 from ilf_trt.export.segments import segments_of
 from ilf_trt.runtime import Pipeline
-from tests.conftest import CLASSES, TEXT_CHANNELS, TEXT_TOKENS, small_dit, small_pixart, write_checkpoint
+from tests.conftest import CLASSES, TEXT_CHANNELS, TEXT_TOKENS, small_dit, write_checkpoint
 
 ONNX_TYPES = {"float32": onnx.TensorProto.FLOAT, "float16": onnx.TensorProto.FLOAT16, "int32": onnx.TensorProto.INT32}
 BUILDS = ("dit_build", "pixart_build", "whole_loop_build", "half_build")
@@ -34,15 +34,6 @@ FOLDED_VALUES = 1_000
 # Two bytes instead of four, and constants and rows that stay in float32.
 HALF_SIZE = 0.6
 LARGE = 4e4  # twice it is past float16's largest number, 65504
-
-
-@pytest.fixture(scope="module")
-def whole_loop_build(tmp_path_factory: pytest.TempPathFactory) -> BuildResult:
-    """A fixed batch of 1, a loop of all blocks (nothing before, nothing after), text without micro-conditions."""
-    folder = tmp_path_factory.mktemp("whole_loop")
-    checkpoint = write_checkpoint(folder / "checkpoint", small_pixart(sized=False, num_layers=BLOCKS), (0, BLOCKS - 1))
-    options = BuildOptions(batch=Batch(1, 1, 1), steps=3, feedback="outer:1", text_tokens=TEXT_TOKENS)
-    return build(str(checkpoint), folder / "whole_loop.ilf", options)
 
 
 @pytest.fixture(scope="module")
@@ -150,7 +141,8 @@ def test_every_file_is_relative_to_the_bundle(bundle: Bundle) -> None:
 @pytest.mark.parametrize("kind", ["dit", "pixart"])
 def test_each_weight_is_stored_once_over_all_graphs(kind: str, request: pytest.FixtureRequest) -> None:
     model = load_ilf(request.getfixturevalue(f"{kind}_checkpoint"))
-    stored = Counter(key(array) for array in float_weights(request.getfixturevalue(f"{kind}_build").bundle))
+    bundle: Bundle = request.getfixturevalue(f"{kind}_build").bundle
+    stored = Counter(key(array) for array in (*float_weights(bundle), *bundle.constants().values()))
     weights = {name: tensor for name, tensor in model.named_parameters() if name != "feedback.scales"}
     wanted = Counter(map(key, weights.values()))
     # A feedback block that is still the copy of a loop block has equal weights, which one graph may store as one.
@@ -160,7 +152,8 @@ def test_each_weight_is_stored_once_over_all_graphs(kind: str, request: pytest.F
 def test_graphs_hold_no_more_than_the_weights(bundle: Bundle) -> None:
     model = load_ilf(bundle.path.parent / "checkpoint")
     size = sum(p.numel() for p in model.parameters()) + model.adapter.model.pos_embed.pos_embed.numel()
-    assert sum(array.size for array in float_weights(bundle)) <= size + FOLDED_VALUES
+    stored = (*float_weights(bundle), *bundle.constants().values())
+    assert sum(array.size for array in stored) <= size + FOLDED_VALUES
 
 
 @pytest.mark.parametrize("name", ["pre", "post"])
@@ -180,6 +173,7 @@ class FixesItsBatch(nn.Module):
     """Gives two rows whatever it gets."""
 
     graph = Graph("bad", (Port("x", ("B", 3), "float32"),), (Port("y", ("B", 3), "float32"),))
+    name_in_model = staticmethod(str)
 
     def forward(self, *tensors: Tensor) -> Tensor:
         return torch.zeros(2, 3) + tensors[0].sum()
@@ -247,7 +241,8 @@ def test_half_precision_keeps_latents_conditions_and_solver_in_float32(half_buil
         if port.dtype != "int32"
     }
     half = {name for name, dtype in dtypes.items() if dtype == "float16"}
-    assert half == {"hidden", "features", "feedback"}
+    constants = {port.name for port in half_build.bundle.manifest.spec.constants}
+    assert half == {"hidden", "features", "feedback", *constants}
     assert {dtype for name, dtype in dtypes.items() if name not in half} == {"float32"}
 
 
@@ -283,9 +278,9 @@ def test_embedders_that_are_equal_copies_are_stored_and_run_once(tmp_path: Path)
     first: Any = backbone.transformer_blocks[0]
     for block in backbone.transformer_blocks:
         block.norm1.emb.load_state_dict(first.norm1.emb.state_dict())
-    checkpoint = write_checkpoint(tmp_path / "checkpoint", backbone)  # the feedback block's embedder differs
+    checkpoint = write_checkpoint(tmp_path / "checkpoint", backbone)  # the feedback block's embedder is an input
     built = build(str(checkpoint), tmp_path / "dit.ilf", BuildOptions(steps=2)).bundle
     model = onnx.load(built.graph_path("cond"))
     tables = [weight for weight in model.graph.initializer if weight.dims[:1] == [CLASSES + 1]]
-    assert len(tables) == 2
+    assert len(tables) == 1
     assert Counter(node.op_type for node in model.graph.node)["Cos"] == 1

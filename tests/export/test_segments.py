@@ -10,7 +10,8 @@ from torch import Tensor
 
 from ilf_trt import ILFModel, attach
 from ilf_trt.contract import GRAPHS, ModelSpec, Precision, graphs_of
-from ilf_trt.export.segments import Segment, segments_of, spec_of
+from ilf_trt.errors import InvalidRequest
+from ilf_trt.export.segments import FEEDBACK, Segment, constants_of, segments_of, spec_of
 from tests.conftest import BLOCKS, CLASSES, TEXT_CHANNELS, TEXT_TOKENS, small_dit, small_pixart
 
 Tensors = dict[str, Tensor]
@@ -38,14 +39,21 @@ BACKBONES: dict[str, Callable[[], Any]] = {
 }
 
 
-def case(kind: str, loop: tuple[int, int], *, guidance: bool) -> Case:
+def case(kind: str, loop: tuple[int, int], *, guidance: bool, hoist_text: bool = False) -> Case:
     model = attach(BACKBONES[kind](), loop)
     with torch.no_grad():
         model.feedback.scales.copy_(torch.tensor(LARGE_SCALES[: model.loop.size]))
         torch.manual_seed(3)
         for parameter in model.feedback.block.parameters():  # else it is a copy of a loop block, and could be one
             parameter.add_(0.1 * torch.randn_like(parameter))
-    spec = spec_of(model, guidance=guidance, text_tokens=TEXT_TOKENS, train_timesteps=1000, precision=Precision.FP32)
+    spec = spec_of(
+        model,
+        guidance=guidance,
+        text_tokens=TEXT_TOKENS,
+        train_timesteps=1000,
+        precision=Precision.FP32,
+        hoist_text=hoist_text,
+    )
     return model, spec, segments_of(model, spec, Precision.FP32)
 
 
@@ -77,10 +85,15 @@ def run(segment: Segment, tensors: Tensors) -> Tensors:
     return dict(zip((port.name for port in segment.graph.outputs), outputs, strict=True))
 
 
+def given_to_cond(model: ILFModel, spec: ModelSpec) -> Tensors:
+    return {"times": torch.tensor(TIMES), **conditions_of(spec), **constants_of(model, spec)}
+
+
 @torch.inference_mode()
-def chained(segments: dict[str, Segment], spec: ModelSpec, scales: Tensor, *, feedback: bool) -> Tensors:
+def chained(model: ILFModel, spec: ModelSpec, segments: dict[str, Segment], *, feedback: bool) -> Tensors:
     """One step through the five segments, as the architecture draws it."""
-    tables = run(segments["cond"], {"times": torch.tensor(TIMES), **conditions_of(spec)})
+    scales = model.feedback.scales
+    tables = run(segments["cond"], given_to_cond(model, spec))
     varying = {port.name for port in segments["cond"].graph.outputs if port.shape[0] == "T"}
     at_t, at_t_post = (
         {name: table[TIMES.index(time)] if name in varying else table for name, table in tables.items()}
@@ -126,7 +139,7 @@ def test_a_step_through_the_segments_equals_the_model(
     kind: str, loop: tuple[int, int], guidance: bool, feedback: bool
 ) -> None:
     model, spec, segments = case(kind, loop, guidance=guidance)
-    got = chained(segments, spec, model.feedback.scales, feedback=feedback)
+    got = chained(model, spec, segments, feedback=feedback)
     wanted = in_one_piece(model, spec, feedback=feedback)
     for name in ("next_latent", "prediction"):
         assert relative(got[name], wanted[name]) < FLOAT32_ROUNDING, name
@@ -141,13 +154,13 @@ def test_feedback_moves_the_step(kind: str) -> None:
 
 @pytest.mark.parametrize("kind", BACKBONES)
 def test_every_condition_moves_the_step(kind: str) -> None:
-    _, spec, segments = case(kind, (1, 2), guidance=True)
-    conditions = conditions_of(spec)
+    model, spec, segments = case(kind, (1, 2), guidance=True)
+    given = given_to_cond(model, spec)
     with torch.inference_mode():
-        before = run(segments["cond"], {"times": torch.tensor(TIMES), **conditions})
-        for name, value in conditions.items():
+        before = run(segments["cond"], given)
+        for name, value in conditions_of(spec).items():
             changed = (value + 1) % CLASSES if name == "class_labels" else value.flip(0)
-            after = run(segments["cond"], {"times": torch.tensor(TIMES), **conditions, name: changed})
+            after = run(segments["cond"], {**given, name: changed})
             assert any(not torch.equal(before[port], after[port]) for port in before), name
 
 
@@ -192,9 +205,71 @@ def test_every_block_weight_is_held_by_one_segment_beside_cond(kind: str, loop: 
     assert held == Counter(dict.fromkeys(map(id, weights), 1))
 
 
-def test_cond_holds_every_block_for_its_embedders() -> None:
+def test_cond_holds_every_block_of_the_backbone_for_its_embedders() -> None:
     model, _, segments = case("dit", (1, 2), guidance=True)
-    assert list(segments["cond"].blocks) == [*model.adapter.blocks, model.feedback.block]
+    assert list(segments["cond"].blocks) == list(model.adapter.blocks)
+
+
+@pytest.mark.parametrize(("kind", "port"), [("dit", "modulation"), ("pixart", "text_pairs")])
+def test_cond_makes_what_is_the_feedback_blocks_of_the_constants_alone(kind: str, port: str) -> None:
+    model, spec, segments = case(kind, (1, 2), guidance=True, hoist_text=kind == "pixart")
+    given = {name: value.clone() for name, value in given_to_cond(model, spec).items()}
+    with torch.no_grad():
+        before = run(segments["cond"], given)
+        for parameter in model.feedback.block.parameters():
+            parameter.add_(1.0)
+        held = run(segments["cond"], given)
+        moved = run(segments["cond"], {**given, **{name: 2 * given[name] for name in constants_of(model, spec)}})
+    assert {name for name in before if not torch.equal(before[name], held[name])} == set()
+    assert {name for name in before if not torch.equal(before[name], moved[name])} == {f"{port}_loop_feedback"}
+
+
+@pytest.mark.parametrize(
+    ("kind", "hoist_text", "begin"),
+    [
+        ("dit", False, ("norm1.emb.", "norm1.linear.")),
+        ("pixart", False, ()),
+        ("sized pixart", True, ("attn2.to_k.", "attn2.to_v.")),
+    ],
+)
+def test_constants_are_what_cond_needs_of_the_feedback_block(
+    kind: str, hoist_text: bool, begin: tuple[str, ...]
+) -> None:
+    model, spec, segments = case(kind, (1, 2), guidance=True, hoist_text=hoist_text)
+    weights = model.feedback.block.state_dict()
+    wanted = {f"{FEEDBACK}.{name}": value for name, value in weights.items() if name.startswith(begin)} if begin else {}
+    constants = constants_of(model, spec)
+    assert constants.keys() == wanted.keys()
+    assert [name for name in wanted if not torch.equal(constants[name], wanted[name])] == []
+    assert wanted.keys() <= {port.name for port in segments["cond"].graph.inputs}
+
+
+@pytest.mark.parametrize("feedback", [False, True], ids=["plain", "feedback"])
+@pytest.mark.parametrize("guidance", [False, True], ids=["unguided", "guided"])
+@pytest.mark.parametrize("loop", LOOPS)
+@pytest.mark.parametrize("kind", ["pixart", "sized pixart"])
+def test_a_step_with_text_hoisted_equals_the_model(
+    kind: str, loop: tuple[int, int], guidance: bool, feedback: bool
+) -> None:
+    model, spec, segments = case(kind, loop, guidance=guidance, hoist_text=True)
+    got = chained(model, spec, segments, feedback=feedback)
+    wanted = in_one_piece(model, spec, feedback=feedback)
+    for name in ("next_latent", "prediction"):
+        assert relative(got[name], wanted[name]) < FLOAT32_ROUNDING, name
+
+
+def test_text_cannot_be_hoisted_from_a_model_without_text() -> None:
+    with pytest.raises(InvalidRequest, match=r"^DiTTransformer2DModel takes no text; leave --hoist-text out$"):
+        case("dit", (1, 2), guidance=True, hoist_text=True)
+
+
+def test_a_segment_calls_its_modules_as_the_whole_model_does() -> None:
+    _, _, segments = case("dit", (1, 2), guidance=True)
+    assert segments["pre"].name_in_model("blocks.0.attn1.to_q") == "transformer_blocks.0.attn1.to_q"
+    assert segments["loop_body"].name_in_model("blocks.1.ff.net.2") == "transformer_blocks.2.ff.net.2"
+    assert segments["loop_feedback"].name_in_model("blocks.0.attn1.to_q") == "feedback.attn1.to_q"
+    assert segments["post"].name_in_model("blocks.0.attn1") == "transformer_blocks.3.attn1"
+    assert segments["post"].name_in_model("backbone.proj_out_2") == "backbone.proj_out_2"
 
 
 @pytest.mark.parametrize(("loop", "counts"), [((0, 0), (0, 1, 3)), ((0, LAST), (0, 4, 0)), ((1, 2), (1, 2, 1))])

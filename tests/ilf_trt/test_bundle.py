@@ -9,13 +9,27 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
-from ilf_trt.bundle import MANIFEST_FILE, Bundle, Manifest, drafted, write_manifest
-from ilf_trt.contract import GRAPHS
+from ilf_trt.bundle import (
+    CONSTANTS_FILE,
+    ENGINE_FOLDER,
+    MANIFEST_FILE,
+    SCHEMA,
+    Bundle,
+    Calibration,
+    EngineFacts,
+    Manifest,
+    drafted,
+    strip_graphs,
+    write_manifest,
+)
+from ilf_trt.contract import GRAPHS, Calibrator, Precision, graphs_of
 from ilf_trt.errors import BundleError, IlfError, InvalidRequest, MissingDependency
 
 Change = Callable[[dict[str, Any]], object]
@@ -272,16 +286,16 @@ def test_a_manifest_that_is_no_object_is_refused(text: str, copy: Path) -> None:
     refuse(copy, r"manifest\.json holds .*, expected an object")
 
 
-@pytest.mark.parametrize("schema", [2, 99])
+@pytest.mark.parametrize("schema", [SCHEMA + 1, 99])
 def test_a_newer_schema_asks_for_an_upgrade(schema: int, copy: Path) -> None:
     change_manifest(copy, lambda data: data.update(schema=schema))
-    refuse(copy, f"manifest schema is {schema}, this version reads 1; upgrade ilf-trt")
+    refuse(copy, f"manifest schema is {schema}, this version reads {SCHEMA}; upgrade ilf-trt")
 
 
-@pytest.mark.parametrize("schema", [0, -1, None, "1", [1], {}])
+@pytest.mark.parametrize("schema", [SCHEMA - 1, 0, -1, None, str(SCHEMA), [SCHEMA], {}])
 def test_an_older_or_strange_schema_asks_for_a_build(schema: object, copy: Path) -> None:
     change_manifest(copy, lambda data: data.update(schema=schema))
-    refuse(copy, "manifest schema is .*, this version reads 1; build the bundle anew")
+    refuse(copy, f"manifest schema is .*, this version reads {SCHEMA}; build the bundle anew")
 
 
 def test_any_missing_field_is_refused_by_name(dit_bundle: Path) -> None:
@@ -361,6 +375,200 @@ def test_a_manifest_that_contradicts_itself_is_refused(change: Change, copy: Pat
 def test_a_graph_without_its_file_in_the_manifest_is_refused_by_name(copy: Path) -> None:
     change_manifest(copy, lambda data: data["files"].pop("graphs/loop_body.onnx"))
     refuse(copy, "lists no file for graph 'loop_body'")
+
+
+# --- constants
+
+
+def rewrite_constants(copy: Path, change: Change) -> None:
+    """Constants that the manifest agrees with and the ports do not."""
+    bundle = Bundle.open(copy)
+    arrays: dict[str, Any] = dict(bundle.constants())
+    change(arrays)
+    np.savez(copy / CONSTANTS_FILE, **arrays)
+    write_manifest(copy, bundle.manifest)
+
+
+def test_constants_are_the_arrays_of_their_ports(dit_bundle: Path) -> None:
+    bundle = Bundle.open(dit_bundle)
+    found = {name: (array.shape, str(array.dtype)) for name, array in bundle.constants().items()}
+    assert found == {port.name: (port.shape, port.dtype) for port in bundle.manifest.spec.constants}
+    assert found
+
+
+WEIGHT = "feedback.norm1.linear.weight"
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda arrays: arrays.pop(WEIGHT),
+        lambda arrays: arrays.update({WEIGHT: arrays[WEIGHT].astype(np.float16)}),
+        lambda arrays: arrays.update({WEIGHT: arrays[WEIGHT].T}),
+        lambda arrays: arrays.update({WEIGHT: arrays[WEIGHT][None]}),
+    ],
+    ids=["missing", "another dtype", "transposed", "another shape"],
+)
+def test_a_constant_that_is_not_as_its_port_is_refused_by_name(change: Change, copy: Path) -> None:
+    rewrite_constants(copy, change)
+    with pytest.raises(BundleError, match=rf"constants\.npz lacks {WEIGHT} as float32; build the bundle anew$"):
+        Bundle.open(copy).constants()
+
+
+def test_an_array_that_is_no_constant_is_not_handed_on(copy: Path) -> None:
+    before = Bundle.open(copy).constants().keys()
+    rewrite_constants(copy, lambda arrays: arrays.update(times=np.zeros(3, np.float32)))
+    assert Bundle.open(copy).constants().keys() == before
+
+
+@pytest.mark.parametrize("content", [b"", b"junk", b"PK\x03\x04 cut short"], ids=["empty", "junk", "cut zip"])
+def test_constants_that_are_no_npz_are_refused(content: bytes, copy: Path) -> None:
+    manifest = Bundle.open(copy).manifest
+    (copy / CONSTANTS_FILE).write_bytes(content)
+    write_manifest(copy, manifest)
+    with pytest.raises(BundleError, match=r"constants\.npz cannot be read \(.*\); build the bundle anew$") as caught:
+        Bundle.open(copy).constants()
+    assert "\n" not in str(caught.value)
+
+
+def test_constants_in_a_pickle_are_refused(copy: Path) -> None:
+    rewrite_constants(copy, lambda arrays: arrays.update({WEIGHT: np.array([{"a": 1}], object)}))
+    with pytest.raises(BundleError, match=r"constants\.npz cannot be read"):
+        Bundle.open(copy).constants()
+
+
+def test_constants_that_the_manifest_does_not_list_are_refused(copy: Path) -> None:
+    change_manifest(copy, lambda data: data["files"].pop(CONSTANTS_FILE))
+    refuse(copy, r"lists no constants\.npz; build the bundle anew$")
+
+
+# --- FP8 facts and engines
+
+
+def eight(manifest: Manifest) -> Manifest:
+    """The manifest of the same model in FP8."""
+    graphs = graphs_of(manifest.spec, Precision.FP8)
+    return replace(
+        manifest,
+        precision=Precision.FP8,
+        graphs=graphs,
+        fp8=Calibration(Calibrator.OWN, 10, {"feedback.ff.net.2": 2.0}),
+    )
+
+
+def compiled(bundle: Path, graphs: tuple[str, ...] = GRAPHS) -> Manifest:
+    """Give a bundle a file and a report for each engine, as far as a manifest knows engines."""
+    (bundle / ENGINE_FOLDER).mkdir()
+    facts = []
+    for graph in graphs:
+        file, report = f"{ENGINE_FOLDER}/{graph}.engine", f"{ENGINE_FOLDER}/{graph}.json"
+        for name in (file, report):
+            (bundle / name).write_text(name)
+        facts.append(EngineFacts(graph, "tensorrt", file, report, "11.4", ("sm90",), "a card", "580", False, "key"))
+    return write_manifest(bundle, replace(Bundle.open(bundle).manifest, engines=tuple(facts)))
+
+
+def test_fp8_facts_come_back_from_json_unchanged(dit_bundle: Path) -> None:
+    manifest = eight(Bundle.open(dit_bundle).manifest)
+    assert Manifest.from_json(json.loads(json.dumps(manifest.as_json()))) == manifest
+
+
+@pytest.mark.parametrize("facts", [None, {}, [], 0, "", {"calibrator": "own"}], ids=repr)
+def test_a_manifest_in_fp8_without_whole_facts_is_refused(facts: object, dit_bundle: Path) -> None:
+    data = json.loads(json.dumps(eight(Bundle.open(dit_bundle).manifest).as_json()))
+    with pytest.raises(BundleError, match="manifest field missing or wrong"):
+        Manifest.from_json({**data, "fp8": facts})
+
+
+def test_fp8_facts_in_another_precision_are_refused(dit_bundle: Path) -> None:
+    manifest = replace(Bundle.open(dit_bundle).manifest, fp8=Calibration(Calibrator.OWN, 10, {}))
+    with pytest.raises(InvalidRequest, match="the FP8 facts do not go with the precision"):
+        manifest.check()
+
+
+def test_engines_come_back_from_json_unchanged(copy: Path) -> None:
+    manifest = compiled(copy)
+    assert len(manifest.engines) == len(GRAPHS)
+    assert Bundle.open(copy).manifest == manifest
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda engine: engine.update(graph="other"),
+        lambda engine: engine.update(file="engines/none.engine"),
+        lambda engine: engine.update(report="engines/none.json"),
+        lambda engine: engine.pop("key"),
+        lambda engine: engine.update(colour="green"),
+        lambda engine: engine.update(gpus=None),
+    ],
+    ids=["another graph", "no file", "no report", "a field less", "a field more", "no GPUs"],
+)
+def test_an_engine_that_the_bundle_does_not_hold_is_refused(change: Change, copy: Path) -> None:
+    compiled(copy)
+    change_manifest(copy, lambda data: change(data["engines"][2]))
+    refuse(copy, "manifest field missing or wrong")
+
+
+# --- stripped and copied bundles
+
+
+def test_a_stripped_bundle_opens_with_its_engines_and_without_graphs(copy: Path) -> None:
+    before = compiled(copy)
+    stripped = strip_graphs(copy, before)
+    assert Bundle.open(copy).manifest == stripped
+    assert before.files.keys() - stripped.files.keys() == {n for n in before.files if n.startswith("graphs/")}
+    assert replace(stripped, files=before.files) == before
+    assert not (copy / "graphs").exists()
+
+
+def test_a_stripped_bundle_still_has_its_constants(copy: Path) -> None:
+    before = Bundle.open(copy).constants()
+    strip_graphs(copy, compiled(copy))
+    after = Bundle.open(copy).constants()
+    assert [name for name in before if not np.array_equal(before[name], after[name])] == []
+
+
+def test_a_stripped_bundle_says_where_its_graphs_are_not(copy: Path) -> None:
+    strip_graphs(copy, compiled(copy))
+    bundle = Bundle.open(copy)
+    wanted = r"was stripped to its tensorrt engines and holds no graphs; .* build it without --strip-graphs$"
+    for graph in GRAPHS:
+        with pytest.raises(BundleError, match=wanted):
+            bundle.graph_path(graph)
+
+
+def test_a_graph_with_neither_file_nor_engine_is_refused_by_name(copy: Path) -> None:
+    strip_graphs(copy, compiled(copy, GRAPHS[:-1]))
+    refuse(copy, f"lists no file for graph '{GRAPHS[-1]}'")
+
+
+def test_a_copied_bundle_is_the_same_files_without_the_manifest(copy: Path, place: Path) -> None:
+    bundle = Bundle.open(copy)
+    bundle.copy(place)
+    files = {path.relative_to(place).as_posix(): path for path in place.rglob("*") if path.is_file()}
+    assert files.keys() == bundle.manifest.files.keys()
+    assert [name for name, path in files.items() if not path.samefile(copy / name)] == []
+    assert write_manifest(place, bundle.manifest) == bundle.manifest
+    assert Bundle.open(place).manifest == bundle.manifest
+
+
+def test_a_bundle_is_copied_where_no_link_can_be(copy: Path, place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def link(source: Path, target: Path) -> None:
+        raise OSError(errno.EXDEV, "Invalid cross-device link")
+
+    monkeypatch.setattr(os, "link", link)
+    bundle = Bundle.open(copy)
+    bundle.copy(place)
+    write_manifest(place, bundle.manifest)
+    assert Bundle.open(place).manifest == bundle.manifest
+    assert not (place / "reference.npz").samefile(copy / "reference.npz")
+
+
+def test_files_that_the_manifest_does_not_list_are_not_copied(copy: Path, place: Path) -> None:
+    (copy / "notes.txt").write_text("mine")
+    Bundle.open(copy).copy(place)
+    assert not (place / "notes.txt").exists()
 
 
 # --- drafts that end well

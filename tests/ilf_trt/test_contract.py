@@ -3,6 +3,7 @@
 from dataclasses import replace
 from itertools import product
 
+import numpy as np
 import pytest
 
 from ilf_trt.contract import COEFFICIENTS, GRAPHS, Batch, Graph, Loop, ModelSpec, Port, Precision, graphs_of
@@ -51,11 +52,25 @@ def pixart(loop: Loop = LOOPS[0], *, guidance: bool = True) -> ModelSpec:
     )
 
 
+def hoisted(loop: Loop = LOOPS[0], *, guidance: bool = True) -> ModelSpec:
+    """A PixArt whose blocks take their text's keys and values ready made."""
+    plain = pixart(loop, guidance=guidance)
+    return replace(
+        plain,
+        context=plain.context[1:],
+        per_block=(Port("text_pairs", (plain.rows, 2, TEXT_TOKENS, 64), "float32"),),
+        constants=(
+            Port("feedback.attn2.to_k.weight", (64, 64), "float32"),
+            Port("feedback.attn2.to_k.bias", (64,), "float32"),
+        ),
+    )
+
+
 SPECS = [
     pytest.param(
         make(loop, guidance=guidance), id=f"{make.__name__}-{loop.begin}:{loop.end}-{'guided' if guidance else 'plain'}"
     )
-    for make, loop, guidance in product((dit, pixart), LOOPS, (True, False))
+    for make, loop, guidance in product((dit, pixart, hoisted), LOOPS, (True, False))
 ]
 
 
@@ -73,7 +88,7 @@ def graph(spec: ModelSpec, name: str, precision: Precision = Precision.FP32) -> 
 @pytest.mark.parametrize("precision", Precision)
 @pytest.mark.parametrize("spec", SPECS)
 def test_every_input_is_given_at_run_time_or_made_by_a_graph(spec: ModelSpec, precision: Precision) -> None:
-    given = RUN_TIME | set(names(spec.conditions))
+    given = RUN_TIME | set(names((*spec.conditions, *spec.constants)))
     made = {"feedback": Port("feedback", (spec.rows, spec.tokens, spec.width), precision.dtype)}  # from the pass before
     for each in graphs_of(spec, precision):
         for port in each.inputs:
@@ -143,9 +158,37 @@ def test_a_pixart_has_one_modulation_row_for_all_blocks() -> None:
     }
 
 
+def test_hoisted_text_crosses_to_each_graph_for_its_own_blocks() -> None:
+    shapes = {port.name: port.shape for port in graph(hoisted(Loop(1, 3)), "cond").outputs}
+    assert shapes == {
+        "modulation": ("T", "2B", 1, 6, 64),
+        "modulation_head": ("T", "2B", 2, 64),
+        "text_pairs_pre": ("2B", 1, 2, TEXT_TOKENS, 64),
+        "text_pairs_loop_body": ("2B", 3, 2, TEXT_TOKENS, 64),
+        "text_pairs_loop_feedback": ("2B", 1, 2, TEXT_TOKENS, 64),
+        "text_pairs_post": ("2B", 2, 2, TEXT_TOKENS, 64),
+        "text_bias": ("2B", 1, 1, TEXT_TOKENS),
+    }
+
+
+def test_a_graph_takes_the_text_of_its_own_blocks_and_no_others() -> None:
+    for name in GRAPHS[1:]:
+        pairs = [port for port in names(graph(hoisted(Loop(1, 3)), name).inputs) if port.startswith("text_pairs")]
+        assert pairs == [f"text_pairs_{name}"]
+
+
+def test_constants_enter_cond_after_the_conditions_and_no_other_graph() -> None:
+    spec = hoisted()
+    cond, *later = graphs_of(spec, Precision.FP32)
+    assert cond.inputs == (Port("times", ("T",), "float32"), *spec.conditions, *spec.constants)
+    assert not {name for each in later for name in names(each.inputs)} & set(names(spec.constants))
+
+
 def test_a_loop_from_the_first_block_leaves_pre_without_conditions() -> None:
     assert names(graph(dit(Loop(0, 3)), "pre").inputs) == ["latent"]
     assert names(graph(pixart(Loop(0, 3)), "pre").inputs) == ["latent"]
+    assert names(graph(hoisted(Loop(0, 3)), "pre").inputs) == ["latent"]
+    assert "text_pairs_pre" not in names(graph(hoisted(Loop(0, 3)), "cond").outputs)
     assert "modulation_pre" not in names(graph(dit(Loop(0, 3)), "cond").outputs)
 
 
@@ -153,6 +196,8 @@ def test_a_loop_to_the_last_block_leaves_post_with_the_head_only() -> None:
     rest = ["features", "modulation_head", "latent", "history_1", "history_2", "coefficients"]
     assert names(graph(dit(Loop(2, 5)), "post").inputs) == rest
     assert names(graph(pixart(Loop(2, 5)), "post").inputs) == rest
+    assert names(graph(hoisted(Loop(2, 5)), "post").inputs) == rest
+    assert "text_pairs_post" not in names(graph(hoisted(Loop(2, 5)), "cond").outputs)
     assert "modulation_post" not in names(graph(dit(Loop(2, 5)), "cond").outputs)
 
 
@@ -180,9 +225,39 @@ def test_a_port_resolves_its_symbols() -> None:
     assert port.resolve({"T": 5, "2B": 4, "B": 2}) == (5, 4, 3, 64)
 
 
-def test_half_precision_accepts_a_larger_difference() -> None:
+@pytest.mark.parametrize("precision", Precision)
+def test_a_wide_residual_keeps_the_tokens_in_float32(precision: Precision) -> None:
+    tokens = {
+        port.dtype
+        for each in graphs_of(replace(dit(), wide_residual=True), precision)
+        for port in (*each.inputs, *each.outputs)
+        if port.name in ("hidden", "features", "feedback")
+    }
+    assert tokens == {"float32"}
+
+
+# --- precisions
+
+
+def test_a_coarser_precision_accepts_a_larger_difference() -> None:
+    assert list(Precision) == sorted(Precision, key=lambda precision: precision.parity_limit)
     assert Precision.FP32.parity_limit < Precision.FP16.parity_limit < 0.1
-    assert (Precision.FP32.dtype, Precision.FP16.dtype) == ("float32", "float16")
+
+
+@pytest.mark.parametrize(
+    ("precision", "dtype", "array_dtype"),
+    [
+        (Precision.FP32, "float32", "float32"),
+        (Precision.FP16, "float16", "float16"),
+        (Precision.BF16, "bfloat16", "float32"),
+        (Precision.FP8, "float16", "float16"),
+    ],
+)
+def test_a_precision_names_the_dtype_of_its_tokens_and_one_that_numpy_has(
+    precision: Precision, dtype: str, array_dtype: str
+) -> None:
+    assert (precision.dtype, precision.array_dtype) == (dtype, array_dtype)
+    np.dtype(precision.array_dtype)
 
 
 # --- loops

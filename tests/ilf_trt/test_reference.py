@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from ilf_trt import attach
 from ilf_trt.contract import Loop
 from ilf_trt.errors import InvalidRequest, UnsupportedScheduler
-from ilf_trt.reference import generate, scheduler_of
+from ilf_trt.reference import generate, placed, scheduler_of
 from ilf_trt.schedule import SCHEDULERS, Rule, StepPlan, make_plan
 from tests.conftest import BLOCKS, CLASSES, LOOP, TEXT_CHANNELS, TEXT_TOKENS, small_dit, small_pixart
 
@@ -210,6 +210,54 @@ def test_a_plain_backbone_cannot_take_feedback() -> None:
             noise_of(backbone),
             guidance_scale=GUIDANCE,
         )
+
+
+class Travelling(nn.Linear):
+    """Remembers where it was sent."""
+
+    def __init__(self) -> None:
+        super().__init__(1, 1)
+        self.places: list[str] = []
+
+    def to(self, *args: Any, **kwargs: Any) -> Any:
+        self.places.append(args[0])
+        return self
+
+
+def test_a_model_is_placed_for_a_block_and_comes_back() -> None:
+    model = Travelling()
+    with placed(model, "elsewhere"):
+        assert model.places == ["elsewhere"]
+    assert model.places == ["elsewhere", "cpu"]
+
+
+def test_a_model_comes_back_from_a_block_that_fails() -> None:
+    model = Travelling()
+    with pytest.raises(KeyError), placed(model, "elsewhere"):
+        raise KeyError
+    assert model.places == ["elsewhere", "cpu"]
+
+
+def test_a_placed_models_convolutions_are_not_rounded_to_tf32() -> None:
+    before = torch.backends.cudnn.allow_tf32
+    with placed(nn.Linear(1, 1), "cpu"):
+        assert not torch.backends.cudnn.allow_tf32
+    assert torch.backends.cudnn.allow_tf32 == before
+
+
+@pytest.mark.parametrize(
+    "device",
+    [
+        "nowhere",
+        "cpu:x",
+        pytest.param("cuda", marks=pytest.mark.skipif(torch.cuda.is_available(), reason="needs no GPU")),
+    ],
+)
+def test_a_device_that_is_not_there_is_refused_in_one_line(device: str) -> None:
+    wanted = rf"^device '{device}' cannot be used \(.+\); pass --device cpu$"
+    with pytest.raises(InvalidRequest, match=wanted) as caught, placed(nn.Linear(1, 1), device):
+        pytest.fail("the block must not run")
+    assert "\n" not in str(caught.value)
 
 
 @pytest.mark.parametrize("name", ["NoScheduler", "DiTPipeline", "", None], ids=repr)

@@ -1,5 +1,6 @@
 """Generation beside the eager reference, under changed plans, in threads, and what the door refuses."""
 
+import shutil
 import subprocess
 import sys
 import threading
@@ -16,9 +17,9 @@ import torch
 from numpy.typing import NDArray
 
 from ilf_trt import ILFModel, load_ilf, reference
-from ilf_trt.bundle import Bundle
+from ilf_trt.bundle import CONSTANTS_FILE, Bundle, write_manifest
 from ilf_trt.contract import Graph, Loop
-from ilf_trt.errors import EngineError, InvalidRequest
+from ilf_trt.errors import BundleError, EngineError, InvalidRequest
 from ilf_trt.runtime import NoiseSource, Pipeline
 from ilf_trt.runtime.engine import Engine, Launch
 from ilf_trt.runtime.onnxruntime_engine import OnnxRuntimeEngine
@@ -633,3 +634,32 @@ def test_a_device_that_is_not_the_cpu_is_refused(dit: Served) -> None:
 @pytest.mark.parametrize("sessions", [0, -1])
 def test_less_than_one_session_is_refused(dit: Served, sessions: int) -> None:
     refused(lambda: Pipeline.load(dit.bundle, sessions=sessions), f"sessions is {sessions}")
+
+
+@pytest.mark.parametrize("content", [None, b"junk"], ids=["missing", "junk"])
+def test_constants_that_cannot_be_read_are_refused_in_one_line(
+    dit: Served, content: bytes | None, tmp_path: Path
+) -> None:
+    copy = tmp_path / "copy.ilf"
+    shutil.copytree(dit.bundle, copy)
+    (copy / CONSTANTS_FILE).unlink()
+    if content is not None:
+        (copy / CONSTANTS_FILE).write_bytes(content)
+    write_manifest(copy, dit.pipeline.manifest)
+    with pytest.raises(BundleError, match=r"constants\.npz.*; build the bundle anew$") as caught:
+        Pipeline.load(copy, threads=1)
+    assert "\n" not in str(caught.value)
+
+
+def test_other_constants_make_other_pictures(dit: Served, tmp_path: Path) -> None:
+    copy = tmp_path / "copy.ilf"
+    shutil.copytree(dit.bundle, copy)
+    np.savez(copy / CONSTANTS_FILE, **{name: 2 * array for name, array in dit.pipeline.bundle.constants().items()})
+    write_manifest(copy, dit.pipeline.manifest)
+    with Pipeline.load(copy, threads=1) as other:
+        fed, plain = (
+            relative(*(one.generate(seed=1, plan=one.plan(feedback=feedback), **labels(3)).latents for one in both))
+            for feedback, both in (("all", (other, dit.pipeline)), ("none", (other, dit.pipeline)))
+        )
+    assert fed > TRAJECTORY_LIMIT
+    assert plain == 0

@@ -77,10 +77,11 @@ class FakeEngine:
 
 @dataclass
 class Stage:
-    """A manifest, its fake engines, and the tape of everything that ran."""
+    """A manifest, its fake engines, the constants of its bundle, and the tape of everything that ran."""
 
     manifest: Manifest
     engines: dict[str, FakeEngine]
+    constants: dict[str, Array]
     tape: list[Bound]
 
     @property
@@ -91,14 +92,19 @@ class Stage:
     def alive(self) -> int:
         return sum(reference() is not None for engine in self.engines.values() for reference in engine.bound)
 
+    def session(self) -> Session:
+        return Session(self.engines, self.manifest, self.constants)
+
     def trajectory(self, plan: StepPlan | None = None, pictures: int = PICTURES) -> Trajectory:
-        return Trajectory(self.engines, self.manifest, {}, plan or self.manifest.plan, pictures)
+        return Trajectory(self.engines, self.manifest, self.constants, plan or self.manifest.plan, pictures)
 
 
-@pytest.fixture(params=["rows for each block", "shared rows"])
+@pytest.fixture(params=["rows for each block", "shared rows", "text for each block"])
 def stage(request: pytest.FixtureRequest) -> Stage:
-    shared = request.param == "shared rows"
+    shared, hoisted = request.param == "shared rows", request.param == "text for each block"
     text = Port("text_tokens", ("2B", 5, 32), "float32")
+    pairs = Port("text_pairs", ("2B", 2, 5, 32), "float32")
+    weight = Port("feedback.attn2.to_k.weight", (32, 32), "float32")
     spec = ModelSpec(
         kind="fake",
         blocks=BLOCKS,
@@ -107,12 +113,12 @@ def stage(request: pytest.FixtureRequest) -> Stage:
         latent=LATENT,
         loop=LOOP,
         guidance=True,
-        shares_rows=shared,
+        shares_rows=shared or hoisted,
         train_timesteps=1000,
         conditions=(Port("class_labels", ("B",), "int32", below=CLASSES + 1),),
         context=(text,) if shared else (),
-        per_block=(),
-        constants=(),
+        per_block=(pairs,) if hoisted else (),
+        constants=(weight,) if hoisted else (),
         wide_residual=False,
     )
     graphs = graphs_of(spec, Precision.FP32)
@@ -132,7 +138,8 @@ def stage(request: pytest.FixtureRequest) -> Stage:
         files={},
     )
     tape: list[Bound] = []
-    return Stage(manifest, {graph.name: FakeEngine(graph, tape) for graph in graphs}, tape)
+    constants = {weight.name: np.ones((32, 32), np.float32)} if hoisted else {}
+    return Stage(manifest, {graph.name: FakeEngine(graph, tape) for graph in graphs}, constants, tape)
 
 
 def noise(pictures: int = PICTURES) -> Array:
@@ -268,8 +275,18 @@ def test_rows_of_a_time_are_views_of_the_table_that_cond_wrote(stage: Stage) -> 
 def test_the_context_of_the_pictures_is_the_array_that_cond_wrote(stage: Stage) -> None:
     run(stage.trajectory())
     for bound in stage.tape[1:]:
-        if "text_tokens" in bound.arrays:
-            assert at(bound.arrays["text_tokens"]) == at(stage.tape[0].arrays["text_tokens"])
+        for name in ("text_tokens", f"text_pairs_{bound.graph}"):
+            if name in bound.arrays:
+                assert at(bound.arrays[name]) == at(stage.tape[0].arrays[name])
+
+
+def test_constants_are_read_where_they_lie_and_by_cond_alone(stage: Stage) -> None:
+    before = {name: array.copy() for name, array in stage.constants.items()}
+    run(stage.trajectory())
+    for name, array in stage.constants.items():
+        assert stage.tape[0].arrays[name] is array
+        assert not any(name in bound.arrays for bound in stage.tape[1:])
+        np.testing.assert_array_equal(array, before[name])
 
 
 def test_cond_gets_every_time_of_the_plan_and_the_conditions(stage: Stage) -> None:
@@ -339,7 +356,7 @@ def test_timings_name_every_graph_and_step_and_add_up(stage: Stage) -> None:
 
 
 def test_a_session_gives_the_same_trajectory_for_the_same_plan_and_number(stage: Stage) -> None:
-    session = Session(stage.engines, stage.manifest, {})
+    session = stage.session()
     first = session.trajectory(stage.manifest.plan, 2)
     equal_plan = StepPlan.from_json(stage.manifest.plan.as_json())
     assert session.trajectory(equal_plan, 2) is first
@@ -347,7 +364,7 @@ def test_a_session_gives_the_same_trajectory_for_the_same_plan_and_number(stage:
 
 
 def test_a_session_keeps_the_last_trajectories_and_frees_the_others(stage: Stage) -> None:
-    session = Session(stage.engines, stage.manifest, {})
+    session = stage.session()
     each = 1 + sum(5 if step.feedback else 3 for step in stage.manifest.plan.steps)
     for pictures in range(1, 2 * KEPT_TRAJECTORIES + 1):
         session.trajectory(stage.manifest.plan, pictures)
@@ -355,7 +372,7 @@ def test_a_session_keeps_the_last_trajectories_and_frees_the_others(stage: Stage
 
 
 def test_a_session_drops_the_trajectory_that_was_asked_for_longest_ago(stage: Stage) -> None:
-    session = Session(stage.engines, stage.manifest, {})
+    session = stage.session()
     kept = [session.trajectory(stage.manifest.plan, pictures) for pictures in range(1, KEPT_TRAJECTORIES + 1)]
     assert session.trajectory(stage.manifest.plan, 1) is kept[0]
     session.trajectory(stage.manifest.plan, KEPT_TRAJECTORIES + 1)
@@ -363,10 +380,10 @@ def test_a_session_drops_the_trajectory_that_was_asked_for_longest_ago(stage: St
     assert session.trajectory(stage.manifest.plan, 2) is not kept[1]
 
 
-def test_two_sessions_share_engines_and_no_memory(stage: Stage) -> None:
-    for session in (Session(stage.engines, stage.manifest, {}) for _ in range(2)):
+def test_two_sessions_share_engines_and_constants_and_no_other_memory(stage: Stage) -> None:
+    for session in (stage.session() for _ in range(2)):
         run(session.trajectory(stage.manifest.plan, PICTURES))
     half = len(stage.tape) // 2
     first, second = stage.tape[:half], stage.tape[half:]
     addresses = [{at(array) for bound in tape for array in bound.arrays.values()} for tape in (first, second)]
-    assert not addresses[0] & addresses[1]
+    assert addresses[0] & addresses[1] == {at(array) for array in stage.constants.values()}
