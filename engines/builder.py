@@ -1,6 +1,5 @@
 """Builds one engine with Polygraphy's loaders, whichever library they drive; only inside the worker."""
 
-import resource
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
@@ -19,6 +18,7 @@ from .progress import Tell, monitor_of
 from .report import EngineReport
 
 KIB_PER_MIB = 1024
+WORDS = 600
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,7 +67,7 @@ def build_engine(request: BuildRequest, tell: Tell, cancelled: Callable[[], bool
         )
     except PolygraphyException as error:
         raise EngineError(
-            f"{request.graph}: {library} refuses a node: {_last(errors) or error}; export with --precision fp16, or "
+            f"{request.graph}: {library} refuses a node: {_said(errors, error)}; export with --precision fp16, or "
             "report the node"
         ) from error
     layers = Counter(network[1].get_layer(index).type.name for index in range(network[1].num_layers))
@@ -79,24 +79,36 @@ def build_engine(request: BuildRequest, tell: Tell, cancelled: Callable[[], bool
         if cancelled():
             raise EngineError(f"{request.graph}: the build was cancelled") from error
         raise EngineError(
-            f"{request.graph}: {library} built no engine: {_last(errors) or error}; if memory ran out, pass a smaller "
+            f"{request.graph}: {library} built no engine: {_said(errors, error)}; if memory ran out, pass a smaller "
             "--workspace or --batch"
         ) from error
     path = Path(request.engine)
     with path.open("wb") as file:
         file.write(memoryview(plan))
-    kernels, scratch_bytes = _contents(trt, library, path)
+    try:
+        kernels, scratch_bytes = _contents(trt, request, path, plan)
+    except PolygraphyException as error:
+        raise EngineError(
+            f"{request.graph}: {library} cannot load the engine that it built: {_said(errors, error)}; if GPU memory "
+            "ran out, free some or pass a smaller --batch"
+        ) from error
     return EngineReport(
         graph=request.graph,
         precision=request.precision,
         build_s=round(perf_counter() - began, 2),
-        builder_peak_mib=round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / KIB_PER_MIB, 1),
+        builder_peak_mib=_peak_mib(),
         engine_bytes=path.stat().st_size,
         scratch_bytes=scratch_bytes,
         network_layers=dict(layers.most_common()),
         expected=request.expected,
         kernels=kernels,
     )
+
+
+def _peak_mib() -> float:
+    """Most memory that this process held; getrusage would count what its parent held when it started it."""
+    line = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmHWM:"))
+    return round(int(line.split()[1]) / KIB_PER_MIB, 1)
 
 
 def _config(trt: Any, library: Library, request: BuildRequest, tell: Tell, cancelled: Callable[[], bool]) -> Any:
@@ -153,17 +165,22 @@ def _listen(trt: Any) -> list[str]:
     return errors
 
 
-def _last(errors: list[str]) -> str:
-    return errors[-1][:600] if errors else ""
+def _said(errors: list[str], error: Exception) -> str:
+    return (errors[-1] if errors else " ".join(str(error).split()))[:WORDS]
 
 
-def _contents(trt: Any, library: Library, path: Path) -> tuple[tuple[Kernel, ...], int]:
-    if library is Library.TENSORRT_RTX:
-        with path.open("rb") as file, mmap(file.fileno(), 0, access=ACCESS_READ) as plan:
-            return kernels_of_plan(plan), scratch_of_plan(plan)
-    from polygraphy.backend.trt import engine_from_path
+def _contents(trt: Any, request: BuildRequest, path: Path, plan: Any) -> tuple[tuple[Kernel, ...], int]:
+    if request.library == Library.TENSORRT_RTX:
+        with path.open("rb") as file, mmap(file.fileno(), 0, access=ACCESS_READ) as content:
+            return kernels_of_plan(content), scratch_of_plan(content)
+    from polygraphy.backend.trt import engine_from_bytes
 
-    engine = engine_from_path(str(path))
+    engine = engine_from_bytes(plan)  # not from its path: Polygraphy's reader answers TensorRT 11's seek with a number
     inspector = engine.create_engine_inspector()
+    context = engine.create_execution_context(trt.ExecutionContextAllocationStrategy.USER_MANAGED)
+    if context is not None:  # without shapes that are set, the inspector tells no types of an engine whose shapes vary
+        for name, (_, best, _) in request.profile.items():
+            context.set_input_shape(name, best)
+        inspector.execution_context = context
     text = inspector.get_engine_information(trt.LayerInformationFormat.JSON)
     return kernels_of_inspector(text), int(engine.device_memory_size_v2)

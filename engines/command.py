@@ -1,5 +1,6 @@
 """The commands of the engines: compile, and the build cache's own."""
 
+import math
 import time
 from pathlib import Path
 from typing import Annotated
@@ -80,7 +81,7 @@ def list_cache(*, cache_dir: CacheFolder = None) -> None:
         console.print(table)
     total = sum(entry.size_bytes for entry in entries)
     console.print(
-        f"{store.folder}: {len(entries)} engines, {total / MIB:.1f} MiB", highlight=False, markup=False, soft_wrap=True
+        f"{store.folder}: {len(entries)} builds, {total / MIB:.1f} MiB", highlight=False, markup=False, soft_wrap=True
     )
 
 
@@ -91,7 +92,7 @@ def prune_cache(
     all_: Annotated[bool, Parameter(name="--all", negative=())] = False,
     cache_dir: CacheFolder = None,
 ) -> None:
-    """Remove engines from the build cache.
+    """Remove builds from the build cache.
 
     Example: `ilf-trt cache prune --days 30`
 
@@ -107,15 +108,15 @@ def prune_cache(
     if (days is None and max_gib is None) != all_:
         raise InvalidRequest("say what to remove: --days 30, --max-gib 20, or --all alone")
     for flag, value in (("--days", days), ("--max-gib", max_gib)):
-        if value is not None and not value >= 0:
-            raise InvalidRequest(f"{flag} is {value}, it must not be negative")
+        if value is not None and not 0 <= value < math.inf:
+            raise InvalidRequest(f"{flag} is {value}, it must be finite and not negative")
     store = Store(cache_folder(cache_dir))
     removed = store.prune(
         max_age_s=None if days is None else days * DAY_S, max_bytes=None if max_gib is None else int(max_gib * GIB)
     )
     freed = sum(entry.size_bytes for entry in removed)
     Console().print(
-        f"{store.folder}: removed {len(removed)} engines, {freed / MIB:.1f} MiB",
+        f"{store.folder}: removed {len(removed)} builds, {freed / MIB:.1f} MiB",
         highlight=False,
         markup=False,
         soft_wrap=True,

@@ -8,9 +8,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from ilf_trt.bundle import ENGINE_FOLDER, EngineFacts, Manifest, graph_file, write_manifest
+from ilf_trt.bundle import ENGINE_FOLDER, graph_file, write_manifest
 from ilf_trt.contract import Graph, Precision
 from ilf_trt.errors import BundleError, InvalidRequest
+from ilf_trt.manifest import EngineFacts, Manifest
 from ilf_trt.store import Store
 from ilf_trt.target import Architecture, EngineOptions, Library, check_precision
 
@@ -21,8 +22,7 @@ from .profiles import profile_of
 from .progress import Tell
 from .report import EngineReport
 
-RECIPE = 1  # raise it when the same graph shall become another engine
-TIMING_FOLDER = "timing"
+RECIPE = 2  # raise it when the same graph shall become another engine or another report
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,6 +77,7 @@ class Compiler:
 
         Engines of another library stay; those of this one are replaced. Raises EngineError, BundleError.
         """
+        folder = folder.resolve()
         shutil.rmtree(folder / ENGINE_FOLDER / self._options.library, ignore_errors=True)
         engines, reports, reused = [], [], []
         for graph in manifest.graphs:
@@ -128,20 +129,20 @@ class Compiler:
             build(None)
             return
         content = [self._facts.version, self._facts.gpu_name, self._facts.driver, *map(str, self.gpus)]
-        with self._store.locked_file(f"{TIMING_FOLDER}/{_digest(content)[:32]}.cache") as path:
+        with self._store.timings(f"{_digest(content)[:32]}.cache") as path:
             build(path)
 
     def _request(self, folder: Path, manifest: Manifest, graph: Graph) -> BuildRequest:
         options = self._options
-        linears = manifest.fp8.linears if manifest.fp8 else ()
+        linears = manifest.fp8.amax if manifest.fp8 else ()
         onnx = folder / graph_file(graph.name)
         if not onnx.is_file():
             raise BundleError(f"{folder} holds no graph {graph.name!r} to compile; build the bundle anew")
         return BuildRequest(
             library=options.library.value,
             graph=graph.name,
-            onnx=str(onnx.resolve()),
-            engine=str(folder.resolve() / ENGINE_FOLDER / options.library / f"{graph.name}.engine"),
+            onnx=str(onnx),
+            engine=str(folder / ENGINE_FOLDER / options.library / f"{graph.name}.engine"),
             precision=manifest.precision.value,
             expected=tuple(name for name in linears if graph_of_linear(name, manifest) == graph.name),
             profile=profile_of(graph, manifest.batch, times=len(manifest.plan.times)),

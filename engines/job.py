@@ -26,11 +26,13 @@ def ask(library: Library, request: dict[str, Any], tell: Tell = lambda phase, do
 
     An interrupt cancels the build and leaves no process behind.
     """
-    with tempfile.TemporaryFile("w+") as words, _worker(library, words) as process:
+    with tempfile.TemporaryFile("w+", errors="replace") as words, _worker(library, words) as process:
         with suppress(BrokenPipeError):  # it died at once; its end says why
             _pipe(process.stdin).write(json.dumps(request) + "\n")
             _pipe(process.stdin).flush()
         for line in _pipe(process.stdout):
+            if not line.endswith("\n"):
+                break  # it died in the middle of a word
             answer = json.loads(line)
             if "progress" in answer:
                 tell(*answer["progress"])
@@ -57,14 +59,15 @@ def _worker(library: Library, words: Any) -> Iterator[subprocess.Popen[str]]:
     try:
         yield process
     finally:
-        with suppress(BrokenPipeError):
-            _pipe(process.stdin).close()
         try:
-            process.wait(GRACE_S)
-        except subprocess.TimeoutExpired:
+            with suppress(BrokenPipeError):
+                _pipe(process.stdin).close()
+            _pipe(process.stdout).close()  # it must not wait for a reader
+            with suppress(subprocess.TimeoutExpired):
+                process.wait(GRACE_S)
+        finally:
             process.kill()
             process.wait()
-        _pipe(process.stdout).close()
 
 
 def _pipe(stream: IO[str] | None) -> IO[str]:

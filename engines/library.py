@@ -1,5 +1,6 @@
 """The engine library itself: loaded, its version checked, asked what it can build for; only inside the worker."""
 
+import re
 from dataclasses import asdict, dataclass
 from importlib import import_module
 from typing import Any
@@ -45,10 +46,13 @@ def open_library(library: Library) -> Any:
             f"--target {library} needs {library.module} and polygraphy ({reason}); {install}"
         ) from error
     oldest, beyond = VERSIONS[library]
-    version = tuple(int(part) for part in module.__version__.split(".")[:2])
+    span = " up to, but not with, ".join(".".join(map(str, end)) for end in (oldest, beyond))
+    found = re.match(r"(\d+)\.(\d+)", getattr(module, "__version__", ""))
+    if found is None:
+        raise MissingDependency(f"{library.module} names no version, it must be {span}; {install}")
+    version = (int(found[1]), int(found[2]))
     if not oldest <= version < beyond:
         age = "old" if version < oldest else "new"
-        span = " up to, but not with, ".join(".".join(map(str, end)) for end in (oldest, beyond))
         raise MissingDependency(f"{library.module} {module.__version__} is too {age}, it must be {span}; {install}")
     return module
 
@@ -56,7 +60,7 @@ def open_library(library: Library) -> Any:
 def probe(library: Library) -> LibraryFacts:
     """Facts of the library and, for TensorRT, of the GPU at hand.
 
-    Raises MissingDependency without the library, EngineError when TensorRT finds no GPU.
+    Raises MissingDependency without the library or cuda-core, EngineError when TensorRT finds no GPU.
     """
     module = open_library(library)
     if library is Library.TENSORRT_RTX:
@@ -64,10 +68,13 @@ def probe(library: Library) -> LibraryFacts:
         return LibraryFacts(module.__version__, tuple(sorted(map(Architecture.parse, names))), "", "")
     try:
         from cuda.core import Device, system
-
+    except ImportError as error:
+        install = f"pip install 'ilf-trt[{EXTRAS[library]}]'"
+        raise MissingDependency(f"--target {library} needs cuda-core and cuda-bindings ({error}); {install}") from error
+    try:
         device = Device()
         capability = device.compute_capability
-        driver = ".".join(map(str, system.get_kernel_mode_driver_version()))
+        driver = ".".join(map(str, _driver_version(system)))
     except Exception as error:
         reason = " ".join(str(error).split())[:200]
         raise EngineError(
@@ -77,3 +84,10 @@ def probe(library: Library) -> LibraryFacts:
     return LibraryFacts(
         module.__version__, (Architecture(int(capability.major), int(capability.minor)),), device.name, driver
     )
+
+
+def _driver_version(system: Any) -> tuple[int, ...]:
+    try:
+        return system.get_kernel_mode_driver_version()
+    except RuntimeError:  # a container that was given a GPU, but not NVML
+        return system.get_user_mode_driver_version()

@@ -14,34 +14,31 @@ from typing import Any
 
 TYPES = {
     "float": "fp32",
+    "fp32": "fp32",
+    "f32": "fp32",
     "half": "fp16",
+    "fp16": "fp16",
+    "f16": "fp16",
     "bf16": "bf16",
     "bfloat": "bf16",
     "bfloat16": "bf16",
     "fp8": "fp8",
     "fp8_e4m3": "fp8",
-    "FP32": "fp32",
-    "Float": "fp32",
-    "FP16": "fp16",
-    "Half": "fp16",
-    "BF16": "bf16",
-    "BFloat16": "bf16",
-    "FP8": "fp8",
+    "e4m3": "fp8",
 }
 IDLE = frozenset({"wait", "signal", "shape_call", "memset", "assert", "label"})
 
-_PROGRAM = re.compile(
-    rb"\n  accelerators=\{(?P<gpus>[^}*]*)\}\n\}\ndescriptors \{\n(?P<tensors>.*?)\n\}"
-    rb"\nmain \{\n(?P<main>.*?)\n\}\nshape_main \{",
-    re.S,
-)
+BLOCKS = (b"header {\n", b"descriptors {\n", b"main {\n")
+BLOCK_END = b"\n}\n"
+
 _TENSOR = re.compile(r'dims=\{(?P<dims>[^}]*)\}.*? name="(?P<name>[^"]*)".*? type=(?P<type>\w+)')
 _STATEMENT = re.compile(r'^  (?P<kind>\w+)=\{ name=(?P<name>"[^"]*"|\S+)(?P<rest>.*)$', re.M)
 _INPUTS = re.compile(r" (?:input_args|input)=\{(?P<names>[^}]*)\}")
 _QUOTED = re.compile(r'"([^"]*)"')
 _LAYER = re.compile(r"\[ONNX Layer: ([^\]]*)\]")
-_HEADER = re.compile(rb"header \{\n(?P<lines>.*?)\n  accelerators=\{[^}*]*\}\n\}\n", re.S)
 _SCRATCH = re.compile(rb"region = \{ name=\S+ size=(\d+) [^\n]*type=user place=accelerator")
+_GENERIC = b"accelerators={*}"
+_TACTIC = re.compile(r"gemm_(?P<a>bf16|f16|f32|e4m3)_?(?P<b>bf16|f16|f32|e4m3)_")
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,49 +63,81 @@ class Kernel:
 
 def kernels_of_plan(plan: bytes | mmap) -> tuple[Kernel, ...]:
     """The kernels of a serialized TensorRT-RTX engine, read from its text; empty when it has none."""
-    return tuple(kernel for program in _PROGRAM.finditer(plan) for kernel in _kernels(program))
+    return tuple(kernel for _, tensors, main in _programs(plan) for kernel in _kernels(tensors, main))
 
 
 def scratch_of_plan(plan: bytes | mmap) -> int:
     """Bytes of device memory that a TensorRT-RTX engine plans at its largest shapes; 0 when it has no text."""
-    programs = (_SCRATCH.findall(header["lines"]) for header in _HEADER.finditer(plan))
-    return max((sum(map(int, sizes)) for sizes in programs), default=0)
+    return max((sum(map(int, _SCRATCH.findall(header))) for header, _, _ in _programs(plan)), default=0)
 
 
 def kernels_of_inspector(text: str) -> tuple[Kernel, ...]:
-    """The kernels in the JSON of TensorRT's engine inspector, built with detailed profiling verbosity."""
-    layers = json.loads(text).get("Layers", [])
+    """The kernels in the JSON of TensorRT's engine inspector, built with detailed profiling verbosity.
+
+    Empty for other text: an engine that took an hour to build is not lost for want of a list.
+    """
+    try:
+        layers = json.loads(text, strict=False)["Layers"]
+    except (ValueError, KeyError, TypeError):
+        return ()
     return tuple(_inspected(layer) for layer in layers if isinstance(layer, dict))
 
 
-def _kernels(program: re.Match[bytes]) -> Iterator[Kernel]:
+def _programs(plan: bytes | mmap) -> Iterator[tuple[bytes, bytes, bytes]]:
+    """Header, tensors and statements of each program for a GPU; those for any (`*`) are what a fused kernel stands for.
+
+    Found by plain search: a plan is mostly weights, and a pattern over half a gigabyte of them takes a minute.
+    """
+    at = plan.find(BLOCKS[0])
+    while at >= 0:
+        blocks = []
+        for name in BLOCKS:
+            if plan[at : at + len(name)] != name:
+                break
+            end = plan.find(BLOCK_END, at)
+            if end < 0:
+                return
+            blocks.append(plan[at + len(name) : end])
+            at = end + len(BLOCK_END)
+        if len(blocks) == len(BLOCKS) and _GENERIC not in blocks[0]:
+            yield blocks[0], blocks[1], blocks[2]
+        at = plan.find(BLOCKS[0], at)
+
+
+def _kernels(descriptors: bytes, main: bytes) -> Iterator[Kernel]:
     tensors = {
         found["name"]: (found["dims"].split(), found["type"])
-        for found in _TENSOR.finditer(program["tensors"].decode(errors="replace"))
+        for found in _TENSOR.finditer(descriptors.decode(errors="replace"))
     }
-    for statement in _STATEMENT.finditer(program["main"].decode(errors="replace")):
+    for statement in _STATEMENT.finditer(main.decode(errors="replace")):
         if statement["kind"] in IDLE:
             continue
         name, rest = statement["name"].strip('"'), statement["rest"]
         inputs = [value for found in _INPUTS.finditer(rest) for value in _QUOTED.findall(found["names"])]
         operands = [tensors[value] for value in inputs if value in tensors]
         layers = name.split("+") if statement["kind"] == "fully_connected" else _LAYER.findall(rest)
-        yield Kernel(name, _kind(f"{statement['kind']} {name}"), _precision(operands), tuple(dict.fromkeys(layers)))
+        generated = "" if statement["name"].startswith('"') else name  # in quotes stands the name of a layer
+        kind = _kind(f"{statement['kind']} {generated}")
+        yield Kernel(name, kind, _precision(operands), tuple(dict.fromkeys(layers)))
 
 
 def _inspected(layer: Mapping[str, Any]) -> Kernel:
     name = str(layer.get("Name", ""))
-    words = " ".join(str(layer.get(key, "")) for key in ("LayerType", "Name", "TacticName"))
+    tactic = str(layer.get("TacticName", ""))
     operands = []
     for tensor in layer.get("Inputs", ()):
-        formats = str(tensor.get("Format/Datatype", tensor.get("Format", "")))
-        types = [word for word in re.findall(r"\w+", formats) if word in TYPES]
+        formats = str(tensor.get("Format/Datatype", tensor.get("Datatype", "")))
+        types = [word for word in re.findall(r"\w+", formats.lower()) if word in TYPES]
         operands += [([str(dim) for dim in tensor.get("Dimensions", ())], types[-1])] if types else []
+    if not operands and (found := _TACTIC.search(tactic)):  # under varying shapes the inspector may tell no formats
+        operands = [([], found["a"]), ([], found["b"])]
     layers = _LAYER.findall(str(layer.get("Metadata", ""))) or name.split("+")
-    return Kernel(name, _kind(words), _precision(operands), tuple(dict.fromkeys(layers)))
+    kind = _kind(f"{layer.get('LayerType', '')} {tactic or name}")
+    return Kernel(name, kind, _precision(operands), tuple(dict.fromkeys(layers)))
 
 
 def _kind(words: str) -> str:
+    """From the library's own words: a node called attention may be no more than one of its products."""
     if re.search(r"mha|attention", words, re.I):
         return "attention"
     if (
@@ -116,7 +145,7 @@ def _kind(words: str) -> str:
         and "conv" not in words.lower()
     ):
         return "matmul"
-    return "convolution" if re.search(r"conv", words, re.I) and "convert" not in words.lower() else "other"
+    return "convolution" if re.search(r"conv|corrltn", words, re.I) and "convert" not in words.lower() else "other"
 
 
 def _precision(operands: list[tuple[list[str], str]]) -> str:

@@ -23,7 +23,8 @@ def show_engines(bundle: Bundle, *, as_json: bool) -> None:
     console = Console()
     for target in dict.fromkeys(facts.target for facts in engines):
         few = [(facts, report) for facts, report in reports if facts.target == target]
-        console.print(f"{target} {few[0][0].library_version} for {', '.join(few[0][0].gpus)}", highlight=False)
+        heading = f"{target} {few[0][0].library_version} for {', '.join(few[0][0].gpus)}"
+        console.print(heading, highlight=False, markup=False)
         for _, report in few:
             console.print(layer_table(report))
         console.print(report_table(tuple(report for _, report in few)))

@@ -13,10 +13,11 @@ from torch import Tensor, nn
 
 from ilf_trt import reference
 from ilf_trt.block import LINEARS
-from ilf_trt.bundle import Bundle, Calibration
+from ilf_trt.bundle import Bundle
 from ilf_trt.conditions import check_conditions, read_conditions
 from ilf_trt.contract import Calibrator, ModelSpec
 from ilf_trt.errors import InvalidRequest, MissingDependency
+from ilf_trt.manifest import Calibration
 from ilf_trt.model import ILFModel
 from ilf_trt.schedule import StepPlan
 

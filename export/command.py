@@ -9,9 +9,10 @@ from pathlib import Path
 import numpy as np
 
 from ilf_trt.build import BuildOptions
-from ilf_trt.bundle import CONSTANTS_FILE, REFERENCE_FILE, Manifest, graph_file, write_manifest
+from ilf_trt.bundle import CONSTANTS_FILE, REFERENCE_FILE, graph_file, write_manifest
 from ilf_trt.contract import Precision, graphs_of
 from ilf_trt.errors import MissingDependency
+from ilf_trt.manifest import Manifest
 from ilf_trt.schedule import make_plan, read_scheduler
 from ilf_trt.store import Store
 

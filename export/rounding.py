@@ -8,8 +8,9 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 
-from ilf_trt.bundle import GRAPH_FOLDER, Manifest, graph_file, write_manifest
+from ilf_trt.bundle import GRAPH_FOLDER, graph_file, write_manifest
 from ilf_trt.contract import Precision, graphs_of
+from ilf_trt.manifest import Manifest
 
 BF16, FP32 = ir.DataType.BFLOAT16, ir.DataType.FLOAT
 

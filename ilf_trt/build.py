@@ -9,9 +9,11 @@ from tempfile import TemporaryDirectory
 from time import perf_counter
 from typing import Any
 
-from ilf_trt.bundle import Bundle, Manifest, drafted, strip_graphs
+from ilf_trt.bundle import Bundle, strip_graphs
 from ilf_trt.contract import GRAPHS, Batch, Calibrator, Precision
+from ilf_trt.draft import drafted
 from ilf_trt.errors import InvalidRequest
+from ilf_trt.manifest import Manifest
 from ilf_trt.schedule import DEFAULT_FEEDBACK, Ratio, Rule
 from ilf_trt.store import Store
 from ilf_trt.target import EngineOptions

@@ -1,5 +1,6 @@
 """The command line's flags about engines, which `build` and `compile` share."""
 
+import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
@@ -66,6 +67,8 @@ class EngineFlags:
             if self.hardware_compat:
                 raise InvalidRequest("--hardware-compat is about engines: pass --target tensorrt too")
             return None
+        if self.workspace is not None and not math.isfinite(self.workspace):
+            raise InvalidRequest(f"--workspace is {self.workspace} GiB, it must be finite")
         options = EngineOptions(
             library=self.target,
             gpus=tuple(Architecture.parse(part) for part in self.gpu.split(",")) if self.gpu else (),

@@ -6,17 +6,20 @@ import logging
 import os
 import shutil
 import time
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
-from ilf_trt.bundle import FileFacts, link_or_copy, sha256_of
+from ilf_trt.bundle import link_or_copy, sha256_of
+from ilf_trt.manifest import FileFacts
 
 ENTRY_FILE = "entry.json"
 ENTRIES = "entries"
+TIMINGS = "timing"
+COPIED = ".data"  # weights of a graph: onnx and onnx_ir refuse a file that bears a second name
 DAY_S = 86400
 ABANDONED_S = DAY_S
 
@@ -25,21 +28,20 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """One key's files, with what was said of them when they were put."""
+    """One key's files, with what was said of them when they were put.
+
+    `used_s` is when it was last put or taken, in seconds of the epoch.
+    """
 
     key: str
     folder: Path
     files: dict[str, FileFacts]
     note: dict[str, Any]
+    used_s: float
 
     @property
     def size_bytes(self) -> int:
         return sum(facts.size_bytes for facts in self.files.values())
-
-    @property
-    def used_s(self) -> float:
-        """When it was last put or taken, in seconds of the epoch."""
-        return (self.folder / ENTRY_FILE).stat().st_mtime
 
 
 class Store:
@@ -51,23 +53,27 @@ class Store:
     def take(self, key: str, into: Mapping[str, Path]) -> Entry | None:
         """Put the files of `key` where `into` says, by hard link where that can be; None when the store has none.
 
-        A file whose hash is no longer its own takes its entry with it.
+        All of them or none. A file that is missing, or whose hash is no longer its own, takes its entry with it.
         """
         folder = self.folder / ENTRIES / key
+        if not folder.is_dir():
+            return None
         entry = _read(folder)
-        if entry is None or not entry.files.keys() >= into.keys():
+        if entry is None or not _is_whole(entry, into):
+            log.warning("the cached build %s is damaged; it is made anew", folder)
+            shutil.rmtree(folder, ignore_errors=True)
             return None
         try:
             for name, place in into.items():
-                if sha256_of(folder / name) != entry.files[name].sha256:
-                    raise OSError(f"{folder / name} has changed")
                 place.parent.mkdir(parents=True, exist_ok=True)
-                link_or_copy(folder / name, place)
-            os.utime(folder / ENTRY_FILE)
+                _bring(folder / name, place, place.suffix)
         except OSError as error:
-            log.warning("the cached build %s cannot be used (%s); it is made anew", key, error)
-            shutil.rmtree(folder, ignore_errors=True)
+            log.warning("the cached build %s cannot be used (%s); it is made anew", folder, error)
+            for place in into.values():
+                place.unlink(missing_ok=True)  # never written over: it may be the same file as in another bundle
             return None
+        with suppress(OSError):  # a store that can only be read
+            os.utime(folder / ENTRY_FILE)
         return entry
 
     def put(self, key: str, files: Mapping[str, Path], note: Mapping[str, Any]) -> None:
@@ -77,7 +83,7 @@ class Store:
             draft.mkdir(parents=True)
             facts = {}
             for name, path in files.items():
-                link_or_copy(path, draft / name)
+                _bring(path, draft / name, path.suffix)
                 facts[name] = {"sha256": sha256_of(path), "size_bytes": path.stat().st_size}
             (draft / ENTRY_FILE).write_text(json.dumps({"files": facts, "note": dict(note)}, indent=2) + "\n")
             place = self.folder / ENTRIES / key
@@ -91,24 +97,27 @@ class Store:
 
     def entries(self) -> tuple[Entry, ...]:
         """Every entry, the last used first."""
-        folders = sorted((self.folder / ENTRIES).glob("*")) if (self.folder / ENTRIES).is_dir() else []
-        found = [entry for entry in map(_read, folders) if entry is not None]
+        found = [entry for entry in map(_read, self._folders()) if entry is not None]
         return tuple(sorted(found, key=lambda entry: -entry.used_s))
 
     def prune(self, *, max_age_s: float | None = None, max_bytes: int | None = None) -> tuple[Entry, ...]:
         """Remove what was not used for `max_age_s`, then the least recently used until `max_bytes` hold the rest.
 
-        With neither, everything goes. Returns what was removed.
+        With neither, everything goes, timings too. What cannot be read always goes. Returns the entries that went.
         """
-        removed, kept_bytes, now = [], 0, time.time()
+        everything = max_age_s is None and max_bytes is None
+        removed, total_bytes, now = [], 0, time.time()
         for entry in self.entries():
+            total_bytes += entry.size_bytes
             old = max_age_s is not None and now - entry.used_s > max_age_s
-            full = max_bytes is not None and kept_bytes + entry.size_bytes > max_bytes
-            if old or full or (max_age_s is None and max_bytes is None):
+            if old or everything or (max_bytes is not None and total_bytes > max_bytes):
                 shutil.rmtree(entry.folder, ignore_errors=True)
                 removed.append(entry)
-            else:
-                kept_bytes += entry.size_bytes
+        for folder in self._folders():
+            if _read(folder) is None:
+                shutil.rmtree(folder, ignore_errors=True)
+        if everything:
+            shutil.rmtree(self.folder / TIMINGS, ignore_errors=True)
         for draft in self.folder.glob("draft-*"):
             with suppress(OSError):
                 if now - draft.stat().st_mtime > ABANDONED_S:
@@ -116,29 +125,44 @@ class Store:
         return tuple(removed)
 
     @contextmanager
-    def locked_file(self, name: str) -> Iterator[Path | None]:
-        """A file beside the entries, held by one build at a time; None when the store cannot be written."""
-        path = self.folder / name
-        try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            lock = os.open(path.with_suffix(".lock"), os.O_CREAT | os.O_RDWR, 0o644)
-        except OSError as error:
-            log.warning("the build cache %s cannot be written (%s); going on without", self.folder, error)
-            yield None
-            return
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX)
+    def timings(self, name: str) -> Iterator[Path | None]:
+        """The file of a GPU's timings, held by one build at a time; None when the store cannot be written."""
+        path: Path | None = self.folder / TIMINGS / name
+        with ExitStack() as stack:
+            try:
+                (self.folder / TIMINGS).mkdir(parents=True, exist_ok=True)
+                held = stack.enter_context((self.folder / TIMINGS / f"{name}.held").open("w"))
+                fcntl.flock(held, fcntl.LOCK_EX)
+            except OSError as error:
+                log.warning("the build cache %s cannot be written (%s); going on without", self.folder, error)
+                path = None
             yield path
-        finally:
-            os.close(lock)
+
+    def _folders(self) -> list[Path]:
+        entries = self.folder / ENTRIES
+        return sorted(entries.iterdir()) if entries.is_dir() else []
+
+
+def _bring(source: Path, place: Path, suffix: str) -> None:
+    if suffix == COPIED:
+        shutil.copyfile(source, place)
+    else:
+        link_or_copy(source, place)
+
+
+def _is_whole(entry: Entry, names: Iterable[str]) -> bool:
+    try:
+        return all(name in entry.files and sha256_of(entry.folder / name) == entry.files[name].sha256 for name in names)
+    except OSError:
+        return False
 
 
 def _read(folder: Path) -> Entry | None:
     try:
         data = json.loads((folder / ENTRY_FILE).read_text())
         files = {str(name): FileFacts(str(f["sha256"]), int(f["size_bytes"])) for name, f in data["files"].items()}
-        if any(Path(name).name != name for name in files):
+        if any(Path(name).name != name or name == ".." for name in files):
             return None
-        return Entry(folder.name, folder, files, dict(data["note"]))
+        return Entry(folder.name, folder, files, dict(data["note"]), (folder / ENTRY_FILE).stat().st_mtime)
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return None

@@ -1,5 +1,6 @@
 """What engines are built for: an engine library, GPU architectures, and how hard the builder may try."""
 
+import re
 from dataclasses import dataclass
 from enum import StrEnum
 
@@ -33,10 +34,10 @@ class Architecture:
     @classmethod
     def parse(cls, text: str) -> "Architecture":
         """`"sm89"`, `"89"` or `"8.9"` -> Architecture(8, 9); raises InvalidRequest."""
-        digits = text.strip().lower().removeprefix("sm").lstrip("_").replace(".", "")
-        if not digits.isdecimal() or len(digits) not in (2, 3):
+        found = re.fullmatch(r"(?:sm_?)?(\d{1,2})\.?(\d)", text.strip().lower())
+        if found is None:
             raise InvalidRequest(f"GPU {text!r} is not an architecture; give sm89, sm120 …")
-        return cls(int(digits[:-1]), int(digits[-1]))
+        return cls(int(found[1]), int(found[2]))
 
     @property
     def number(self) -> int:

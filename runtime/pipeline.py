@@ -11,10 +11,11 @@ from typing import Any, Self
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from ilf_trt.bundle import Bundle, Manifest
+from ilf_trt.bundle import Bundle
 from ilf_trt.conditions import as_array, check_conditions
 from ilf_trt.contract import Precision
 from ilf_trt.errors import InvalidRequest
+from ilf_trt.manifest import Manifest
 from ilf_trt.schedule import Ratio, Rule, StepPlan, make_plan
 
 from .engine import Engine

@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ilf_trt.bundle import Manifest
 from ilf_trt.contract import COEFFICIENTS
+from ilf_trt.manifest import Manifest
 from ilf_trt.schedule import StepPlan
 
 from .engine import Array, Engine, Launch

@@ -1,6 +1,8 @@
 """Small backbones, checkpoints and bundles that the tests share; each bundle is built once a session."""
 
+import json
 import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +15,7 @@ from diffusers import DiTTransformer2DModel, DPMSolverMultistepScheduler, PixArt
 
 from ilf_trt import ILFModel, attach, save_ilf
 from ilf_trt.build import BuildOptions, BuildResult, build
+from ilf_trt.cli import main
 from ilf_trt.contract import Batch
 
 BLOCKS = 4
@@ -21,6 +24,7 @@ CLASSES = 10
 TEXT_TOKENS = 7
 TEXT_CHANNELS = 32
 NONZERO_SCALES = (0.05, -0.03)
+FAILED = 2
 FEEDBACK_NOISE = 0.01  # without it the feedback block is a copy of the loop's last, and a swap of the two goes unseen
 
 
@@ -83,6 +87,12 @@ def _one_thread() -> None:
     torch.set_num_threads(1)
 
 
+@pytest.fixture(scope="session", autouse=True)
+def _own_build_cache(tmp_path_factory: pytest.TempPathFactory) -> None:
+    """The user's own cache is neither read nor filled, by no process that a test starts."""
+    os.environ["ILF_TRT_CACHE"] = str(tmp_path_factory.mktemp("build_cache"))
+
+
 @pytest.fixture(scope="session")
 def dit_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_checkpoint(tmp_path_factory.mktemp("dit") / "checkpoint", small_dit())
@@ -138,3 +148,41 @@ def dit_bundle(dit_build: BuildResult) -> Path:
 def pixart_bundle(pixart_build: BuildResult) -> Path:
     """Shared: copy it before you change it."""
     return pixart_build.bundle.path
+
+
+class Ran:
+    """Exit code and output of one command."""
+
+    def __init__(self, code: int, out: str, err: str) -> None:
+        self.code, self.out, self.err = code, out, err
+
+    @property
+    def data(self) -> Any:
+        return json.loads(self.out)
+
+    def refused(self, *parts: str) -> None:
+        """Exit code 2, nothing on stdout, one readable line on stderr that holds `parts`."""
+        lines = [line for line in self.err.splitlines() if line.strip()]
+        assert self.code == FAILED, self.err
+        assert len(lines) == 1, f"{len(lines)} lines:\n{self.err}"
+        assert "Traceback" not in lines[0]
+        assert [part for part in parts if part not in lines[0]] == [], lines[0]
+        assert self.out == ""
+
+
+Run = Callable[..., Ran]
+
+
+@pytest.fixture
+def run(capsys: pytest.CaptureFixture[str]) -> Run:
+    """One command in this process."""
+
+    def runs(*tokens: object) -> Ran:
+        capsys.readouterr()
+        try:
+            code = main([str(token) for token in tokens])
+        except SystemExit as left:
+            code = int(left.code or 0)
+        return Ran(code, *capsys.readouterr())
+
+    return runs

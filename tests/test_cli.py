@@ -7,7 +7,6 @@ import subprocess
 import sys
 import time
 import zipfile
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -17,53 +16,15 @@ from PIL import Image
 
 from ilf_trt import __version__
 from ilf_trt.bundle import Bundle
-from ilf_trt.cli import main
 from ilf_trt.runtime.picture import GAP, TILE
-from tests.conftest import BLOCKS, CLASSES, LOOP, TEXT_CHANNELS, small_dit, write_checkpoint
+from tests.conftest import BLOCKS, CLASSES, FAILED, LOOP, TEXT_CHANNELS, Ran, Run, small_dit, write_checkpoint
 
-Run = Callable[..., "Ran"]
-
-COMMANDS = ("build", "generate", "plan", "inspect", "verify", "train-demo")
+COMMANDS = ("build", "compile", "generate", "plan", "inspect", "verify", "cache", "train-demo")
 EXECUTABLE = Path(sys.executable).parent / "ilf-trt"
-FAILED, INTERRUPTED, TERMINATED = 2, 130, 143
+INTERRUPTED, TERMINATED = 130, 143
 TIMEOUT_S = 120
 # The paper's best caching baseline: 20 of 28 blocks, every second of 20 steps.
 CACHE_BLOCK_FORWARDS = 360
-
-
-class Ran:
-    """Exit code and output of one command."""
-
-    def __init__(self, code: int, out: str, err: str) -> None:
-        self.code, self.out, self.err = code, out, err
-
-    @property
-    def data(self) -> Any:
-        return json.loads(self.out)
-
-    def refused(self, *parts: str) -> None:
-        """Exit code 2, nothing on stdout, one readable line on stderr that holds `parts`."""
-        lines = [line for line in self.err.splitlines() if line.strip()]
-        assert self.code == FAILED, self.err
-        assert len(lines) == 1, f"{len(lines)} lines:\n{self.err}"
-        assert "Traceback" not in lines[0]
-        assert [part for part in parts if part not in lines[0]] == [], lines[0]
-        assert self.out == ""
-
-
-@pytest.fixture
-def run(capsys: pytest.CaptureFixture[str]) -> Run:
-    """One command in this process."""
-
-    def runs(*tokens: object) -> Ran:
-        capsys.readouterr()
-        try:
-            code = main([str(token) for token in tokens])
-        except SystemExit as left:
-            code = int(left.code or 0)
-        return Ran(code, *capsys.readouterr())
-
-    return runs
 
 
 def shell(*tokens: object) -> Ran:
@@ -108,9 +69,9 @@ def test_help_lists_every_command(run: Run) -> None:
     assert [name for name in COMMANDS if name not in ran.out] == []
 
 
-@pytest.mark.parametrize("command", COMMANDS)
+@pytest.mark.parametrize("command", [*(name for name in COMMANDS if name != "cache"), "cache ls", "cache prune"])
 def test_help_of_a_command_has_an_example(run: Run, command: str) -> None:
-    ran = run(command, "--help")
+    ran = run(*command.split(), "--help")
     assert (ran.code, ran.err) == (0, "")
     assert f"ilf-trt {command}" in " ".join(ran.out.partition("Example")[2].split())
 
@@ -502,7 +463,7 @@ def test_a_file_of_another_hash_is_refused(run: Run, copy: Path, tmp_path: Path,
 def test_a_newer_schema_is_refused(run: Run, copy: Path) -> None:
     data = json.loads((copy / "manifest.json").read_text())
     (copy / "manifest.json").write_text(json.dumps({**data, "schema": data["schema"] + 1}))
-    run("verify", copy).refused("manifest schema is 2, this version reads 1; upgrade ilf-trt")
+    run("verify", copy).refused("manifest schema is 3, this version reads 2; upgrade ilf-trt")
 
 
 @pytest.mark.parametrize(

@@ -6,9 +6,9 @@ from pathlib import Path
 import pytest
 
 from ilf_trt.bundle import Bundle
+from ilf_trt.cli import main
 from ilf_trt.engines.compiler import graph_of_linear
-from tests.conftest import small_dit, write_checkpoint
-from tests.test_cli import Run, run  # noqa: F401
+from tests.conftest import Run, small_dit, write_checkpoint
 
 RTX = ("--target", "tensorrt-rtx", "--gpu", "sm89")
 QUICK = ("--batch", 1, "--steps", 2, "--feedback", "all")
@@ -29,8 +29,6 @@ def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def rtx_bundle(tmp_path_factory: pytest.TempPathFactory, checkpoint: Path, cache: Path) -> Path:
     """FP16 with engines for sm89."""
-    from ilf_trt.cli import main
-
     out = tmp_path_factory.mktemp("rtx") / "rtx.ilf"
     tokens = ("build", "--checkpoint", checkpoint, "-o", out, *QUICK, "--precision", "fp16", *RTX, "--cache-dir", cache)
     assert main([str(token) for token in tokens]) == 0
@@ -49,7 +47,7 @@ def test_build_with_a_target_puts_an_engine_and_a_report_of_every_graph_into_the
 
 
 def test_a_second_build_takes_everything_from_the_cache_and_says_so(
-    run: Run,  # noqa: F811
+    run: Run,
     checkpoint: Path,
     rtx_bundle: Path,
     cache: Path,
@@ -68,7 +66,7 @@ def test_a_second_build_takes_everything_from_the_cache_and_says_so(
 
 
 def test_without_the_cache_everything_is_built_anew(
-    run: Run,  # noqa: F811
+    run: Run,
     checkpoint: Path,
     rtx_bundle: Path,
     tmp_path: Path,
@@ -79,31 +77,30 @@ def test_without_the_cache_everything_is_built_anew(
     assert "taken from" not in ran.out
 
 
-def test_inspect_names_the_target(run: Run, rtx_bundle: Path) -> None:  # noqa: F811
+def test_inspect_names_the_target(run: Run, rtx_bundle: Path) -> None:
     assert "for sm89, 5 engines" in words(run("inspect", rtx_bundle).out)
 
 
-def test_inspect_engines_names_every_linear_with_its_precision(run: Run, rtx_bundle: Path) -> None:  # noqa: F811
+def test_inspect_engines_names_every_linear_with_its_precision(run: Run, rtx_bundle: Path) -> None:
     ran = run("inspect", rtx_bundle, "--engines")
     assert ran.code == 0, ran.err
     for block in ("transformer_blocks.0", "transformer_blocks.1", "transformer_blocks.2", "feedback"):
         for layer in ("attn1.to_q", "attn1.to_k", "attn1.to_v", "attn1.to_out.0", "ff.net.0.proj", "ff.net.2"):
             assert f"{block}.{layer} " in ran.out
-    assert "not as asked" in words(ran.out) or "not as" in ran.out
 
 
-def test_inspect_engines_as_json_holds_every_report(run: Run, rtx_bundle: Path) -> None:  # noqa: F811
+def test_inspect_engines_as_json_holds_every_report(run: Run, rtx_bundle: Path) -> None:
     reports = run("inspect", rtx_bundle, "--engines", "--json").data
     assert {report["graph"] for report in reports} == GRAPHS
     assert all(report["kernels"] and report["engine_bytes"] for report in reports)
 
 
-def test_inspect_engines_of_a_bundle_without_says_how_to_add_them(run: Run, dit_bundle: Path) -> None:  # noqa: F811
+def test_inspect_engines_of_a_bundle_without_says_how_to_add_them(run: Run, dit_bundle: Path) -> None:
     run("inspect", dit_bundle, "--engines").refused("holds no engines", "ilf-trt compile")
 
 
 def test_compile_adds_engines_in_place_and_leaves_the_graphs(
-    run: Run,  # noqa: F811
+    run: Run,
     rtx_bundle: Path,
     cache: Path,
     tmp_path: Path,
@@ -118,7 +115,7 @@ def test_compile_adds_engines_in_place_and_leaves_the_graphs(
 
 
 def test_a_stripped_bundle_is_shown_and_not_served_by_the_cpu(
-    run: Run,  # noqa: F811
+    run: Run,
     rtx_bundle: Path,
     cache: Path,
     tmp_path: Path,
@@ -132,7 +129,7 @@ def test_a_stripped_bundle_is_shown_and_not_served_by_the_cpu(
 
 
 def test_cache_lists_what_it_holds_and_prunes_it(
-    run: Run,  # noqa: F811
+    run: Run,
     rtx_bundle: Path,
     cache: Path,
     tmp_path: Path,
@@ -140,7 +137,7 @@ def test_cache_lists_what_it_holds_and_prunes_it(
     copy = Path(shutil.copytree(cache, tmp_path / "cache"))
     listed = run("cache", "ls", "--cache-dir", copy)
     assert listed.code == 0
-    assert "loop_feedback" in listed.out or "loop_" in listed.out
+    assert f"{len(list((copy / 'entries').iterdir()))} builds" in listed.out
     assert "removed 0" in run("cache", "prune", "--days", 1, "--cache-dir", copy).out
     assert run("cache", "prune", "--all", "--cache-dir", copy).code == 0
     assert "0 builds" in run("cache", "ls", "--cache-dir", copy).out
@@ -166,7 +163,7 @@ def test_cache_lists_what_it_holds_and_prunes_it(
     ],
 )
 def test_build_refuses_it_in_one_line(
-    run: Run,  # noqa: F811
+    run: Run,
     checkpoint: Path,
     tmp_path: Path,
     options: tuple[str, ...],
@@ -184,13 +181,13 @@ def test_build_refuses_it_in_one_line(
         (("--target", "onnx"), "--target"),
     ],
 )
-def test_compile_refuses_it_in_one_line(run: Run, dit_bundle: Path, options: tuple[str, ...], part: str) -> None:  # noqa: F811
+def test_compile_refuses_it_in_one_line(run: Run, dit_bundle: Path, options: tuple[str, ...], part: str) -> None:
     run("compile", dit_bundle, *options).refused(part)
 
 
 @pytest.mark.parametrize("options", [(), ("--all", "--days", 3), ("--days", -1), ("--max-gib", "nan")])
 def test_prune_refuses_what_does_not_say_what_to_remove(
-    run: Run,  # noqa: F811
+    run: Run,
     tmp_path: Path,
     options: tuple[object, ...],
 ) -> None:
@@ -198,7 +195,7 @@ def test_prune_refuses_what_does_not_say_what_to_remove(
 
 
 def test_fp8_engines_hold_the_linears_that_were_not_left_out(
-    run: Run,  # noqa: F811
+    run: Run,
     checkpoint: Path,
     cache: Path,
     tmp_path: Path,

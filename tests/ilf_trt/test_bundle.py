@@ -16,21 +16,11 @@ from typing import Any
 import numpy as np
 import pytest
 
-from ilf_trt.bundle import (
-    CONSTANTS_FILE,
-    ENGINE_FOLDER,
-    MANIFEST_FILE,
-    SCHEMA,
-    Bundle,
-    Calibration,
-    EngineFacts,
-    Manifest,
-    drafted,
-    strip_graphs,
-    write_manifest,
-)
+from ilf_trt.bundle import CONSTANTS_FILE, ENGINE_FOLDER, MANIFEST_FILE, Bundle, strip_graphs, write_manifest
 from ilf_trt.contract import GRAPHS, Calibrator, Precision, graphs_of
+from ilf_trt.draft import drafted
 from ilf_trt.errors import BundleError, IlfError, InvalidRequest, MissingDependency
+from ilf_trt.manifest import SCHEMA, Calibration, EngineFacts, Manifest
 
 Change = Callable[[dict[str, Any]], object]
 
@@ -40,7 +30,7 @@ POLL_S = 0.02
 # Enters `drafted`, says so, and sleeps until it is killed.
 SLEEPER = """
 import sys, time
-from ilf_trt.bundle import drafted
+from ilf_trt.draft import drafted
 with drafted(sys.argv[1], force=True) as draft:
     (draft / "manifest.json").write_text("half")
     print(draft, flush=True)
@@ -49,7 +39,7 @@ with drafted(sys.argv[1], force=True) as draft:
 # Replaces a bundle, and dies by SIGKILL just before the n-th event of a name.
 DIES_BEFORE = """
 import os, signal, sys
-from ilf_trt.bundle import drafted
+from ilf_trt.draft import drafted
 output, wanted, left = sys.argv[1], sys.argv[2], int(sys.argv[3])
 def hook(event, arguments):
     global left

@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from ilf_trt.bundle import Manifest
 from ilf_trt.contract import Batch, Graph, Loop, ModelSpec, Port, Precision, graphs_of
+from ilf_trt.manifest import Manifest
 from ilf_trt.runtime.session import KEPT_TRAJECTORIES, Session, Trajectory
 from ilf_trt.schedule import Step, StepPlan, make_plan
 from ilf_trt.solver import DEFAULT_SCHEDULER

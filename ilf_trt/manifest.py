@@ -1,0 +1,151 @@
+"""The manifest: everything a bundle says of itself, as data that can be checked before anything else is read."""
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from math import isfinite
+from typing import Any
+
+from ilf_trt.contract import Batch, Calibrator, Graph, Loop, ModelSpec, Port, Precision, graphs_of
+from ilf_trt.errors import BundleError, InvalidRequest
+from ilf_trt.schedule import StepPlan
+
+SCHEMA = 2
+
+
+@dataclass(frozen=True, slots=True)
+class FileFacts:
+    """What a file of the bundle must be."""
+
+    sha256: str
+    size_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class Calibration:
+    """What FP8's scales come from: the largest |input| of each Linear that runs in FP8, by its name in the model.
+
+    `calibrator` measured it while `pictures` were sampled.
+    """
+
+    calibrator: Calibrator
+    pictures: int
+    amax: dict[str, float]
+
+
+@dataclass(frozen=True, slots=True)
+class EngineFacts:
+    """One graph's engine: where it lies, what built it, and what it runs on.
+
+    `gpus` are architectures (`sm90`); `gpu_name` and `driver` are those of the machine that built it, empty where it
+    was built ahead of time. `any_gpu_of_architecture` lets other cards of the same architecture run it. `key` names its
+    content in the build cache.
+    """
+
+    graph: str
+    target: str
+    file: str
+    report: str
+    library_version: str
+    gpus: tuple[str, ...]
+    gpu_name: str
+    driver: str
+    any_gpu_of_architecture: bool
+    key: str
+
+
+@dataclass(frozen=True, slots=True)
+class Manifest:
+    """Everything the runtime needs to know before it opens a graph; `scales` (m,) are the learned feedback scales."""
+
+    spec: ModelSpec
+    precision: Precision
+    batch: Batch
+    graphs: tuple[Graph, ...]
+    scales: tuple[float, ...]
+    plan: StepPlan
+    scheduler: dict[str, Any]
+    guidance_scale: float
+    base_sha256: str
+    tools: dict[str, str]
+    fp8: Calibration | None
+    engines: tuple[EngineFacts, ...]
+    files: dict[str, FileFacts]
+
+    def as_json(self) -> dict[str, Any]:
+        """Plain data; `Manifest.from_json` reads it back."""
+        return {"schema": SCHEMA, **asdict(self), "plan": self.plan.as_json()}
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> "Manifest":
+        """Raises BundleError for a newer schema or a field that is missing or wrong."""
+        schema = data.get("schema")
+        if schema != SCHEMA:
+            newer = isinstance(schema, int) and schema > SCHEMA
+            hint = "upgrade ilf-trt" if newer else "build the bundle anew"
+            raise BundleError(f"manifest schema is {schema!r}, this version reads {SCHEMA}; {hint}")
+        try:
+            spec = data["spec"]
+            manifest = cls(
+                spec=ModelSpec(
+                    **{
+                        **spec,
+                        "latent": tuple(spec["latent"]),
+                        "loop": Loop(**spec["loop"]),
+                        "conditions": _ports(spec["conditions"]),
+                        **{name: _ports(spec[name]) for name in ("context", "per_block", "constants")},
+                    }
+                ),
+                precision=Precision(data["precision"]),
+                batch=Batch(**data["batch"]),
+                graphs=tuple(
+                    Graph(graph["name"], _ports(graph["inputs"]), _ports(graph["outputs"])) for graph in data["graphs"]
+                ),
+                scales=tuple(float(value) for value in data["scales"]),
+                plan=StepPlan.from_json(data["plan"]),
+                scheduler=dict(data["scheduler"]),
+                guidance_scale=float(data["guidance_scale"]),
+                base_sha256=str(data["base_sha256"]),
+                tools=dict(data["tools"]),
+                fp8=None if data["fp8"] is None else _calibration(data["fp8"]),
+                engines=tuple(EngineFacts(**{**facts, "gpus": tuple(facts["gpus"])}) for facts in data["engines"]),
+                files={
+                    str(name): FileFacts(str(facts["sha256"]), int(facts["size_bytes"]))
+                    for name, facts in data["files"].items()
+                },
+            )
+            manifest.check()
+        except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
+            raise BundleError(f"manifest field missing or wrong ({error!r}); build the bundle anew") from error
+        return manifest
+
+    def check(self) -> None:
+        """Raise InvalidRequest when parts of the manifest contradict one another."""
+        spec, plan = self.spec, self.plan
+        sizes = (spec.blocks, spec.width, spec.tokens, *spec.latent, spec.train_timesteps, *asdict(spec.loop).values())
+        if not all(isinstance(size, int) for size in sizes):
+            raise InvalidRequest("the model's dimensions are not whole numbers")
+        spec.loop.check(spec.blocks)
+        if not all(isinstance(n, int) for n in asdict(self.batch).values()):
+            raise InvalidRequest("the batch is not in whole numbers")
+        Batch.parse(f"{self.batch.min}:{self.batch.opt}:{self.batch.max}")
+        if self.graphs != graphs_of(spec, self.precision):
+            raise InvalidRequest("the graphs' ports are not those of the model")
+        if (plan.blocks, plan.loop) != (spec.blocks, spec.loop):
+            raise InvalidRequest("the plan is for another model or loop")
+        names = {graph.name for graph in self.graphs}
+        for facts in self.engines:
+            if facts.graph not in names or not {facts.file, facts.report} <= self.files.keys():
+                raise InvalidRequest(f"an engine of graph {facts.graph!r} is not among the files")
+        if (self.fp8 is not None) != (self.precision is Precision.FP8):
+            raise InvalidRequest("the FP8 facts do not go with the precision")
+        if len(self.scales) != spec.loop.size or not all(map(isfinite, (*self.scales, self.guidance_scale))):
+            raise InvalidRequest(f"{len(self.scales)} scales for {spec.loop.size} loop blocks, or one is not finite")
+
+
+def _calibration(data: Mapping[str, Any]) -> Calibration:
+    amax = {str(name): float(value) for name, value in data["amax"].items()}
+    return Calibration(Calibrator(data["calibrator"]), int(data["pictures"]), amax)
+
+
+def _ports(data: list[dict[str, Any]]) -> tuple[Port, ...]:
+    return tuple(Port(**{**port, "shape": tuple(port["shape"])}) for port in data)
