@@ -49,7 +49,7 @@ class EngineFlags:
     strip_graphs: Annotated[
         bool, Parameter(negative=(), help="Leave the ONNX graphs out of the bundle; the CPU can then no longer run it.")
     ] = False
-    cache: Annotated[bool, Parameter(help="Take engines that were built before from the build cache.")] = True
+    cache: Annotated[bool, Parameter(help="Take graphs and engines that were made before from the build cache.")] = True
     cache_dir: CacheFolder = None
 
     def options(self) -> EngineOptions | None:
