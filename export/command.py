@@ -113,7 +113,7 @@ def export_bundle(checkpoint: str, folder: Path, options: BuildOptions, progress
     store, reused = None if options.cache is None else Store(options.cache), []
     for name, segment in segments_of(model, spec, options.precision).items():
         progress(f"export {name}")
-        amax = None if fp8 is None else {path: fp8.amax[path] for path in sorted(fp8.amax) if segment.holds(path)}
+        amax = None if fp8 is None else {path: fp8.amax[path] for path in sorted(fp8.amax) if segment.runs(path)}
         path = folder / graph_file(name)
         places = {"graph": path, "weights": path.with_name(f"{path.name}.data")}
         key = fingerprint_of_graph(segment, options.precision, options.batch, amax) if store else ""

@@ -99,8 +99,8 @@ class Segment(nn.Module):
         place = ".".join(path.split(".")[:2])
         return self._places.get(place, place) + path.removeprefix(place)
 
-    def holds(self, path: str) -> bool:
-        """Whether a module, by its path in the whole model, lies in one of the segment's blocks."""
+    def runs(self, path: str) -> bool:
+        """Whether a Linear of a block, by its path in the whole model, runs in this segment."""
         return any(path.startswith(f"{place}.") for place in self._places.values())
 
     def named(self, tensors: Sequence[Tensor]) -> dict[str, Tensor]:
@@ -128,6 +128,9 @@ class Cond(Segment):
     def __init__(self, model: ILFModel, spec: ModelSpec, graph: Graph, blocks: Mapping[str, nn.Module]) -> None:
         super().__init__(model, spec, graph, blocks)
         self.feedback = _Hoisted(model.adapter, model.feedback.block)
+
+    def runs(self, path: str) -> bool:
+        return False  # of its blocks only what makes their rows, and their text's keys and values
 
     def forward(self, *tensors: Tensor) -> tuple[Tensor, ...]:
         ports = self.named(tensors)

@@ -6,6 +6,7 @@ import os
 import shutil
 import zipfile
 import zlib
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -20,6 +21,7 @@ MANIFEST_FILE = "manifest.json"
 REFERENCE_FILE = "reference.npz"
 CONSTANTS_FILE = "constants.npz"
 GRAPH_FOLDER = "graphs"
+WEIGHTS_SUFFIX = ".data"
 ENGINE_FOLDER = "engines"
 MAX_NAME = 200
 UNREADABLE_NPZ = (
@@ -134,11 +136,15 @@ def strip_graphs(folder: Path, manifest: Manifest) -> Manifest:
 
 
 def link_or_copy(source: Path, place: Path) -> None:
-    """`place` with the content of `source`: the same file where the file system allows."""
-    try:
-        os.link(source, place)
-    except OSError:
-        shutil.copyfile(source, place)
+    """`place` with the content of `source`: the same file where the file system allows.
+
+    A graph's weights are always copied: onnx and onnx_ir refuse a file that bears a second name.
+    """
+    if WEIGHTS_SUFFIX not in (source.suffix, place.suffix):
+        with suppress(OSError):
+            os.link(source, place)
+            return
+    shutil.copyfile(source, place)
 
 
 def graph_file(graph: str) -> str:

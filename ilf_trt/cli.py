@@ -64,7 +64,7 @@ cache = App(name="cache", help="List or remove what earlier builds left in the b
 app.command(cache)
 for _place, _name, _help, _example in (
     ("ilf_trt.engines.command:list_cache", "ls", "List what the build cache holds.", ""),
-    ("ilf_trt.engines.command:prune_cache", "prune", "Remove engines from the build cache.", " --days 30"),
+    ("ilf_trt.engines.command:prune_cache", "prune", "Remove builds from the build cache.", " --days 30"),
 ):
     cache.command(_place, name=_name, help=f"{_help}\n\nExample: `ilf-trt cache {_name}{_example}`")
 

@@ -19,7 +19,6 @@ from ilf_trt.manifest import FileFacts
 ENTRY_FILE = "entry.json"
 ENTRIES = "entries"
 TIMINGS = "timing"
-COPIED = ".data"  # weights of a graph: onnx and onnx_ir refuse a file that bears a second name
 DAY_S = 86400
 ABANDONED_S = DAY_S
 
@@ -66,7 +65,7 @@ class Store:
         try:
             for name, place in into.items():
                 place.parent.mkdir(parents=True, exist_ok=True)
-                _bring(folder / name, place, place.suffix)
+                link_or_copy(folder / name, place)
         except OSError as error:
             log.warning("the cached build %s cannot be used (%s); it is made anew", folder, error)
             for place in into.values():
@@ -83,7 +82,7 @@ class Store:
             draft.mkdir(parents=True)
             facts = {}
             for name, path in files.items():
-                _bring(path, draft / name, path.suffix)
+                link_or_copy(path, draft / name)
                 facts[name] = {"sha256": sha256_of(path), "size_bytes": path.stat().st_size}
             (draft / ENTRY_FILE).write_text(json.dumps({"files": facts, "note": dict(note)}, indent=2) + "\n")
             place = self.folder / ENTRIES / key
@@ -141,13 +140,6 @@ class Store:
     def _folders(self) -> list[Path]:
         entries = self.folder / ENTRIES
         return sorted(entries.iterdir()) if entries.is_dir() else []
-
-
-def _bring(source: Path, place: Path, suffix: str) -> None:
-    if suffix == COPIED:
-        shutil.copyfile(source, place)
-    else:
-        link_or_copy(source, place)
 
 
 def _is_whole(entry: Entry, names: Iterable[str]) -> bool:
