@@ -538,7 +538,8 @@ def test_a_copied_bundle_is_the_same_files_without_the_manifest(copy: Path, plac
     bundle.copy(place)
     files = {path.relative_to(place).as_posix(): path for path in place.rglob("*") if path.is_file()}
     assert files.keys() == bundle.manifest.files.keys()
-    assert [name for name, path in files.items() if not path.samefile(copy / name)] == []
+    second_names = {name for name, path in files.items() if path.samefile(copy / name)}
+    assert second_names == {name for name in files if not name.endswith(".data")}  # onnx refuses weights with two names
     assert write_manifest(place, bundle.manifest) == bundle.manifest
     assert Bundle.open(place).manifest == bundle.manifest
 
