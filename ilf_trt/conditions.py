@@ -7,18 +7,17 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ilf_trt.bundle import UNREADABLE_NPZ
+from ilf_trt.bundle import read_arrays
 from ilf_trt.contract import Port
-from ilf_trt.errors import InvalidRequest
+from ilf_trt.errors import BundleError, InvalidRequest
 
 
 def read_conditions(path: Path) -> dict[str, NDArray[Any]]:
     """The arrays of an .npz under their names; raises InvalidRequest."""
     try:
-        with path.open("rb") as opened, np.load(opened, allow_pickle=False) as file:
-            return dict(file)
-    except UNREADABLE_NPZ as error:
-        raise InvalidRequest(f"{path} is not a readable .npz ({error}); write it with numpy.savez") from error
+        return read_arrays(path)
+    except BundleError as error:
+        raise InvalidRequest(f"{path} is not a readable .npz ({error.__cause__}); write it with numpy.savez") from error
 
 
 def check_conditions(conditions: tuple[Port, ...], given: Mapping[str, Any]) -> tuple[dict[str, NDArray[Any]], int]:
