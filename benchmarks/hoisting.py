@@ -34,6 +34,7 @@ from ilf_trt.schedule import StepPlan, make_plan
 from ilf_trt.solver import DEFAULT_SCHEDULER
 
 REPEATS = 9
+HOISTED, IN_EVERY_STEP = "all, hoisted", "all, in every step"
 GIGA = 1e9
 MIB = 1 << 20
 BYTES = 2
@@ -68,13 +69,21 @@ def rows_of(name: str, *, hoist_text: bool) -> list[Mapping[str, Any]]:
                 "runs": runs[graph],
                 "gflop_a_run": round(gflop, 3),
                 "weights_mib": round(mib, 1),
+                "stored_mib": "",
             }
         )
     after = [sum(row["runs"] * row[key] for row in rows) for key in ("gflop_a_run", "weights_mib")]
     before = cost_before(model, plan, facts["text_tokens"])
-    totals = {"all, hoisted": after, "all, in every step": before}
+    totals = {HOISTED: after, IN_EVERY_STEP: before}
     return rows + [
-        {**shared, "graph": graph, "runs": 1, "gflop_a_run": round(gflop, 1), "weights_mib": round(mib, 1)}
+        {
+            **shared,
+            "graph": graph,
+            "runs": 1,
+            "gflop_a_run": round(gflop, 1),
+            "weights_mib": round(mib, 1),
+            "stored_mib": round(stored_mib(model, frozenset() if graph == IN_EVERY_STEP else copies_of(model)), 1),
+        }
         for graph, (gflop, mib) in totals.items()
     ]
 
@@ -99,6 +108,11 @@ def cost_before(model: ILFModel, plan: StepPlan, text_tokens: int) -> tuple[floa
     by_kind = {fed: cost(lambda fed=fed: model(rows, feedback=fed, **call), frozenset()) for fed in (True, False)}
     every = [by_kind[step.feedback] for step in plan.steps]
     return sum(gflop for gflop, _ in every), sum(mib for _, mib in every)
+
+
+def stored_mib(model: ILFModel, copies: frozenset[int]) -> float:
+    """All parameters of base and feedback block, without `copies`."""
+    return sum(value.numel() for value in model.parameters() if id(value) not in copies) * BYTES / MIB
 
 
 def copies_of(model: ILFModel) -> frozenset[int]:

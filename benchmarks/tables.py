@@ -109,15 +109,16 @@ def hoisting() -> str:
     for row in read_rows("hoisting"):
         found.setdefault((row["model"], row["text"]), {})[row["graph"]] = row
     lines = [
-        "| model | text's keys and values | weights read a picture, MiB | TFLOP a picture |",
-        "|---|---|---|---|",
+        "| model | text's keys and values | weights stored, MiB | weights read a picture, MiB | TFLOP a picture |",
+        "|---|---|---|---|---|",
     ]
     for (model, text), graphs in found.items():
         before, after = graphs["all, in every step"], graphs["all, hoisted"]
         reads = [float(row["weights_mib"]) for row in (before, after)]
         work = [float(row["gflop_a_run"]) / 1000 for row in (before, after)]
+        stored = " → ".join(f"{float(row['stored_mib']):,.0f}" for row in (before, after))
         lines.append(
-            f"| {model} | {text} | {reads[0]:,.0f} → {reads[1]:,.0f} ({reads[1] / reads[0] - 1:+.0%}) | "
+            f"| {model} | {text} | {stored} | {reads[0]:,.0f} → {reads[1]:,.0f} ({reads[1] / reads[0] - 1:+.0%}) | "
             f"{work[0]:.2f} → {work[1]:.2f} ({work[1] / work[0] - 1:+.1%}) |"
         )
     return "\n".join(lines)
