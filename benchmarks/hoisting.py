@@ -19,7 +19,7 @@ import diffusers
 import numpy as np
 import torch
 import torch.nn.functional as F
-from build import LOOP, MODELS, PIXART, TEXT_CHANNELS
+from models import LOOP, MODELS, PIXART, TEXT_CHANNELS
 from record import write_rows
 from torch.overrides import TorchFunctionMode
 from torch.utils.flop_counter import FlopCounterMode
