@@ -69,7 +69,8 @@ class EngineReport:
 def report_table(reports: tuple[EngineReport, ...]) -> Table:
     """One row a graph for a terminal: kernels, products and attentions by precision, MiB, what is not as asked."""
     table = Table("graph", "kernels", *COUNTED, "MiB", "scratch", "s", "not as asked")
-    table.columns[0].no_wrap = True
+    for column in table.columns[:-1]:
+        column.no_wrap = True
     for report in reports:
         cells = [
             "\n".join(f"{count} {precision}" for (what, precision), count in report.by_kind.items() if what == kind)
