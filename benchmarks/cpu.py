@@ -61,7 +61,7 @@ class Unsplit(Segment):
         for name in self.parts:
             ports |= {port.name: port for port in segments[name].graph.inputs if port.name not in inside}
         graph = Graph(self.name, tuple(ports.values()), segments["post"].graph.outputs)
-        super().__init__(model, segments["pre"].spec, graph, [])
+        super().__init__(model, segments["pre"].spec, graph, {})
         self.segments = nn.ModuleDict({name: segments[name] for name in self.parts})
 
     def forward(self, *tensors: Tensor) -> Any:
