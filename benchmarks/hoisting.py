@@ -26,8 +26,8 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from ilf_trt import attach, save_ilf
 from ilf_trt.build import BuildOptions, build
-from ilf_trt.contract import Batch, Port, Precision
-from ilf_trt.export.segments import BLOCKS, segments_of, spec_of
+from ilf_trt.contract import BLOCKS, Batch, Port, Precision
+from ilf_trt.export.segments import segments_of, spec_of
 from ilf_trt.model import ILFModel
 from ilf_trt.runtime import Pipeline
 from ilf_trt.schedule import StepPlan, make_plan

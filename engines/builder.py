@@ -59,7 +59,7 @@ def build_engine(request: BuildRequest, tell: Tell, cancelled: Callable[[], bool
     from polygraphy.backend.trt import engine_bytes_from_network, network_from_onnx_path
     from polygraphy.exception import PolygraphyException
 
-    errors = _listen(trt)
+    errors = _listen()
     began = perf_counter()
     try:
         network = network_from_onnx_path(
@@ -147,9 +147,8 @@ def _config(trt: Any, library: Library, request: BuildRequest, tell: Tell, cance
     return without_tf32
 
 
-def _listen(trt: Any) -> list[str]:
+def _listen() -> list[str]:
     """Collect what the library reports as an error, through the logger that Polygraphy gives it."""
-    from polygraphy.backend.trt import util
     from polygraphy.logger import G_LOGGER
 
     G_LOGGER.module_severity = {"": G_LOGGER.CRITICAL}
@@ -161,7 +160,6 @@ def _listen(trt: Any) -> list[str]:
         said(message, *args, **kwargs)
 
     G_LOGGER.error = hear
-    util.get_trt_logger()
     return errors
 
 

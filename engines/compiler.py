@@ -5,6 +5,7 @@ import json
 import shutil
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ from ilf_trt.bundle import ENGINE_FOLDER, graph_file, write_manifest
 from ilf_trt.contract import Graph, Precision
 from ilf_trt.errors import BundleError, InvalidRequest
 from ilf_trt.manifest import EngineFacts, Manifest
-from ilf_trt.store import Store
+from ilf_trt.store import Store, note_of, taken_or_made
 from ilf_trt.target import Architecture, EngineOptions, Library, check_precision
 
 from .builder import BuildRequest
@@ -98,12 +99,15 @@ class Compiler:
         engine = Path(request.engine)
         report = engine.with_suffix(".json")
         places = {"engine": engine, "report": report}
-        cached = self._store is not None and self._store.take(key, places) is not None
-        if not cached:
-            engine.parent.mkdir(parents=True, exist_ok=True)
-            self._build(request, report, tell)
-            if self._store is not None:
-                self._store.put(key, places, self._note(manifest, graph))
+        note = note_of(
+            manifest.spec,
+            graph.name,
+            manifest.precision,
+            target=self._options.library.value,
+            version=self._facts.version,
+            gpus=tuple(map(str, self.gpus)),
+        )
+        cached = taken_or_made(self._store, key, places, note, partial(self._build, request, report, tell))
         facts = EngineFacts(
             graph=graph.name,
             target=self._options.library.value,
@@ -119,6 +123,8 @@ class Compiler:
         return facts, read_report(report), cached
 
     def _build(self, request: BuildRequest, report: Path, tell: Tell) -> None:
+        report.parent.mkdir(parents=True, exist_ok=True)
+
         def build(timing_cache: Path | None) -> None:
             given = replace(request, timing_cache=str(timing_cache) if timing_cache else None)
             made = ask(self._options.library, {"do": "build", "engine": given.as_json()}, tell)
@@ -144,7 +150,7 @@ class Compiler:
             onnx=str(onnx),
             engine=str(folder / ENGINE_FOLDER / options.library / f"{graph.name}.engine"),
             precision=manifest.precision.value,
-            expected=tuple(name for name in linears if graph_of_linear(name, manifest) == graph.name),
+            expected=tuple(name for name in linears if manifest.spec.graph_of_linear(name) == graph.name),
             profile=profile_of(graph, manifest.batch, times=len(manifest.plan.times)),
             gpus=tuple(str(gpu) for gpu in options.gpus),
             builder_level=options.builder_level,
@@ -165,28 +171,6 @@ class Compiler:
                 "library": [self._facts.version, self._facts.gpu_name, self._facts.driver, *map(str, self.gpus)],
             }
         )
-
-    def _note(self, manifest: Manifest, graph: Graph) -> dict[str, Any]:
-        spec = manifest.spec
-        return {
-            "graph": graph.name,
-            "model": f"{spec.kind} {spec.blocks}x{spec.width}",
-            "precision": manifest.precision.value,
-            "target": self._options.library.value,
-            "version": self._facts.version,
-            "gpus": [str(gpu) for gpu in self.gpus],
-        }
-
-
-def graph_of_linear(name: str, manifest: Manifest) -> str:
-    """The graph that runs a Linear, by its name in the model."""
-    parts = name.split(".")
-    if parts[0] == "feedback":
-        return "loop_feedback"
-    block, loop = int(parts[1]), manifest.spec.loop
-    if block < loop.begin:
-        return "pre"
-    return "loop_body" if block <= loop.end else "post"
 
 
 def read_report(path: Path) -> EngineReport:

@@ -9,7 +9,6 @@ from ilf_trt.errors import EngineError, MissingDependency
 from ilf_trt.target import Architecture, Library
 
 VERSIONS = {Library.TENSORRT: ((10, 13), (12, 0)), Library.TENSORRT_RTX: ((1, 5), (2, 0))}
-EXTRAS = {Library.TENSORRT: "tensorrt", Library.TENSORRT_RTX: "tensorrt-rtx"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,7 +35,7 @@ class LibraryFacts:
 
 def open_library(library: Library) -> Any:
     """The module of the library; raises MissingDependency when it is absent, too old or too new."""
-    install = f"pip install 'ilf-trt[{EXTRAS[library]}]'"
+    install = f"pip install 'ilf-trt[{library}]'"
     try:
         import_module("polygraphy")
         module = import_module(library.module)
@@ -69,7 +68,7 @@ def probe(library: Library) -> LibraryFacts:
     try:
         from cuda.core import Device, system
     except ImportError as error:
-        install = f"pip install 'ilf-trt[{EXTRAS[library]}]'"
+        install = f"pip install 'ilf-trt[{library}]'"
         raise MissingDependency(f"--target {library} needs cuda-core and cuda-bindings ({error}); {install}") from error
     try:
         device = Device()

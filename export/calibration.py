@@ -1,7 +1,7 @@
 """Measures the largest magnitude that enters every Linear of the blocks, along real trajectories."""
 
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Mapping
+from contextlib import ExitStack
 from fnmatch import fnmatchcase
 from functools import partial
 from importlib.util import find_spec
@@ -15,13 +15,11 @@ from ilf_trt import reference
 from ilf_trt.block import LINEARS
 from ilf_trt.bundle import Bundle
 from ilf_trt.conditions import check_conditions, read_conditions
-from ilf_trt.contract import Calibrator, ModelSpec
+from ilf_trt.contract import BLOCKS, FEEDBACK, Calibrator, ModelSpec
 from ilf_trt.errors import InvalidRequest, MissingDependency
 from ilf_trt.manifest import Calibration
 from ilf_trt.model import ILFModel
 from ilf_trt.schedule import StepPlan
-
-from .segments import BLOCKS, FEEDBACK
 
 SEED = 0
 PICTURES = 16
@@ -142,18 +140,15 @@ def _chosen(model: ILFModel, spec: ModelSpec, exclude: tuple[str, ...]) -> dict[
 def _with_hooks(linears: Mapping[str, nn.Linear], sample: Callable[[], None]) -> dict[str, float]:
     amax: dict[str, float] = {}
 
-    def watch(name: str, layer: nn.Module, inputs: tuple[Tensor, ...]) -> None:
-        amax[name] = max(amax.get(name, 0.0), float(inputs[0].abs().max()))
+    def see(name: str, value: Tensor) -> None:
+        amax[name] = max(amax.get(name, 0.0), float(value.abs().max()))
 
-    with ExitStack() as hooks:
-        for name, layer in linears.items():
-            hooks.callback(layer.register_forward_pre_hook(partial(watch, name)).remove)
-        sample()
+    _watch(linears, see, sample)
     return amax
 
 
 def _with_modelopt(linears: Mapping[str, nn.Linear], sample: Callable[[], None]) -> dict[str, float]:
-    """Model Optimizer's own quantisers in place of the layers for the time of the calibration."""
+    """By Model Optimizer's own quantisers, which look on and quantise nothing."""
     try:
         from modelopt.torch.quantization.config import QuantizerAttributeConfig
         from modelopt.torch.quantization.nn import TensorQuantizer
@@ -161,26 +156,22 @@ def _with_modelopt(linears: Mapping[str, nn.Linear], sample: Callable[[], None])
         raise MissingDependency(
             f"Model Optimizer cannot be loaded ({error}); pip install nvidia-modelopt, or pass --calibrator own"
         ) from error
-    amax: dict[str, float] = {}
     quantizers = {
         name: TensorQuantizer(QuantizerAttributeConfig(num_bits=(4, 3), axis=None), if_quant=False, if_calib=True)
         for name in linears
     }
+    _watch(linears, lambda name, value: quantizers[name](value), sample)
+    found = {name: quantizer._calibrator.compute_amax() for name, quantizer in quantizers.items()}
+    return {name: float(value) for name, value in found.items() if value is not None}
+
+
+def _watch(linears: Mapping[str, nn.Linear], see: Callable[[str, Tensor], object], sample: Callable[[], None]) -> None:
+    """Show `see` every input of every Linear while `sample` runs."""
+
+    def show(name: str, layer: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+        see(name, inputs[0])
+
     with ExitStack() as hooks:
         for name, layer in linears.items():
-            hooks.enter_context(_observed(layer, quantizers[name]))
+            hooks.callback(layer.register_forward_pre_hook(partial(show, name)).remove)
         sample()
-    for name, quantizer in quantizers.items():
-        value = quantizer._calibrator.compute_amax()
-        if value is not None:
-            amax[name] = float(value)
-    return amax
-
-
-@contextmanager
-def _observed(layer: nn.Linear, quantizer: Any) -> Iterator[None]:
-    handle = layer.register_forward_pre_hook(lambda module, inputs: (quantizer(inputs[0]),))
-    try:
-        yield
-    finally:
-        handle.remove()

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 from importlib.metadata import version
 from math import isfinite
 from pathlib import Path
@@ -9,12 +10,12 @@ from pathlib import Path
 import numpy as np
 
 from ilf_trt.build import BuildOptions
-from ilf_trt.bundle import CONSTANTS_FILE, REFERENCE_FILE, graph_file, write_manifest
+from ilf_trt.bundle import CONSTANTS_FILE, REFERENCE_FILE, WEIGHTS_SUFFIX, graph_file, write_manifest
 from ilf_trt.contract import Precision, graphs_of
 from ilf_trt.errors import MissingDependency
 from ilf_trt.manifest import Manifest
 from ilf_trt.schedule import make_plan, read_scheduler
-from ilf_trt.store import Store
+from ilf_trt.store import Store, note_of, taken_or_made
 
 TOOLS = ("torch", "diffusers", "onnx", "onnxscript", "numpy")
 Progress = Callable[[str], None]
@@ -113,17 +114,15 @@ def export_bundle(checkpoint: str, folder: Path, options: BuildOptions, progress
     store, reused = None if options.cache is None else Store(options.cache), []
     for name, segment in segments_of(model, spec, options.precision).items():
         progress(f"export {name}")
-        amax = None if fp8 is None else {path: fp8.amax[path] for path in sorted(fp8.amax) if segment.runs(path)}
+        amax = None
+        if fp8 is not None:
+            amax = {linear: fp8.amax[linear] for linear in sorted(fp8.amax) if spec.graph_of_linear(linear) == name}
         path = folder / graph_file(name)
-        places = {"graph": path, "weights": path.with_name(f"{path.name}.data")}
+        places = {"graph": path, "weights": path.with_name(path.name + WEIGHTS_SUFFIX)}
         key = fingerprint_of_graph(segment, options.precision, options.batch, amax) if store else ""
-        if store is not None and store.take(key, places) is not None:
+        note = note_of(spec, name, options.precision, target="onnx")
+        if taken_or_made(store, key, places, note, partial(export_segment, segment, options.batch, path, amax=amax)):
             reused.append(name)
-            continue
-        export_segment(segment, options.batch, path, amax=amax)
-        if store is not None:
-            note = {"graph": name, "model": f"{spec.kind} {spec.blocks}x{spec.width}", "target": "onnx"}
-            store.put(key, places, {**note, "precision": options.precision.value, "version": "", "gpus": []})
 
     manifest = write_manifest(
         folder,

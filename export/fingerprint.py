@@ -11,9 +11,9 @@ from pathlib import Path
 import torch
 
 import ilf_trt
-from ilf_trt.contract import Batch, Precision
+from ilf_trt.contract import BLOCKS, Batch, Precision
 
-from .segments import BLOCKS, Segment
+from .segments import Segment
 
 TOOLS = ("torch", "onnx", "onnxscript", "onnx-ir", "diffusers")
 

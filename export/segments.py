@@ -9,11 +9,8 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from ilf_trt.backbone import TEXT_PAIRS, Backbone, Context
-from ilf_trt.contract import Graph, ModelSpec, Port, Precision, graphs_of
+from ilf_trt.contract import BLOCKS, FEEDBACK, Graph, ModelSpec, Port, Precision, graphs_of
 from ilf_trt.model import ILFModel
-
-BLOCKS = "transformer_blocks"
-FEEDBACK = "feedback"
 
 
 def spec_of(
@@ -99,10 +96,6 @@ class Segment(nn.Module):
         place = ".".join(path.split(".")[:2])
         return self._places.get(place, place) + path.removeprefix(place)
 
-    def runs(self, path: str) -> bool:
-        """Whether a Linear of a block, by its path in the whole model, runs in this segment."""
-        return any(path.startswith(f"{place}.") for place in self._places.values())
-
     def named(self, tensors: Sequence[Tensor]) -> dict[str, Tensor]:
         return dict(zip(self._names, tensors, strict=True))
 
@@ -128,9 +121,6 @@ class Cond(Segment):
     def __init__(self, model: ILFModel, spec: ModelSpec, graph: Graph, blocks: Mapping[str, nn.Module]) -> None:
         super().__init__(model, spec, graph, blocks)
         self.feedback = _Hoisted(model.adapter, model.feedback.block)
-
-    def runs(self, path: str) -> bool:
-        return False  # of its blocks only what makes their rows, and their text's keys and values
 
     def forward(self, *tensors: Tensor) -> tuple[Tensor, ...]:
         ports = self.named(tensors)

@@ -122,20 +122,22 @@ class Backbone(ABC):
     def context_ports(self, rows: str, text_tokens: int, dtype: str, *, hoist_text: bool) -> tuple[Port, ...]:
         """What of the context crosses from `cond` into all graphs that hold blocks."""
 
-    @abstractmethod
     def per_block_ports(self, rows: str, text_tokens: int, dtype: str, *, hoist_text: bool) -> tuple[Port, ...]:
         """What crosses to each block of its own; `hoist_text` makes the text's keys and values once a picture.
 
-        Raises InvalidRequest when the backbone has no text.
+        A backbone that takes text defines this and `text_pairs`; without text it raises InvalidRequest.
         """
+        if hoist_text:
+            raise InvalidRequest(f"{self.model_class} takes no text; leave --hoist-text out")
+        return ()
 
     @abstractmethod
     def hoisted_parameters(self, block: nn.Module, *, hoist_text: bool) -> dict[str, nn.Parameter]:
         """The parameters of a block, by name, that `cond` uses."""
 
     def text_pairs(self, blocks: Sequence[nn.Module], context: Context) -> Tensor:
-        """Keys and values of the text for each block, (R, K, 2, L, D); raises InvalidRequest without text."""
-        raise InvalidRequest(f"{self.model_class} takes no text; leave --hoist-text out")
+        """Keys and values of the text for each block, (R, K, 2, L, D)."""
+        raise NotImplementedError(self.model_class)
 
     @abstractmethod
     def call(self, conditions: Mapping[str, Tensor], *, guidance: bool) -> dict[str, Any]:

@@ -1,6 +1,6 @@
 """The build: export, verify, compile, put in place; each stage is loaded by name when its turn comes."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib import import_module
@@ -63,14 +63,13 @@ class BuildOptions:
     def stages(self) -> tuple[str, ...]:
         """The stages of the build, in order."""
         fp8 = ("calibrate",) if self.precision is Precision.FP8 else ()
-        checked = self.verify
         return (
             *(("engine library",) if self.engines else ()),
             "load checkpoint",
-            *(("reference",) if checked else ()),
+            *(("reference",) if self.verify else ()),
             *fp8,
             *(f"export {name}" for name in GRAPHS),
-            *(("verify",) if checked else ()),
+            *(("verify",) if self.verify else ()),
             *(f"engine {name}" for name in GRAPHS if self.engines),
         )
 
@@ -168,7 +167,7 @@ def _compiler(engines: EngineOptions, precision: Precision, cache: Path | None) 
 
 
 @contextmanager
-def _runnable(draft: Path, manifest: Manifest) -> Any:
+def _runnable(draft: Path, manifest: Manifest) -> Iterator[Path]:
     """The bundle as the CPU can run it: a bfloat16 one is restated in float32 that is rounded to bfloat16."""
     if manifest.precision is not Precision.BF16:
         yield draft

@@ -12,6 +12,7 @@ from enum import StrEnum
 from ilf_trt.errors import InvalidRequest
 
 GRAPHS = ("cond", "pre", "loop_body", "loop_feedback", "post")
+BLOCKS, FEEDBACK = "transformer_blocks", "feedback"
 COEFFICIENTS = ("guidance", "c_x", "c_out", "a", "b_0", "b_1", "b_2", "unused")
 
 Dim = int | str
@@ -168,6 +169,25 @@ class ModelSpec:
     def rows(self) -> str:
         """Symbol of the rows that the blocks see: the guided batch carries every picture twice."""
         return "2B" if self.guidance else "B"
+
+    def graph_of_linear(self, name: str) -> str:
+        """The graph that runs a Linear of a block, by its name in the model, `transformer_blocks.8.attn1.to_q`.
+
+        Raises InvalidRequest for a name of another kind or of a block that the model does not have.
+        """
+        place, _, rest = name.partition(".")
+        if place == FEEDBACK:
+            return "loop_feedback"
+        number = rest.partition(".")[0]
+        if place != BLOCKS or not number.isdecimal() or int(number) >= self.blocks:
+            raise InvalidRequest(
+                f"{name!r} is no Linear of a block; they are named as {BLOCKS}.0.attn1.to_q, up to {self.blocks - 1}, "
+                f"and {FEEDBACK}.attn1.to_q"
+            )
+        block = int(number)
+        if block < self.loop.begin:
+            return "pre"
+        return "loop_body" if block <= self.loop.end else "post"
 
 
 def graphs_of(spec: ModelSpec, precision: Precision) -> tuple[Graph, ...]:

@@ -139,11 +139,9 @@ class Manifest:
         if (self.fp8 is not None) != (self.precision is Precision.FP8):
             raise InvalidRequest("the FP8 facts do not go with the precision")
         for name, value in (self.fp8.amax if self.fp8 else {}).items():
-            place, _, rest = name.partition(".")
-            block = rest.partition(".")[0]
-            known = place == "feedback" or (block.isdecimal() and int(block) < spec.blocks)
-            if not known or not (isfinite(value) and value >= 0):
-                raise InvalidRequest(f"the FP8 scale of {name!r} is {value}, or there is no such Linear")
+            spec.graph_of_linear(name)
+            if not (isfinite(value) and value >= 0):
+                raise InvalidRequest(f"the FP8 scale of {name!r} is {value}, it must be finite and not negative")
         if len(self.scales) != spec.loop.size or not all(map(isfinite, (*self.scales, self.guidance_scale))):
             raise InvalidRequest(f"{len(self.scales)} scales for {spec.loop.size} loop blocks, or one is not finite")
 

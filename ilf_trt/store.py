@@ -6,7 +6,7 @@ import logging
 import os
 import shutil
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +14,7 @@ from typing import Any
 from uuid import uuid4
 
 from ilf_trt.bundle import link_or_copy, sha256_of
+from ilf_trt.contract import ModelSpec, Precision
 from ilf_trt.manifest import FileFacts
 
 ENTRY_FILE = "entry.json"
@@ -140,6 +141,36 @@ class Store:
     def _folders(self) -> list[Path]:
         entries = self.folder / ENTRIES
         return sorted(entries.iterdir()) if entries.is_dir() else []
+
+
+def taken_or_made(
+    store: Store | None, key: str, places: Mapping[str, Path], note: Mapping[str, Any], make: Callable[[], object]
+) -> bool:
+    """Take the files of `key` from the store, or `make` them and keep them there; whether they were taken.
+
+    Without a store they are made.
+    """
+    if store is not None and store.take(key, places) is not None:
+        return True
+    make()
+    if store is not None:
+        store.put(key, places, note)
+    return False
+
+
+def note_of(
+    spec: ModelSpec, graph: str, precision: Precision, *, target: str, version: str = "", gpus: tuple[str, ...] = ()
+) -> dict[str, Any]:
+    """What `ilf-trt cache ls` tells of an entry; `version` and `gpus` are an engine's."""
+    model = f"{spec.kind} {spec.blocks}x{spec.width}"
+    return {
+        "graph": graph,
+        "model": model,
+        "precision": precision.value,
+        "target": target,
+        "version": version,
+        "gpus": list(gpus),
+    }
 
 
 def _is_whole(entry: Entry, names: Iterable[str]) -> bool:

@@ -13,7 +13,10 @@ BF16_FROM = 80
 
 
 class Library(StrEnum):
-    """An engine library: TensorRT builds on the GPU that serves, TensorRT-RTX ahead of time and without one."""
+    """An engine library: TensorRT builds on the GPU that serves, TensorRT-RTX ahead of time and without one.
+
+    The extra that installs it bears the same name.
+    """
 
     TENSORRT = "tensorrt"
     TENSORRT_RTX = "tensorrt-rtx"

@@ -42,7 +42,7 @@ class Pipeline:
     def __init__(self, bundle: Bundle, engines: Mapping[str, Engine], *, sessions: int = DEFAULT_SESSIONS) -> None:
         self.bundle = bundle
         self._engines = engines
-        self._constants = bundle.constants()
+        self.constants = bundle.constants()
         self._closed = False
         self._pool: LifoQueue[Session | None] = LifoQueue()
         for _ in range(sessions):
@@ -115,7 +115,7 @@ class Pipeline:
             raise InvalidRequest(f"guidance_scale is {scale}, it must be finite")
         session = self._pool.get()
         try:
-            session = session or Session(self._engines, self.manifest, self._constants)
+            session = session or Session(self._engines, self.manifest, self.constants)
             result, timings = session.trajectory(plan, pictures).run(start, arrays, scale)
         finally:
             self._pool.put(session)

@@ -36,7 +36,7 @@ def verify(path: str | Path) -> tuple[tuple[Difference, ...], Precision]:
     Gives the differences and the precision that says what of them is acceptable.
     """
     with Pipeline.load(path) as pipeline:
-        reference = _read(pipeline.bundle)
+        reference = _read(pipeline.bundle) | pipeline.constants
         rows = []
         needed = {c.outputs.get(p.name, p.name) for c in CASES for p in pipeline.engines[c.graph].graph.outputs}
         for name in sorted(needed - reference.keys()):
@@ -84,7 +84,7 @@ def difference(what: str, got: NDArray[Any], wanted: NDArray[Any]) -> Difference
 def _read(bundle: Bundle) -> dict[str, NDArray[Any]]:
     if REFERENCE_FILE not in bundle.manifest.files:
         raise BundleError(f"{bundle.path} was built with --no-verify and holds no reference; build it with --verify")
-    return read_arrays(bundle.path / REFERENCE_FILE) | bundle.constants()
+    return read_arrays(bundle.path / REFERENCE_FILE)
 
 
 def _run(engine: Engine, case: Case, reference: Mapping[str, NDArray[Any]]) -> dict[str, Array]:

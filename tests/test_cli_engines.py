@@ -7,7 +7,6 @@ import pytest
 
 from ilf_trt.bundle import Bundle
 from ilf_trt.cli import main
-from ilf_trt.engines.compiler import graph_of_linear
 from tests.conftest import Run, small_dit, write_checkpoint
 
 RTX = ("--target", "tensorrt-rtx", "--gpu", "sm89")
@@ -206,7 +205,7 @@ def test_fp8_engines_hold_the_linears_that_were_not_left_out(
     manifest = Bundle.open(out).manifest
     assert manifest.fp8 is not None
     for report in run("inspect", out, "--engines", "--json").data:
-        chosen = {name for name in manifest.fp8.amax if graph_of_linear(name, manifest) == report["graph"]}
+        chosen = {name for name in manifest.fp8.amax if manifest.spec.graph_of_linear(name) == report["graph"]}
         in_fp8 = {name for kernel in report["kernels"] if kernel["precision"] == "fp8" for name in kernel["layers"]}
         assert chosen == {name for name in in_fp8 if name in manifest.fp8.amax}
         assert not any(name.endswith("to_out.0") for name in in_fp8)

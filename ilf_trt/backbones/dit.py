@@ -37,11 +37,6 @@ class DiT(Backbone):
     def context_ports(self, rows: str, text_tokens: int, dtype: str, *, hoist_text: bool) -> tuple[Port, ...]:
         return ()
 
-    def per_block_ports(self, rows: str, text_tokens: int, dtype: str, *, hoist_text: bool) -> tuple[Port, ...]:
-        if hoist_text:
-            raise InvalidRequest(f"{self.model_class} takes no text; leave --hoist-text out")
-        return ()
-
     def hoisted_parameters(self, block: nn.Module, *, hoist_text: bool) -> dict[str, nn.Parameter]:
         return {
             name: value for name, value in block.named_parameters() if name.startswith(("norm1.emb.", "norm1.linear."))

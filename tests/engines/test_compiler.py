@@ -18,7 +18,7 @@ from ilf_trt import load_ilf
 from ilf_trt.build import BuildResult, build, compile_bundle
 from ilf_trt.bundle import Bundle
 from ilf_trt.contract import GRAPHS, Precision
-from ilf_trt.engines.compiler import Compiler, graph_of_linear, read_report
+from ilf_trt.engines.compiler import Compiler, read_report
 from ilf_trt.engines.report import EngineReport
 from ilf_trt.errors import BundleError, InvalidRequest
 from ilf_trt.target import Architecture, EngineOptions, Library
@@ -376,8 +376,8 @@ def test_options_that_contradict_one_another_are_refused(worker: Worker) -> None
 def test_the_graph_of_a_linear_is_that_of_its_block(dit_bundle: Path) -> None:
     manifest = Bundle.open(dit_bundle).manifest  # four blocks, the second and the third in the loop
     names = [f"transformer_blocks.{index}.ff.net.2" for index in range(4)]
-    assert [graph_of_linear(name, manifest) for name in names] == ["pre", "loop_body", "loop_body", "post"]
-    assert graph_of_linear("feedback.attn1.to_q", manifest) == "loop_feedback"
+    assert [manifest.spec.graph_of_linear(name) for name in names] == ["pre", "loop_body", "loop_body", "post"]
+    assert manifest.spec.graph_of_linear("feedback.attn1.to_q") == "loop_feedback"
 
 
 @pytest.mark.parametrize("text", ["", "[]", "{}", '{"graph": "pre"}', "no JSON", '{"kernels": 1}'])

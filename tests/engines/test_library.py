@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from ilf_trt.engines.job import ask
-from ilf_trt.engines.library import EXTRAS, VERSIONS, LibraryFacts
+from ilf_trt.engines.library import VERSIONS, LibraryFacts
 from ilf_trt.errors import MissingDependency
 from ilf_trt.target import Architecture, Library
 
@@ -57,6 +57,6 @@ def test_without_a_module_the_line_to_install_it_is_given(
 @pytest.mark.parametrize("library", Library)
 def test_the_package_asks_for_the_versions_that_are_accepted(library: Library) -> None:
     extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
-    (line,) = (line for line in extras[EXTRAS[library]] if line.startswith("tensorrt"))
+    (line,) = (line for line in extras[library] if line.startswith("tensorrt"))
     oldest, beyond = (".".join(map(str, end)) for end in VERSIONS[library])
     assert line.partition(">=")[2] == f"{oldest},<{beyond.removesuffix('.0')}"

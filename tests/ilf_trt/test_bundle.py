@@ -3,6 +3,7 @@
 import errno
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -474,6 +475,22 @@ def test_fp8_facts_in_another_precision_are_refused(dit_bundle: Path) -> None:
     manifest = replace(Bundle.open(dit_bundle).manifest, fp8=Calibration(Calibrator.OWN, 10, {}))
     with pytest.raises(InvalidRequest, match="the FP8 facts do not go with the precision"):
         manifest.check()
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("feedback.ff.net.2", float("nan")),
+        ("feedback.ff.net.2", -1.0),
+        ("transformer_blocks.4.ff.net.2", 2.0),
+        ("transformer_blocks.x.ff.net.2", 2.0),
+        ("proj_out", 2.0),
+    ],
+)
+def test_a_scale_that_is_none_or_of_no_linear_is_refused(name: str, value: float, dit_bundle: Path) -> None:
+    manifest = eight(Bundle.open(dit_bundle).manifest)
+    with pytest.raises(InvalidRequest, match=re.escape(repr(name))):
+        replace(manifest, fp8=Calibration(Calibrator.OWN, 10, {name: value})).check()
 
 
 def test_engines_come_back_from_json_unchanged(copy: Path) -> None:
