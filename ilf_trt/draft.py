@@ -7,7 +7,7 @@ import glob
 import os
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from uuid import uuid4
 
@@ -30,13 +30,18 @@ def drafted(output: str | Path, *, force: bool) -> Iterator[Path]:
         _check_place(output, force=force)
         output.parent.mkdir(parents=True, exist_ok=True)
         _sweep(output)
-        draft = output.parent / f".{output.name}.partial-{uuid4().hex[:8]}-{os.getpid()}"
-        draft.mkdir()
-        lock = os.open(draft, os.O_RDONLY)
-        fcntl.flock(lock, fcntl.LOCK_EX)
     except (OSError, ValueError) as error:
         raise _unwritable(Path(output), error) from error
-    try:
+    draft = output.parent / f".{output.name}.partial-{uuid4().hex[:8]}-{os.getpid()}"
+    with ExitStack() as cleanup:
+        try:
+            cleanup.callback(shutil.rmtree, draft, ignore_errors=True)  # first: a signal may end mkdir after its work
+            draft.mkdir()
+            lock = os.open(draft, os.O_RDONLY)
+            cleanup.callback(os.close, lock)
+            fcntl.flock(lock, fcntl.LOCK_EX)
+        except OSError as error:
+            raise _unwritable(output, error) from error
         try:
             yield draft
         except OSError as error:
@@ -48,9 +53,6 @@ def drafted(output: str | Path, *, force: bool) -> Iterator[Path]:
             _replace(output, draft)
         except OSError as error:
             raise _unwritable(output, error) from error
-    finally:
-        shutil.rmtree(draft, ignore_errors=True)
-        os.close(lock)
 
 
 def _check_place(output: Path, *, force: bool) -> None:

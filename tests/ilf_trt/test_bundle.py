@@ -3,6 +3,7 @@
 import errno
 import json
 import os
+import pkgutil
 import re
 import shutil
 import signal
@@ -710,6 +711,24 @@ def test_a_failing_block_leaves_nothing_new_and_the_old_bundle(
         build(output, body, force=force)
     assert listing(place) == (["a.ilf"] if force else [])
     assert not force or content(output) == ["old", "old"]
+
+
+@pytest.mark.parametrize("call", ["pathlib.Path.mkdir", "fcntl.flock"])
+def test_a_signal_while_the_draft_is_made_leaves_nothing(
+    call: str, place: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    done = pkgutil.resolve_name(call)
+
+    def then_stopped(*args: Any, **kwargs: Any) -> None:
+        done(*args, **kwargs)
+        if listing(place):
+            raise SystemExit
+
+    monkeypatch.setattr(call, then_stopped)
+    with pytest.raises(SystemExit):
+        build(place / "a.ilf", never)
+    monkeypatch.undo()
+    assert listing(place) == []
 
 
 def test_a_full_disk_is_a_bundle_error_that_says_so(place: Path) -> None:
