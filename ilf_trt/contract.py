@@ -127,6 +127,11 @@ class Port:
     dtype: str
     below: int | None = None
 
+    @property
+    def array_dtype(self) -> str:
+        """Dtype in which numpy holds such a tensor; it has no bfloat16."""
+        return "float32" if self.dtype == "bfloat16" else self.dtype
+
     def resolve(self, sizes: Mapping[str, int]) -> tuple[int, ...]:
         """The shape in numbers, `sizes` naming each symbolic dimension."""
         return tuple(sizes[dim] if isinstance(dim, str) else dim for dim in self.shape)

@@ -9,6 +9,9 @@ IlfError
 ├── PortMismatch          a tensor whose name, shape or dtype differs from the graph's port
 ├── ParityError           a graph that differs from the reference by more than its limit
 ├── EngineError           the engine library refused to load or to run a graph
+├── DeviceError           no GPU, no driver, or CUDA refused something
+│   ├── OutOfMemory       the GPU has no room left; what was loaded before still works
+│   └── DeviceLost        CUDA refuses everything in this process from now on
 └── MissingDependency     an optional package that the asked command needs
 """
 
@@ -47,6 +50,18 @@ class ParityError(IlfError):
 
 class EngineError(IlfError):
     """The engine library refused to load or to run a graph."""
+
+
+class DeviceError(IlfError):
+    """No GPU, no driver, or CUDA refused something."""
+
+
+class OutOfMemory(DeviceError):
+    """The GPU has no room left; what was loaded before still works."""
+
+
+class DeviceLost(DeviceError):
+    """An error after which CUDA refuses everything in this process."""
 
 
 class MissingDependency(IlfError, ImportError):

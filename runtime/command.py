@@ -15,6 +15,7 @@ from ilf_trt.conditions import read_conditions
 from ilf_trt.errors import InvalidRequest
 from ilf_trt.schedule import Rule, StepPlan
 
+from .compatibility import EngineKind
 from .noise import NoiseSource
 from .picture import grid, pixels_from_latents, save_png
 from .pipeline import Pipeline, Result
@@ -40,6 +41,9 @@ def generate(
     plan: Path | None = None,
     guidance_scale: float | None = None,
     columns: int = 10,
+    device: str = "cpu",
+    engine: EngineKind | None = None,
+    profile: Annotated[bool, Parameter(negative=())] = False,
     threads: int = 0,
 ) -> None:
     """Make pictures from a bundle, without PyTorch.
@@ -78,8 +82,14 @@ def generate(
         Strength of classifier-free guidance, instead of the bundle's.
     columns
         Pictures in a row of the grid.
+    device
+        Where to run: cpu, cuda or cuda:1.
+    engine
+        What runs the graphs on a GPU; by default the bundle's own engines, or ONNX Runtime when it has none.
+    profile
+        Time every graph on a GPU, which costs the launch as one.
     threads
-        Engine threads; 0 leaves the number to the library, 1 is faster for tiny models.
+        Engine threads of the CPU; 0 leaves the number to the library, 1 is faster for tiny models.
     """
     if output is None and latents_out is None:
         raise InvalidRequest("nothing to write; pass -o PICTURE.png or --latents-out LATENTS.npy")
@@ -87,7 +97,7 @@ def generate(
     if labels is not None:
         given["class_labels"] = _numbers(labels, "labels")
     seeds = _numbers(seed, "seed")
-    with Pipeline.load(bundle, threads=threads) as pipeline:
+    with Pipeline.load(bundle, device=device, engine=engine, threads=threads) as pipeline:
         if output is not None and pipeline.manifest.spec.latent[0] not in (1, 3):
             pixels_from_latents(np.zeros((1, *pipeline.manifest.spec.latent), np.float32))
         known = [port.name for port in pipeline.manifest.spec.conditions]
@@ -98,6 +108,7 @@ def generate(
             latents=None if latents_in is None else _array(latents_in),
             noise=noise,
             guidance_scale=guidance_scale,
+            profile=profile,
             plan=_plan(plan) if plan else pipeline.plan(steps, feedback=feedback, rule=rule, ratio=ratio),
             **given,
         )
@@ -108,7 +119,14 @@ def generate(
     _print_result(result, [path for path in (output, latents_out) if path is not None])
 
 
-def verify(bundle: Path, /, *, max_error: float | None = None) -> None:
+def verify(
+    bundle: Path,
+    /,
+    *,
+    device: str = "cpu",
+    engine: EngineKind | None = None,
+    max_error: float | None = None,
+) -> None:
     """Hold every graph and one whole trajectory of a bundle against the torch reference inside it.
 
     Example: `ilf-trt verify build/demo.ilf`
@@ -117,10 +135,14 @@ def verify(bundle: Path, /, *, max_error: float | None = None) -> None:
     ----------
     bundle
         Folder of the bundle.
+    device
+        Where to run: cpu, cuda or cuda:1.
+    engine
+        What runs the graphs on a GPU; by default the bundle's own engines, or ONNX Runtime when it has none.
     max_error
-        Largest relative difference to accept; by default 1e-4 for fp32, 2e-2 for fp16, 2e-1 for fp8.
+        Largest relative difference to accept; by default 1e-4 for fp32, 2e-2 for fp16, 1e-1 for bf16, 2e-1 for fp8.
     """
-    differences, precision = run_verify(bundle)
+    differences, precision = run_verify(bundle, device=device, engine=engine)
     Console().print(table(differences))
     check(differences, precision.parity_limit if max_error is None else max_error)
 
@@ -130,7 +152,8 @@ def _print_result(result: Result, written: list[Path]) -> None:
     times = Table("graph", "ms", "share")
     for name, milliseconds in timings.graph_ms.items():
         times.add_row(name, f"{milliseconds:.1f}", f"{milliseconds / timings.total_ms:.0%}")
-    console.print(times)
+    if timings.graph_ms:
+        console.print(times)
     console.print(
         f"{len(result.latents)} pictures, {len(steps)} steps, {sum(step.feedback for step in steps)} with feedback, "
         f"{result.plan.block_forwards} block forwards: {timings.total_ms:.0f} ms",

@@ -1,4 +1,4 @@
-"""The seam between a session and an engine library."""
+"""The seams between the runtime and the engine libraries."""
 
 from collections.abc import Callable, Mapping
 from typing import Any, Protocol
@@ -7,12 +7,14 @@ from numpy.typing import NDArray
 
 from ilf_trt.contract import Graph
 
+from .cuda import Memory, Stream
+
 Array = NDArray[Any]
 Launch = Callable[[], None]
 
 
 class Engine(Protocol):
-    """One compiled graph; several sessions may share it."""
+    """One graph on the CPU; several sessions may share it."""
 
     @property
     def graph(self) -> Graph:
@@ -26,3 +28,36 @@ class Engine(Protocol):
 
     def close(self) -> None:
         """Free the engine; no launch may be called afterwards."""
+
+
+class DeviceEngine(Protocol):
+    """One graph on a GPU, its weights there once; several sessions may share it.
+
+    `scratch_bytes` is what any run may need beside its ports.
+    """
+
+    @property
+    def graph(self) -> Graph:
+        """The border that the engine was checked against."""
+
+    @property
+    def scratch_bytes(self) -> int: ...
+
+    def context(self, shapes: Mapping[str, tuple[int, ...]], stream: Stream, scratch: Memory | None) -> "DeviceContext":
+        """Something that runs the graph on `stream`, in `scratch`, with inputs of just these shapes."""
+
+    def close(self) -> None:
+        """Free the engine; its contexts must be closed."""
+
+
+class DeviceContext(Protocol):
+    """An engine with its shapes set."""
+
+    def bind(self, addresses: Mapping[str, int], shapes: Mapping[str, tuple[int, ...]]) -> Launch:
+        """A call that puts one run on the stream, every port at its address; it waits for nothing."""
+
+    def capturable(self) -> bool:
+        """Whether its runs may become part of a CUDA graph."""
+
+    def close(self) -> None:
+        """Free the context; no launch may be called afterwards."""

@@ -10,7 +10,12 @@ from ilf_trt.errors import EngineError, MissingDependency, PortMismatch
 from .engine import Array, Launch
 
 FATAL_ONLY = 4
-_ORT_TYPES = {"tensor(float)": "float32", "tensor(float16)": "float16", "tensor(int32)": "int32"}
+ORT_TYPES = {
+    "tensor(float)": "float32",
+    "tensor(float16)": "float16",
+    "tensor(bfloat16)": "bfloat16",
+    "tensor(int32)": "int32",
+}
 
 
 class OnnxRuntimeEngine:
@@ -39,7 +44,7 @@ class OnnxRuntimeEngine:
         except Exception as error:
             raise EngineError(f"ONNX Runtime refused {path}: {_line(error)}; build the bundle anew") from error
         self.graph = graph
-        self._check_border()
+        check_border(self._session, graph)
 
     def bind(self, arrays: Mapping[str, Array]) -> Launch:
         if self._session is None:
@@ -59,17 +64,19 @@ class OnnxRuntimeEngine:
     def close(self) -> None:
         self._session = None
 
-    def _check_border(self) -> None:
-        sides = {"input": self._session.get_inputs(), "output": self._session.get_outputs()}
-        found = {v.name: f"{side} {_ORT_TYPES.get(v.type, v.type)}" for side, values in sides.items() for v in values}
-        ports = {"input": self.graph.inputs, "output": self.graph.outputs}
-        wanted = {port.name: f"{side} {port.dtype}" for side, values in ports.items() for port in values}
-        if found != wanted:
-            name = min(set(found.items()) ^ set(wanted.items()))[0]
-            raise PortMismatch(
-                f"{self.graph.name}: port {name!r} is {found.get(name, 'missing')}, the manifest says "
-                f"{wanted.get(name, 'no such port')}; build the bundle anew"
-            )
+
+def check_border(session: Any, graph: Graph) -> None:
+    """Raise PortMismatch when what ONNX Runtime loaded has other ports than the manifest says."""
+    sides = {"input": session.get_inputs(), "output": session.get_outputs()}
+    found = {v.name: f"{side} {ORT_TYPES.get(v.type, v.type)}" for side, values in sides.items() for v in values}
+    ports = {"input": graph.inputs, "output": graph.outputs}
+    wanted = {port.name: f"{side} {port.dtype}" for side, values in ports.items() for port in values}
+    if found != wanted:
+        name = min(set(found.items()) ^ set(wanted.items()))[0]
+        raise PortMismatch(
+            f"{graph.name}: port {name!r} is {found.get(name, 'missing')}, the manifest says "
+            f"{wanted.get(name, 'no such port')}; build the bundle anew"
+        )
 
 
 class _Launch:

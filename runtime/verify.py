@@ -14,7 +14,6 @@ from ilf_trt.contract import Graph, Precision
 from ilf_trt.errors import BundleError, ParityError
 from ilf_trt.probe import CASES, TRAJECTORY, TRAJECTORY_NOISE, Case
 
-from .engine import Array, Engine
 from .pipeline import Pipeline
 
 TINY = 1e-30
@@ -30,20 +29,23 @@ class Difference:
     cosine: float
 
 
-def verify(path: str | Path) -> tuple[tuple[Difference, ...], Precision]:
-    """Run every graph and one trajectory of the bundle's plan; raises BundleError, EngineError.
+def verify(
+    path: str | Path, *, device: str = "cpu", engine: str | None = None
+) -> tuple[tuple[Difference, ...], Precision]:
+    """Run every graph and one trajectory of the bundle's plan, on what `Pipeline.load` takes for the same arguments.
 
-    Gives the differences and the precision that says what of them is acceptable.
+    Gives the differences and the precision that says what of them is acceptable. Raises what `Pipeline.load` and
+    `generate` raise.
     """
-    with Pipeline.load(path) as pipeline:
-        reference = _read(pipeline.bundle) | pipeline.constants
+    with Pipeline.load(path, device=device, engine=engine) as pipeline:
+        reference = _read(pipeline.bundle) | pipeline.bundle.constants()
         rows = []
-        needed = {c.outputs.get(p.name, p.name) for c in CASES for p in pipeline.engines[c.graph].graph.outputs}
+        graphs = {graph.name: graph for graph in pipeline.manifest.graphs}
+        needed = {c.outputs.get(p.name, p.name) for c in CASES for p in graphs[c.graph].outputs}
         for name in sorted(needed - reference.keys()):
             raise BundleError(f"{path}: the reference lacks {name!r}; build the bundle anew")
         for case in CASES:
-            engine = pipeline.engines[case.graph]
-            for name, array in _run(engine, case, reference).items():
+            for name, array in _run(pipeline, graphs[case.graph], case, reference).items():
                 label = f"{case.graph} {name}"
                 rows.append(difference(label, array, reference[name]))
         conditions: dict[str, Any] = {port.name: reference[port.name] for port in pipeline.manifest.spec.conditions}
@@ -87,25 +89,14 @@ def _read(bundle: Bundle) -> dict[str, NDArray[Any]]:
     return read_arrays(bundle.path / REFERENCE_FILE)
 
 
-def _run(engine: Engine, case: Case, reference: Mapping[str, NDArray[Any]]) -> dict[str, Array]:
+def _run(
+    pipeline: Pipeline, graph: Graph, case: Case, reference: Mapping[str, NDArray[Any]]
+) -> dict[str, NDArray[Any]]:
     """Outputs of one run under the names that they bear in the reference."""
-    graph = engine.graph
     arrays = {}
     for port in graph.inputs:
         array = reference[case.inputs.get(port.name, port.name)]
         row = array[case.time] if array.ndim > len(port.shape) else array
         with np.errstate(over="ignore"):  # an infinity becomes a difference past every limit
-            arrays[port.name] = np.ascontiguousarray(row, dtype=port.dtype)
-    sizes = _sizes(graph, arrays)
-    outputs = {port.name: np.zeros(port.resolve(sizes), port.dtype) for port in graph.outputs}
-    engine.bind({**arrays, **outputs})()
-    return {case.outputs.get(name, name): array for name, array in outputs.items()}
-
-
-def _sizes(graph: Graph, arrays: Mapping[str, Array]) -> dict[str, int]:
-    sizes: dict[str, int] = {}
-    for port in graph.inputs:
-        sizes |= {dim: n for dim, n in zip(port.shape, arrays[port.name].shape, strict=True) if isinstance(dim, str)}
-    if "B" in sizes:
-        sizes["2B"] = 2 * sizes["B"]
-    return sizes
+            arrays[port.name] = row.astype(port.array_dtype)
+    return {case.outputs.get(name, name): array for name, array in pipeline.run(graph.name, arrays).items()}

@@ -22,6 +22,7 @@ from ilf_trt.contract import Graph, Loop
 from ilf_trt.errors import BundleError, EngineError, InvalidRequest
 from ilf_trt.runtime import NoiseSource, Pipeline
 from ilf_trt.runtime.engine import Engine, Launch
+from ilf_trt.runtime.host import Host
 from ilf_trt.runtime.onnxruntime_engine import OnnxRuntimeEngine
 from ilf_trt.schedule import StepPlan, make_plan
 from ilf_trt.solver import DDIM, DPM, EULER
@@ -381,7 +382,8 @@ def test_more_threads_than_sessions_wait_their_turn(dit: Served, sessions: int) 
     bundle, counter = dit.pipeline.bundle, Counter()
     counted = {name: CountedEngine(engine, counter) for name, engine in engines_of(bundle).items()}
     wanted = dit.pipeline.generate(seed=4, **labels(3)).latents
-    with Pipeline(bundle, counted, sessions=sessions) as pipeline, ThreadPoolExecutor(6) as threads:
+    place = Host(counted, bundle.manifest, bundle.constants())
+    with Pipeline(bundle, place, sessions=sessions) as pipeline, ThreadPoolExecutor(6) as threads:
         futures = [threads.submit(pipeline.generate, seed=4, **labels(3)) for _ in range(6)]
         for future in futures:
             np.testing.assert_array_equal(future.result(TIMEOUT_S).latents, wanted)
@@ -408,7 +410,7 @@ def test_a_generation_that_failed_gives_its_session_back(dit: Served) -> None:
     engines: dict[str, Engine] = dict(engines_of(bundle))
     engines["loop_body"] = FailsOnce(engines["loop_body"], Counter())
     wanted = dit.pipeline.generate(seed=4, **labels(3)).latents
-    with Pipeline(bundle, engines, sessions=1) as pipeline:
+    with Pipeline(bundle, Host(engines, bundle.manifest, bundle.constants()), sessions=1) as pipeline:
         with pytest.raises(EngineError, match="out of luck"):
             pipeline.generate(seed=4, **labels(3))
         with ThreadPoolExecutor(1) as thread:
@@ -627,8 +629,17 @@ def test_a_pipeline_may_be_closed_twice(dit: Served) -> None:
     pipeline.close()
 
 
-def test_a_device_that_is_not_the_cpu_is_refused(dit: Served) -> None:
-    refused(lambda: Pipeline.load(dit.bundle, device="cuda:0"), "device 'cuda:0' is not supported")
+@pytest.mark.parametrize("device", ["tpu", "cuda:", "cuda:x", "cuda:-1", "cuda:1.0", "CUDA:0", "gpu:0", ""])
+def test_an_unknown_device_is_refused(dit: Served, device: str) -> None:
+    refused(lambda: Pipeline.load(dit.bundle, device=device), "is unknown; it is cpu, cuda or cuda:N")
+
+
+def test_an_unknown_engine_is_refused(dit: Served) -> None:
+    refused(lambda: Pipeline.load(dit.bundle, engine="openvino"), "'openvino' is unknown; it is .*onnxruntime")
+
+
+def test_tensorrt_on_the_cpu_is_refused(dit: Served) -> None:
+    refused(lambda: Pipeline.load(dit.bundle, engine="tensorrt"), "run on a GPU; pass device='cuda:0'")
 
 
 @pytest.mark.parametrize("sessions", [0, -1])

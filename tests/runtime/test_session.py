@@ -13,7 +13,9 @@ from numpy.typing import NDArray
 
 from ilf_trt.contract import Batch, Graph, Loop, ModelSpec, Port, Precision, graphs_of
 from ilf_trt.manifest import Manifest
-from ilf_trt.runtime.session import KEPT_TRAJECTORIES, Session, Trajectory
+from ilf_trt.runtime.host import Host, HostTrajectory
+from ilf_trt.runtime.route import route_of
+from ilf_trt.runtime.session import KEPT_TRAJECTORIES, Session
 from ilf_trt.schedule import Step, StepPlan, make_plan
 from ilf_trt.solver import DEFAULT_SCHEDULER
 
@@ -93,10 +95,12 @@ class Stage:
         return sum(reference() is not None for engine in self.engines.values() for reference in engine.bound)
 
     def session(self) -> Session:
-        return Session(self.engines, self.manifest, self.constants)
+        return Host(self.engines, self.manifest, self.constants).session()
 
-    def trajectory(self, plan: StepPlan | None = None, pictures: int = PICTURES) -> Trajectory:
-        return Trajectory(self.engines, self.manifest, self.constants, plan or self.manifest.plan, pictures)
+    def trajectory(self, plan: StepPlan | None = None, pictures: int = PICTURES) -> HostTrajectory:
+        return HostTrajectory(
+            self.engines, self.constants, route_of(self.manifest, plan or self.manifest.plan, pictures)
+        )
 
 
 @pytest.fixture(params=["rows for each block", "shared rows", "text for each block"])
@@ -146,7 +150,7 @@ def noise(pictures: int = PICTURES) -> Array:
     return np.random.default_rng(0).standard_normal((pictures, *LATENT), np.float32)
 
 
-def run(trajectory: Trajectory, start: Array | None = None) -> Array:
+def run(trajectory: HostTrajectory, start: Array | None = None) -> Array:
     start = noise() if start is None else start
     labels = np.arange(len(start), dtype=np.int32)
     return trajectory.run(start, {"class_labels": labels}, GUIDANCE_SCALE)[0]

@@ -1,0 +1,54 @@
+"""What CUDA or an engine library said went wrong, as an error of this package."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from ilf_trt.errors import DeviceError, DeviceLost, IlfError, OutOfMemory
+
+WORDS = 400
+STICKY = (
+    "CUDA_ERROR_ILLEGAL_ADDRESS",
+    "CUDA_ERROR_LAUNCH_FAILED",
+    "CUDA_ERROR_LAUNCH_TIMEOUT",
+    "CUDA_ERROR_MISALIGNED_ADDRESS",
+    "CUDA_ERROR_ILLEGAL_INSTRUCTION",
+    "CUDA_ERROR_INVALID_ADDRESS_SPACE",
+    "CUDA_ERROR_INVALID_PC",
+    "CUDA_ERROR_HARDWARE_STACK_ERROR",
+    "CUDA_ERROR_ASSERT",
+    "CUDA_ERROR_ECC_UNCORRECTABLE",
+    "CUDA_ERROR_NVLINK_UNCORRECTABLE",
+    "CUDA_ERROR_CONTEXT_IS_DESTROYED",
+    "CUDA_ERROR_EXTERNAL_DEVICE",
+    "illegal memory access",
+    "misaligned address",
+    "unspecified launch failure",
+)
+
+
+@contextmanager
+def translated(what: str, hint: str = "") -> Iterator[None]:
+    """Turn a foreign exception of the block into ours: OutOfMemory, DeviceLost or DeviceError."""
+    try:
+        yield
+    except IlfError:
+        raise
+    except Exception as error:
+        raise device_error(what, line_of(error), hint) from error
+
+
+def device_error(what: str, reason: str, hint: str = "") -> DeviceError:
+    """Ours for what CUDA or an engine library said, by the name of the error in it."""
+    if "OUT_OF_MEMORY" in reason or "out of memory" in reason.lower():
+        return OutOfMemory(
+            f"{what}: GPU memory is full ({reason}); free some, ask for fewer pictures or sessions, or close a pipeline"
+        )
+    if any(name in reason for name in STICKY):
+        return DeviceLost(f"{what}: {reason}; CUDA is unusable in this process from now on, start it anew")
+    if "DEVICE_UNAVAILABLE" in reason:
+        hint = "another process holds the GPU for itself: end it, or set the GPU's compute mode to default"
+    return DeviceError(f"{what}: {reason}" + (f"; {hint}" if hint else ""))
+
+
+def line_of(error: BaseException) -> str:
+    return " ".join(str(error).split())[:WORDS] or type(error).__name__

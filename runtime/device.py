@@ -1,0 +1,181 @@
+"""A bundle on one GPU: its engines and constants there once, and sessions that run them on streams of their own."""
+
+from collections.abc import Mapping
+from contextlib import ExitStack
+from functools import partial
+from math import prod
+from threading import Lock
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ilf_trt.bundle import Bundle
+from ilf_trt.contract import Graph, Port
+from ilf_trt.manifest import Manifest
+from ilf_trt.schedule import StepPlan
+from ilf_trt.target import Library
+
+from .arena import ITEM_BYTES
+from .compatibility import EngineKind, library_for
+from .cuda import Gpu, Memory, Stream
+from .device_trajectory import DeviceTrajectory
+from .engine import Array, DeviceEngine
+from .onnxruntime_cuda_engine import OnnxRuntimeCudaEngine
+from .route import route_of
+from .session import Session
+from .tensorrt_engine import TensorRT
+
+BFLOAT16 = "bfloat16"
+
+
+class Device:
+    """Engines on one GPU, shared by the sessions."""
+
+    def __init__(
+        self,
+        gpu: Gpu,
+        engines: Mapping[str, DeviceEngine],
+        manifest: Manifest,
+        constants: Mapping[str, Memory],
+        stream: Stream,
+        closing: ExitStack,
+        *,
+        library: str,
+        one_stream: bool,
+    ) -> None:
+        """`closing` frees all that is given; `one_stream` when the engines run on `stream` only."""
+        self.engines = engines
+        self.description = f"{gpu.description}, {library}"
+        self.max_sessions = 1 if one_stream else None
+        self._gpu = gpu
+        self._manifest = manifest
+        self._constants = constants
+        self._stream = stream
+        self._closing = closing
+        self._binding = Lock()
+
+    @classmethod
+    def open(cls, bundle: Bundle, ordinal: int, kind: EngineKind | None) -> "Device":
+        """Check that the bundle's engines fit, then load them; a failure frees what was loaded.
+
+        Raises MissingDependency, DeviceError and its kinds, EngineError, BundleError, PortMismatch.
+        """
+        gpu = Gpu.open(ordinal)
+        manifest = bundle.manifest
+        opened: dict[Library, TensorRT] = {}
+
+        def version_of(library: Library) -> str:
+            opened[library] = TensorRT(library)
+            return opened[library].version
+
+        library = library_for(manifest, gpu, kind, version_of)
+        with ExitStack() as stack:
+            stream = gpu.stream()
+            stack.callback(stream.close)
+            engines: dict[str, DeviceEngine] = {}
+            files = {facts.graph: bundle.path / facts.file for facts in manifest.engines if facts.target == library}
+            for graph in manifest.graphs:
+                engine: DeviceEngine
+                if library is None:
+                    engine = OnnxRuntimeCudaEngine(graph, bundle.graph_path(graph.name), gpu=gpu, stream=stream)
+                else:
+                    engine = opened[library].load(graph, files[graph.name], gpu)
+                stack.callback(engine.close)
+                engines[graph.name] = engine
+            constants = {}
+            for name, array in bundle.constants().items():
+                constants[name] = gpu.allocate(array.nbytes, stream)
+                stack.callback(constants[name].close)
+                _upload(gpu, stream, constants[name], array)
+            name = "ONNX Runtime" if library is None else f"{library} {opened[library].version}"
+            return cls(
+                gpu,
+                engines,
+                manifest,
+                constants,
+                stream,
+                stack.pop_all(),
+                library=name,
+                one_stream=library is None,
+            )
+
+    def session(self) -> Session:
+        """A session with a stream and scratch memory of its own, as much of it as any of the engines may need."""
+        self._gpu.use()
+        with ExitStack() as stack:
+            stream = self._stream
+            if self.max_sessions is None:
+                stream = self._gpu.stream()
+                stack.callback(stream.close)
+            scratch = None
+            scratch_bytes = max(engine.scratch_bytes for engine in self.engines.values())
+            if scratch_bytes:
+                scratch = self._gpu.allocate(scratch_bytes, stream)
+                stack.callback(scratch.close)
+            return Session(partial(self._bind, stream, scratch), stack.pop_all().close)
+
+    def run(self, graph: Graph, arrays: Mapping[str, Array], outputs: Mapping[str, Array]) -> None:
+        """One run of a graph, from the arrays of its inputs into those of its outputs; bfloat16 stands in float32."""
+        self._gpu.use()
+        stream, ports = self._stream, (*graph.inputs, *graph.outputs)
+        given = {**arrays, **outputs}
+        shapes = {port.name: given[port.name].shape for port in ports}
+        with ExitStack() as stack:
+
+            def memory(port: Port) -> Memory:
+                made = self._gpu.allocate(prod(shapes[port.name]) * ITEM_BYTES[port.dtype], stream)
+                stack.callback(made.close)
+                return made
+
+            places = {port.name: memory(port) for port in ports}
+            for port in graph.inputs:
+                _upload(self._gpu, stream, places[port.name], _stored(arrays[port.name], port.dtype))
+            engine = self.engines[graph.name]
+            scratch = None
+            if engine.scratch_bytes:
+                scratch = self._gpu.allocate(engine.scratch_bytes, stream)
+                stack.callback(scratch.close)
+            context = engine.context({port.name: shapes[port.name] for port in graph.inputs}, stream, scratch)
+            stack.callback(context.close)
+            context.bind({name: place.address for name, place in places.items()}, shapes)()
+            for port in graph.outputs:
+                _download(self._gpu, stream, places[port.name], outputs[port.name], port.dtype)
+
+    def close(self) -> None:
+        self._gpu.use()
+        self._closing.close()
+
+    def _bind(self, stream: Stream, scratch: Memory | None, plan: StepPlan, pictures: int) -> DeviceTrajectory:
+        with self._binding:
+            route = route_of(self._manifest, plan, pictures)
+            return DeviceTrajectory(self._gpu, self.engines, self._constants, route, stream, scratch)
+
+
+def _upload(gpu: Gpu, stream: Stream, target: Memory, array: Array) -> None:
+    pinned = gpu.pinned(array.nbytes)
+    try:
+        pinned.host_bytes()[: array.nbytes] = np.frombuffer(np.ascontiguousarray(array).tobytes(), np.uint8)
+        stream.copy(target, pinned.part(0, target.size_bytes))
+        stream.sync()
+    finally:
+        pinned.close()
+
+
+def _download(gpu: Gpu, stream: Stream, source: Memory, array: Array, dtype: str) -> None:
+    pinned = gpu.pinned(source.size_bytes)
+    try:
+        stream.copy(pinned, source)
+        stream.sync()
+        stored = pinned.host_bytes().view(np.uint16 if dtype == BFLOAT16 else dtype).reshape(array.shape)
+        array[:] = (stored.astype(np.uint32) << 16).view(np.float32) if dtype == BFLOAT16 else stored
+    finally:
+        pinned.close()
+
+
+def _stored(array: Array, dtype: str) -> NDArray[Any]:
+    """An array as the GPU keeps it: numpy has no bfloat16, so its upper 16 bits are rounded to nearest even."""
+    if dtype != BFLOAT16:
+        return array.astype(dtype, copy=False)
+    bits = np.ascontiguousarray(array, np.float32).view(np.uint32)
+    return ((bits + (0x7FFF + ((bits >> 16) & 1))) >> 16).astype(np.uint16)
