@@ -89,4 +89,4 @@ def _driver_version(system: Any) -> tuple[int, ...]:
     try:
         return system.get_kernel_mode_driver_version()
     except RuntimeError:  # a container that was given a GPU, but not NVML
-        return system.get_user_mode_driver_version()
+        return ()

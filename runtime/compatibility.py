@@ -77,7 +77,7 @@ def check(facts: EngineFacts, gpu: Gpu, version: str) -> None:
             f"engine {facts.graph} is for {facts.gpu_name} alone, this is {gpu.name}; {again}, or compile it "
             "there with --hardware-compat"
         )
-    if facts.driver and _numbers(facts.driver)[:1] > gpu.driver[:1]:
+    if gpu.driver and _numbers(facts.driver)[:1] > gpu.driver[:1]:
         has = ".".join(map(str, gpu.driver))
         raise EngineError(
             f"engine {facts.graph} was built under driver {facts.driver}, this machine has {has}; update the "

@@ -58,7 +58,7 @@ class Gpu:
 
     @property
     def description(self) -> str:
-        return f"{self.name}, {self.architecture}, driver {'.'.join(map(str, self.driver))}"
+        return f"{self.name}, {self.architecture}, driver {'.'.join(map(str, self.driver)) or 'unknown'}"
 
     def use(self) -> None:
         """Make the GPU current on the calling thread."""
@@ -183,5 +183,5 @@ class CapturedGraph:
 def _driver(system: Any) -> tuple[int, ...]:
     try:
         return tuple(system.get_kernel_mode_driver_version())
-    except Exception:  # a container that was given a GPU, but not NVML
-        return tuple(system.get_user_mode_driver_version())
+    except RuntimeError:  # a container that was given a GPU, but not NVML
+        return ()

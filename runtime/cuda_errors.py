@@ -6,6 +6,7 @@ from contextlib import contextmanager
 from ilf_trt.errors import DeviceError, DeviceLost, IlfError, OutOfMemory
 
 WORDS = 400
+FULL = ("CUDA_ERROR_OUT_OF_MEMORY", "OutOfMemory", "out of memory", "Out of memory")
 STICKY = (
     "CUDA_ERROR_ILLEGAL_ADDRESS",
     "CUDA_ERROR_LAUNCH_FAILED",
@@ -39,7 +40,7 @@ def translated(what: str, hint: str = "") -> Iterator[None]:
 
 def device_error(what: str, reason: str, hint: str = "") -> DeviceError:
     """Ours for what CUDA or an engine library said, by the name of the error in it."""
-    if "OUT_OF_MEMORY" in reason or "out of memory" in reason.lower():
+    if any(words in reason for words in FULL):
         return OutOfMemory(
             f"{what}: GPU memory is full ({reason}); free some, ask for fewer pictures or sessions, or close a pipeline"
         )

@@ -1,7 +1,7 @@
 """A bundle on one GPU: its engines and constants there once, and sessions that run them on streams of their own."""
 
 from collections.abc import Mapping
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from functools import partial
 from math import prod
 from threading import Lock
@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from ilf_trt.bundle import Bundle
 from ilf_trt.contract import Graph, Port
+from ilf_trt.errors import DeviceError
 from ilf_trt.manifest import Manifest
 from ilf_trt.schedule import StepPlan
 from ilf_trt.target import Library
@@ -19,6 +20,7 @@ from ilf_trt.target import Library
 from .arena import ITEM_BYTES
 from .compatibility import EngineKind, library_for
 from .cuda import Gpu, Memory, Stream
+from .cuda_errors import translated
 from .device_trajectory import DeviceTrajectory
 from .engine import Array, DeviceEngine
 from .onnxruntime_cuda_engine import OnnxRuntimeCudaEngine
@@ -143,8 +145,9 @@ class Device:
                 _download(self._gpu, stream, places[port.name], outputs[port.name], port.dtype)
 
     def close(self) -> None:
-        self._gpu.use()
-        self._closing.close()
+        with suppress(DeviceError), translated("the GPU could not be given back"):
+            self._gpu.use()
+            self._closing.close()
 
     def _bind(self, stream: Stream, scratch: Memory | None, plan: StepPlan, pictures: int) -> DeviceTrajectory:
         with self._binding:

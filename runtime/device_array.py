@@ -24,6 +24,10 @@ class DeviceArray:
         view = import_module("cuda.core.utils").StridedMemoryView
         self._view = view.from_buffer(memory.core, shape, dtype=LATENT)
 
+    def close(self) -> None:
+        """Free the memory now; without it, it goes with the last who holds it. Nobody may read it afterwards."""
+        self._memory.close()
+
     def __dlpack__(self, **options: Any) -> Any:
         return self._view.__dlpack__(**options)
 

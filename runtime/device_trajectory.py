@@ -13,6 +13,7 @@ from ilf_trt.errors import DeviceError, DeviceLost, EngineError
 
 from .arena import arena_of
 from .cuda import CapturedGraph, Gpu, Memory, Stream
+from .cuda_errors import translated
 from .device_array import DeviceArray, borrowed, is_on_gpu
 from .engine import Array, DeviceContext, DeviceEngine, Launch
 from .ranges import range_of
@@ -56,8 +57,9 @@ class DeviceTrajectory:
             self._staged = self._memory.part(0, arena.staged_bytes)
             self._cleared = self._memory.part(*arena.cleared)
             self._start, self._result = self._part(LATENTS[0]), self._part(route.result)
-            self._first, self._last = gpu.event(), gpu.event()
+            self._first = gpu.event()
             stack.callback(self._first.close)
+            self._last = gpu.event()
             stack.callback(self._last.close)
 
             stream.zero(self._memory)
@@ -77,7 +79,8 @@ class DeviceTrajectory:
                 range_of(run.graph if run.step is None else f"step {run.step} {run.graph}") for run in route.runs
             ]
             self._range = range_of(f"trajectory of {len(route.plan.steps)} steps")
-            self._capturable = all(context.capturable() for context in self._contexts.values())
+            self._capturable = all(engines[graph].capturable for graph in self._contexts)
+            stack.callback(self._close_late)
             self._close = stack.pop_all().close
 
     def run(
@@ -128,16 +131,19 @@ class DeviceTrajectory:
         return latents, timings
 
     def close(self) -> None:
-        with suppress(DeviceError):
+        """Free everything, after what still runs; on a GPU that is lost there is nothing left to free."""
+        with suppress(DeviceError), translated("a trajectory could not be freed"):
             self._gpu.use()
             self._stream.sync()
+            self._runs.clear()
+            self._close()
+
+    def _close_late(self) -> None:
+        """What was made after the binding."""
         if self._graph is not None:
             self._graph.close()
-            self._graph = None
         for mark in self._marks:
             mark.close()
-        self._runs.clear()
-        self._close()
 
     @property
     def _latent_shape(self) -> tuple[int, ...]:
@@ -171,6 +177,8 @@ class DeviceTrajectory:
 
     def _capture(self) -> None:
         try:
+            for context in self._contexts.values():
+                context.check_capturable()
             self._graph = self._stream.capture(self._enqueue)
         except DeviceLost:
             raise

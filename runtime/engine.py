@@ -33,8 +33,11 @@ class Engine(Protocol):
 class DeviceEngine(Protocol):
     """One graph on a GPU, its weights there once; several sessions may share it.
 
-    `scratch_bytes` is what any run may need beside its ports.
+    `scratch_bytes` is what any run may need beside its ports; `capturable`, whether its library lets runs become part
+    of a CUDA graph at all.
     """
+
+    capturable: bool
 
     @property
     def graph(self) -> Graph:
@@ -56,8 +59,8 @@ class DeviceContext(Protocol):
     def bind(self, addresses: Mapping[str, int], shapes: Mapping[str, tuple[int, ...]]) -> Launch:
         """A call that puts one run on the stream, every port at its address; it waits for nothing."""
 
-    def capturable(self) -> bool:
-        """Whether its runs may become part of a CUDA graph."""
+    def check_capturable(self) -> None:
+        """Raise EngineError when the library says that these runs cannot become part of a CUDA graph."""
 
     def close(self) -> None:
         """Free the context; no launch may be called afterwards."""

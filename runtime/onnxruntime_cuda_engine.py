@@ -1,6 +1,8 @@
 """ONNX Runtime on a GPU, for GPUs that the bundle has no engines for, and as a cross-check of those that it has."""
 
 from collections.abc import Mapping
+from contextlib import redirect_stdout
+from io import StringIO
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +34,7 @@ class OnnxRuntimeCudaEngine:
     """
 
     scratch_bytes = 0
+    capturable = False
 
     def __init__(self, graph: Graph, path: Path, *, gpu: Gpu, stream: Stream) -> None:
         """Load `path`; raises MissingDependency without its CUDA provider, EngineError, PortMismatch, OutOfMemory."""
@@ -41,8 +44,10 @@ class OnnxRuntimeCudaEngine:
             raise MissingDependency("onnxruntime is not installed; pip install 'ilf-trt[cuda]'") from error
         if PROVIDER not in onnxruntime.get_available_providers():
             raise MissingDependency(
-                "this ONNX Runtime has no CUDA; pip uninstall onnxruntime, then pip install onnxruntime-gpu"
+                "this ONNX Runtime has no CUDA; pip uninstall onnxruntime, pip install 'onnxruntime-gpu[cuda,cudnn]'"
             )
+        with redirect_stdout(StringIO()):  # it prints what it misses, which the session then says better
+            onnxruntime.preload_dlls()
         options = onnxruntime.SessionOptions()
         options.log_severity_level = FATAL_ONLY
         on_gpu = {"device_id": str(gpu.ordinal), "user_compute_stream": str(stream.handle), "use_tf32": "0"}
@@ -54,7 +59,7 @@ class OnnxRuntimeCudaEngine:
             raise _translated(f"ONNX Runtime refused {path}", error, "build the bundle anew") from error
         if PROVIDER not in self._session.get_providers():
             raise EngineError(
-                "ONNX Runtime could not start CUDA; its release names the CUDA and cuDNN versions that it needs"
+                "ONNX Runtime could not start CUDA; pip install 'onnxruntime-gpu[cuda,cudnn]' brings what it needs"
             )
         self._options = onnxruntime.RunOptions()
         self._options.add_run_config_entry("disable_synchronize_execution_providers", "1")
@@ -99,8 +104,8 @@ class OnnxRuntimeCudaContext:
 
         return launch
 
-    def capturable(self) -> bool:
-        return False
+    def check_capturable(self) -> None:
+        """It is never asked."""
 
     def close(self) -> None:
         self._session = None

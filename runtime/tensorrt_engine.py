@@ -63,17 +63,26 @@ class TensorRT:
 
     def error(self, what: str, hint: str, gpu: Gpu) -> EngineError | DeviceError:
         """What the library complained of, or what CUDA did: an error that outlasts the call is the GPU's."""
-        reason = self._logger.heard[-1] if self._logger.heard else "it gave no reason"
+        heard = tuple(self._logger.heard) or ("it gave no reason",)
         self._logger.heard.clear()
-        gpu.check(what)
-        error = device_error(what, reason)
-        if isinstance(error, OutOfMemory | DeviceLost):
-            return error
+        for reason in heard:
+            error = device_error(what, reason)
+            if isinstance(error, OutOfMemory | DeviceLost):
+                return error
+        try:
+            gpu.check(what)
+        except DeviceLost:
+            raise
+        except DeviceError:
+            log.debug("the GPU cannot be asked while this thread captures")
+        reason = heard[0]
         return EngineError(f"{what}: {reason}; {hint} --target {self.library}")
 
 
 class TensorRTEngine:
     """One engine; its weights are on the GPU once, however many contexts run it."""
+
+    capturable = True
 
     def __init__(self, graph: Graph, engine: Any, library: TensorRT, gpu: Gpu) -> None:
         """Raises PortMismatch when the engine's border is not the graph's."""
@@ -177,10 +186,11 @@ class TensorRTContext:
 
         return launch
 
-    def capturable(self) -> bool:
-        """Whether the library would let a run of this context be captured; TensorRT has no such question."""
+    def check_capturable(self) -> None:
+        """Only TensorRT-RTX can be asked."""
         asked = getattr(self._context, "is_stream_capturable", None)
-        return asked is None or bool(asked(self._stream.handle))
+        if asked is not None and not asked(self._stream.handle):
+            raise EngineError(f"the library says that graph {self._engine.graph.name} cannot be captured")
 
     def close(self) -> None:
         self._context = None

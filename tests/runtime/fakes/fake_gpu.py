@@ -1,4 +1,4 @@
-"""GPUs in host memory: streams whose work waits for a sync, captures, and the rules of CUDA that product code may break.
+"""GPUs in host memory: streams whose work waits for a sync, captures, and the rules of CUDA that one may break.
 
 Work that is enqueued runs, in stream order, when the host waits for it, so whoever reads too early or overwrites too
 early gets wrong numbers. A broken rule is noted in `FakeCuda.broken` and raised as RuleBroken; what CUDA itself would
@@ -15,68 +15,15 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
+from fake_errors import STICKY, RuleBroken, cuda_error
+from fake_memory import FREED, Allocation, Span
 
-ALIGNMENT = 256
-GUARD_BYTES = 256
-UNWRITTEN, FREED, GUARD = 0xFF, 0xDD, 0xA5  # 0xFF… is NaN in every float
 KEPT_FREED_BYTES = 1 << 28  # freed memory stays mapped, so that a stray host view reads FREED instead of crashing
 LEGACY, PER_THREAD = 1, 2
 NULL_STREAM = 0
 FIRST_STREAM = 0x5000_0000_0000
+MANY = 64
 COUNTED = ("allocations", "frees", "syncs", "copies", "fills", "launches", "captures", "engine_runs")
-
-STICKY = {
-    "CUDA_ERROR_ILLEGAL_ADDRESS",
-    "CUDA_ERROR_MISALIGNED_ADDRESS",
-    "CUDA_ERROR_LAUNCH_FAILED",
-    "CUDA_ERROR_LAUNCH_TIMEOUT",
-    "CUDA_ERROR_ASSERT",
-    "CUDA_ERROR_ECC_UNCORRECTABLE",
-}
-EXPLANATIONS = {
-    "CUDA_ERROR_INVALID_VALUE": "This indicates that one or more of the parameters passed to the API call is not within "
-    "an acceptable range of values.",
-    "CUDA_ERROR_OUT_OF_MEMORY": "The API call failed because it was unable to allocate enough memory or other resources "
-    "to perform the requested operation.",
-    "CUDA_ERROR_DEVICE_UNAVAILABLE": "This indicates that requested CUDA device is unavailable at the current time. "
-    "Devices are often unavailable due to use of CU_COMPUTEMODE_EXCLUSIVE_PROCESS or CU_COMPUTEMODE_PROHIBITED.",
-    "CUDA_ERROR_NO_DEVICE": "This indicates that no CUDA-capable devices were detected by the installed CUDA driver.",
-    "CUDA_ERROR_INVALID_HANDLE": "This indicates that a resource handle passed to the API call was not valid. Resource "
-    "handles are opaque types like CUstream and CUevent.",
-    "CUDA_ERROR_ILLEGAL_STATE": "This indicates that a resource required by the API call is not in a valid state to "
-    "perform the requested operation.",
-    "CUDA_ERROR_ILLEGAL_ADDRESS": "While executing a kernel, the device encountered a load or store instruction on an "
-    "invalid memory address. This leaves the process in an inconsistent state and any further CUDA work will return the "
-    "same error. To continue using CUDA, the process must be terminated and relaunched.",
-    "CUDA_ERROR_LAUNCH_FAILED": "An exception occurred on the device while executing a kernel. This leaves the process "
-    "in an inconsistent state and any further CUDA work will return the same error. To continue using CUDA, the process "
-    "must be terminated and relaunched.",
-    "CUDA_ERROR_STREAM_CAPTURE_UNSUPPORTED": "This error indicates that the operation is not permitted when the stream "
-    "is capturing.",
-    "CUDA_ERROR_STREAM_CAPTURE_INVALIDATED": "This error indicates that the current capture sequence on the stream has "
-    "been invalidated due to a previous error.",
-    "CUDA_ERROR_STREAM_CAPTURE_ISOLATION": "This error indicates that a dependency would have been created which "
-    "crosses the capture sequence boundary. Only implicit in-stream ordering dependencies are allowed to cross the "
-    "boundary.",
-    "CUDA_ERROR_STREAM_CAPTURE_WRONG_THREAD": "A stream capture sequence not initiated with the "
-    "CU_STREAM_CAPTURE_MODE_RELAXED argument to cuStreamBeginCapture was passed to cuStreamEndCapture in a different "
-    "thread.",
-    "CUDA_ERROR_CAPTURED_EVENT": "This error indicates that the operation is not permitted on an event which was last "
-    "recorded in a capturing stream.",
-}
-
-
-class RuleBroken(AssertionError):
-    """Product code did what CUDA or an engine library does not allow."""
-
-
-class CUDAError(Exception):
-    """What cuda.core raises for an error of the driver."""
-
-
-def cuda_error(name: str) -> CUDAError:
-    """The error of that name, worded as cuda.core words it."""
-    return CUDAError(f"{name}: {EXPLANATIONS[name]}" if name in EXPLANATIONS else name)
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,47 +34,6 @@ class FakeGpu:
     capability: tuple[int, int] = (9, 0)
     memory_bytes: int = 80 << 30
     busy: bool = False
-
-
-class Allocation:
-    """Some bytes at a real, aligned address, with guards around them."""
-
-    def __init__(self, kind: str, device: int, size: int) -> None:
-        self.kind, self.device, self.size = kind, device, size
-        self._whole = np.full(size + 2 * GUARD_BYTES + ALIGNMENT, GUARD, np.uint8)
-        first = self._whole.ctypes.data + GUARD_BYTES
-        offset = GUARD_BYTES + -first % ALIGNMENT
-        self.address = self._whole.ctypes.data + offset
-        self.bytes = self._whole[offset : offset + size]
-        self.bytes.fill(UNWRITTEN)
-        self._guards = (self._whole[offset - GUARD_BYTES : offset], self._whole[offset + size :])
-        self.closed = self.freed = False
-        self.readers: list[tuple[Op, int, int]] = []
-        self.writers: list[tuple[Op, int, int]] = []
-
-    @property
-    def intact(self) -> bool:
-        return all((guard == GUARD).all() for guard in self._guards)
-
-    def mend(self) -> None:
-        """Guards as new, so that a breach is told once."""
-        for guard in self._guards:
-            guard.fill(GUARD)
-
-    def __str__(self) -> str:
-        return f"{self.kind} of {self.size} bytes at {self.address:#x}"
-
-
-@dataclass(frozen=True, slots=True)
-class Span:
-    """Part of an allocation, from byte `low` to `high`."""
-
-    allocation: Allocation
-    low: int
-    high: int
-
-    def overlaps(self, other: "Span") -> bool:
-        return self.allocation is other.allocation and self.low < other.high and other.low < self.high
 
 
 @dataclass(eq=False, slots=True)
@@ -485,9 +391,10 @@ class FakeCuda:
             self._check_order(op, state)
             state.clock[state.handle] = op.index
             op.clock = dict(state.clock)
-            for spans, ops in ((op.reads, "readers"), (op.writes, "writers")):
-                for span in spans:
-                    getattr(span.allocation, ops).append((op, span.low, span.high))
+            for span in op.reads:
+                _add_use(span.allocation.readers, op, span)
+            for span in op.writes:
+                _add_use(span.allocation.writers, op, span)
             state.queue.append(op)
 
     def _check_order(self, op: Op, state: StreamState) -> None:
@@ -499,13 +406,18 @@ class FakeCuda:
                 pending = [use for use in getattr(span.allocation, name) if not use[0].done]
                 setattr(span.allocation, name, pending)
                 for other, low, high in pending:
-                    if low < span.high and span.low < high and not self._ordered(other, state):
+                    if low < span.high and span.low < high and not self.ordered(other, state):
                         self.break_rule(
                             f"race: {op.label} and {other.label} of another stream use one {span.allocation} unordered"
                         )
 
-    def _ordered(self, op: Op, state: StreamState) -> bool:
-        return op.stream is state or (op.stream is not None and state.clock.get(op.stream.handle, 0) >= op.index)
+    def ordered(self, op: Op, state: StreamState) -> bool:
+        """Whether the next work of a stream comes after `op` whatever happens."""
+        return (
+            op.done
+            or op.stream is state
+            or (op.stream is not None and state.clock.get(op.stream.handle, 0) >= op.index)
+        )
 
     def sync_stream(self, state: StreamState) -> None:
         with self.lock:
@@ -679,6 +591,8 @@ class FakeCuda:
             self.enter("end_building", capture.stream.device)
             if capture.thread != threading.get_ident():
                 raise cuda_error("CUDA_ERROR_STREAM_CAPTURE_WRONG_THREAD")
+            if capture not in self._captures:
+                raise cuda_error("CUDA_ERROR_ILLEGAL_STATE")
             capture.stream.capture = None
             self._captures.remove(capture)
             if capture.invalid:
@@ -742,3 +656,14 @@ class FakeCuda:
         with self.lock:
             held = [graph.ops for graph in self.graphs] + [capture.ops for capture in self._captures]
             return any(op.owner is owner for ops in held for op in ops)
+
+    def owns_pending_work(self, owner: object) -> bool:
+        """Whether work of `owner` waits on a stream."""
+        with self.lock:
+            return any(op.owner is owner for stream in self._streams.values() for op in stream.queue)
+
+
+def _add_use(uses: list[tuple[Op, int, int]], op: Op, span: Span) -> None:
+    if len(uses) > MANY:
+        uses[:] = [use for use in uses if not use[0].done]
+    uses.append((op, span.low, span.high))

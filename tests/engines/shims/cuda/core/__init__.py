@@ -3,7 +3,7 @@
 import os
 from types import SimpleNamespace
 
-USER_MODE, KERNEL_MODE = (13, 0), (580, 65, 6)
+KERNEL_MODE = (580, 65, 6)
 
 
 class Device:
@@ -21,7 +21,3 @@ class system:  # noqa: N801
         if os.environ.get("CUDA_CORE_FAILS") == "no NVML":
             raise RuntimeError("the NVML library is not available")
         return KERNEL_MODE
-
-    @staticmethod
-    def get_user_mode_driver_version():
-        return USER_MODE
