@@ -87,11 +87,6 @@ class Gpu:
         with translated("no event could be made"):
             return self._device.create_event(options=import_module("cuda.core").EventOptions(timing_enabled=True))
 
-    def check(self, what: str) -> None:
-        """Raise DeviceLost or DeviceError when anything on the GPU has failed; waits for all of it."""
-        with translated(what):
-            self._device.sync()
-
 
 class Memory:
     """An allocation, or a part of one."""

@@ -82,7 +82,7 @@ class Device:
                 if library is None:
                     engine = OnnxRuntimeCudaEngine(graph, bundle.graph_path(graph.name), gpu=gpu, stream=stream)
                 else:
-                    engine = opened[library].load(graph, files[graph.name], gpu)
+                    engine = opened[library].load(graph, files[graph.name], stream)
                 stack.callback(engine.close)
                 engines[graph.name] = engine
             constants = {}

@@ -155,6 +155,8 @@ class Pipeline:
         scale = self.manifest.guidance_scale if guidance_scale is None else guidance_scale
         if not isinstance(scale, Real) or not abs(scale) <= float(np.finfo(np.float32).max):
             raise InvalidRequest(f"guidance_scale is {scale}, it must be finite")
+        if on_device and isinstance(self._place, Host):
+            raise InvalidRequest("on_device needs a pipeline on a GPU; load the bundle with device='cuda:0'")
         session = self._pool.get()
         try:
             self._check_open()

@@ -20,7 +20,7 @@ from ilf_trt.errors import (
 )
 from ilf_trt.target import Library
 
-from .cuda import ALIGNMENT, Gpu, Memory, Stream
+from .cuda import ALIGNMENT, Memory, Stream
 from .cuda_errors import device_error, line_of
 from .engine import Launch
 
@@ -47,8 +47,8 @@ class TensorRT:
         self._logger = _logger_of(self.module)
         self._runtime: Any = None
 
-    def load(self, graph: Graph, path: Path, gpu: Gpu) -> "TensorRTEngine":
-        """The engine in `path`; raises EngineError, OutOfMemory, DeviceLost, PortMismatch."""
+    def load(self, graph: Graph, path: Path, stream: Stream) -> "TensorRTEngine":
+        """The engine in `path`, onto the GPU of `stream`; raises EngineError, OutOfMemory, DeviceLost, PortMismatch."""
         if self._runtime is None:
             self._runtime = self.module.Runtime(self._logger)
         self._logger.heard.clear()
@@ -58,11 +58,14 @@ class TensorRT:
         except ValueError as error:  # an empty file cannot be mapped
             raise EngineError(f"{path} is no {self.library} engine ({error}); compile the bundle anew") from error
         if engine is None:
-            raise self.error(f"{graph.name}: {self.library} refused {path}", "compile the bundle anew with", gpu)
-        return TensorRTEngine(graph, engine, self, gpu)
+            raise self.error(f"{graph.name}: {self.library} refused {path}", "compile the bundle anew with", stream)
+        return TensorRTEngine(graph, engine, self)
 
-    def error(self, what: str, hint: str, gpu: Gpu) -> EngineError | DeviceError:
-        """What the library complained of, or what CUDA did: an error that outlasts the call is the GPU's."""
+    def error(self, what: str, hint: str, stream: Stream) -> EngineError | DeviceError:
+        """What the library complained of, or what CUDA did: an error that outlasts the call is the GPU's.
+
+        It is asked through the stream: to wait for the whole GPU would end what other threads capture.
+        """
         heard = tuple(self._logger.heard) or ("it gave no reason",)
         self._logger.heard.clear()
         for reason in heard:
@@ -70,11 +73,11 @@ class TensorRT:
             if isinstance(error, OutOfMemory | DeviceLost):
                 return error
         try:
-            gpu.check(what)
+            stream.sync()
         except DeviceLost:
             raise
         except DeviceError:
-            log.debug("the GPU cannot be asked while this thread captures")
+            log.debug("the stream cannot be asked while it captures")
         reason = heard[0]
         return EngineError(f"{what}: {reason}; {hint} --target {self.library}")
 
@@ -84,12 +87,11 @@ class TensorRTEngine:
 
     capturable = True
 
-    def __init__(self, graph: Graph, engine: Any, library: TensorRT, gpu: Gpu) -> None:
+    def __init__(self, graph: Graph, engine: Any, library: TensorRT) -> None:
         """Raises PortMismatch when the engine's border is not the graph's."""
         self.graph = graph
         self._engine = engine
         self._library = library
-        self._gpu = gpu
         self._check_border()
         self.scratch_bytes = int(engine.device_memory_size_v2)
 
@@ -108,20 +110,20 @@ class TensorRTEngine:
         strategy = self._library.module.ExecutionContextAllocationStrategy.USER_MANAGED
         context = self._engine.create_execution_context(strategy)
         if context is None:
-            raise self.error("no execution context could be made")
+            raise self.error("no execution context could be made", stream)
         for name, shape in shapes.items():
             if not context.set_input_shape(name, shape):
-                raise self.error(f"shape {shape} of {name} was refused")
+                raise self.error(f"shape {shape} of {name} was refused", stream)
         missing = context.infer_shapes()
         if missing:
-            raise self.error(f"shapes of {', '.join(missing)} are not known")
+            raise self.error(f"shapes of {', '.join(missing)} are not known", stream)
         if scratch is not None:
             context.set_device_memory(scratch.address, scratch.size_bytes)
         return TensorRTContext(self, context, stream)
 
-    def error(self, what: str) -> EngineError | DeviceError:
+    def error(self, what: str, stream: Stream) -> EngineError | DeviceError:
         """The library's complaint about this engine."""
-        return self._library.error(f"{self.graph.name}: {what}", "compile the bundle anew with", self._gpu)
+        return self._library.error(f"{self.graph.name}: {what}", "compile the bundle anew with", stream)
 
     def close(self) -> None:
         self._engine = None
@@ -179,10 +181,10 @@ class TensorRTContext:
             for name, address in own.items():
                 if now.get(name) != address:
                     if not context.set_tensor_address(name, address):
-                        raise self._engine.error(f"the address of {name} was refused")
+                        raise self._engine.error(f"the address of {name} was refused", self._stream)
                     now[name] = address
             if not context.execute_async_v3(self._stream.handle):
-                raise self._engine.error("the run failed")
+                raise self._engine.error("the run failed", self._stream)
 
         return launch
 

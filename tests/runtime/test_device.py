@@ -1,10 +1,12 @@
 """A trajectory on a GPU: the CPU's numbers, and what it does not do on the way. The GPU is a stand-in that computes."""
 
 import logging
+import sys
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -77,6 +79,17 @@ def test_a_replaced_plan_and_another_batch_are_the_cpus(dit_bundle: Path, machin
             for pictures, plan in zip((1, 5, 2), plans, strict=True):
                 got = pipeline.generate(plan=plan, **conditions(pipeline, pictures)).latents
                 assert close_to(got, on_cpu(dit_bundle, pictures, plan=plan))
+
+
+def test_a_picture_that_overflowed_leaves_nothing_to_the_next(
+    dit_bundle: Path, machine: Machine, compiled: Compiled
+) -> None:
+    wanted = on_cpu(dit_bundle, 2)
+    with Pipeline.load(compiled(dit_bundle), device=DEVICE) as pipeline:
+        for _ in range(2):
+            lost = pipeline.generate(guidance_scale=3e38, **conditions(pipeline, 2)).latents
+            assert not np.isfinite(lost).all()
+            assert close_to(pipeline.generate(**conditions(pipeline, 2)).latents, wanted)
 
 
 def test_a_generation_is_a_copy_a_launch_a_copy_and_one_wait(
@@ -214,6 +227,31 @@ def test_without_a_profile_only_the_whole_is_timed(dit_bundle: Path, machine: Ma
         assert 0 < timings.launch_us < timings.total_ms * 1e3
         assert timings.steps == len(pipeline.manifest.plan.steps)
         assert timings.overhead_us_per_step > 0
+
+
+def test_every_run_and_every_launch_is_a_range_of_a_profiler(
+    dit_bundle: Path, machine: Machine, compiled: Compiled, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    entered: list[str] = []
+
+    class Annotate:
+        def __init__(self, name: str, domain: str) -> None:
+            self.name = f"{domain}: {name}"
+
+        def __enter__(self) -> None:
+            entered.append(self.name)
+
+        def __exit__(self, *error: object) -> None:
+            pass
+
+    monkeypatch.setitem(sys.modules, "nvtx", SimpleNamespace(annotate=Annotate))
+    with Pipeline.load(compiled(dit_bundle), device=DEVICE) as pipeline:
+        asked = {"plan": pipeline.plan(2, feedback="0"), **conditions(pipeline, 1)}
+        pipeline.generate(**asked, profile=True)
+        runs = ["cond", *(f"step 0 {name}" for name in ("pre", "loop_body", "loop_feedback", "loop_body", "post"))]
+        assert entered[:7] == [f"ilf-trt: {name}" for name in (*runs, "step 1 pre")]
+        pipeline.generate(**asked)
+        assert entered[-1] == "ilf-trt: trajectory of 2 steps"
 
 
 @pytest.mark.parametrize("scheduler", ["dpmsolver++", "euler"])

@@ -638,6 +638,10 @@ def test_an_unknown_engine_is_refused(dit: Served) -> None:
     refused(lambda: Pipeline.load(dit.bundle, engine="openvino"), "'openvino' is unknown; it is .*onnxruntime")
 
 
+def test_latents_cannot_be_left_on_a_device_that_there_is_not(dit: Served) -> None:
+    refused(lambda: dit.pipeline.generate(class_labels=[3], on_device=True), "on_device needs a pipeline on a GPU")
+
+
 def test_tensorrt_on_the_cpu_is_refused(dit: Served) -> None:
     refused(lambda: Pipeline.load(dit.bundle, engine="tensorrt"), "run on a GPU; pass device='cuda:0'")
 

@@ -154,8 +154,6 @@ class FakeCuda:
             for handle in (LEGACY, PER_THREAD):
                 self._streams.setdefault(handle, StreamState(handle, device))
 
-    # What tests read
-
     @property
     def allocations(self) -> int:
         """Allocations on GPUs and of pinned memory."""
@@ -217,13 +215,9 @@ class FakeCuda:
             span = self.span(address, nbytes, "the test")
             return span.allocation.bytes[span.low : span.high].copy()
 
-    # What tests make happen
-
     def fail(self, call: str, error: str = "CUDA_ERROR_OUT_OF_MEMORY", after: int = 0, times: int = 1) -> None:
         """Let a call fail, `after` that many good ones; an error that is sticky makes every later call fail too."""
         self._faults.append(Fault(call, error, after, times))
-
-    # Rules
 
     def break_rule(self, what: str) -> None:
         self.broken.append(what)
@@ -270,8 +264,6 @@ class FakeCuda:
             if self.devices[device].busy:
                 raise cuda_error("CUDA_ERROR_DEVICE_UNAVAILABLE")
             self._current.device = device
-
-    # Memory
 
     def allocate(self, kind: str, size: int, device: int, stream: StreamState | None) -> Allocation:
         with self.lock:
@@ -344,8 +336,6 @@ class FakeCuda:
             if not allocation.intact:
                 allocation.mend()
                 self.break_rule(f"something wrote outside a {allocation}")
-
-    # Streams
 
     def make_stream(self, device: int) -> StreamState:
         with self.lock:
@@ -458,8 +448,6 @@ class FakeCuda:
         op.time_ns = time.perf_counter_ns()
         self._check_guards(*{span.allocation for span in spans})
 
-    # Copies
-
     def copy(self, target: tuple[int, int], source: tuple[int, int], state: StreamState) -> None:
         """(address, bytes) to (address, bytes)."""
         with self.lock:
@@ -485,8 +473,6 @@ class FakeCuda:
                 span.allocation.bytes[span.low : span.high] = repeated
 
             self.enqueue(state, Op(("fill", target[1]), run, writes=[span]))
-
-    # Events
 
     def make_event(self, device: int, *, timing: bool) -> EventState:
         with self.lock:
@@ -571,8 +557,6 @@ class FakeCuda:
             raise cuda_error("CUDA_ERROR_CAPTURED_EVENT")
         return event.op
 
-    # Graphs
-
     def begin_capture(self, state: StreamState, mode: str) -> Capture:
         with self.lock:
             self.enter("begin_building", state.device, note=(mode,))
@@ -652,15 +636,13 @@ class FakeCuda:
             self._live.pop(thing, None)
 
     def owns_captured_work(self, owner: object) -> bool:
-        """Whether work of `owner` is in a graph that is open, or in a capture that goes on."""
-        with self.lock:
-            held = [graph.ops for graph in self.graphs] + [capture.ops for capture in self._captures]
-            return any(op.owner is owner for ops in held for op in ops)
+        """Whether work of `owner` is in a graph that is open, or in a capture that goes on; takes no lock."""
+        held = [graph.ops for graph in list(self.graphs)] + [capture.ops for capture in list(self._captures)]
+        return any(op.owner is owner for ops in held for op in list(ops))
 
     def owns_pending_work(self, owner: object) -> bool:
-        """Whether work of `owner` waits on a stream."""
-        with self.lock:
-            return any(op.owner is owner for stream in self._streams.values() for op in stream.queue)
+        """Whether work of `owner` waits on a stream; takes no lock, so that a garbage collection can ask."""
+        return any(op.owner is owner for stream in list(self._streams.values()) for op in list(stream.queue))
 
 
 def _add_use(uses: list[tuple[Op, int, int]], op: Op, span: Span) -> None:

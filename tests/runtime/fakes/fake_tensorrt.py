@@ -549,11 +549,10 @@ def _run_of(
 
 def _dropped(cuda: FakeCuda, token: object, name: str) -> None:
     """A context is gone: nothing may still want to run it."""
-    with cuda.lock:
-        if cuda.owns_captured_work(token):
-            cuda.broken.append(f"engine {name}: a context was dropped while an open graph holds its runs")
-        if cuda.owns_pending_work(token):
-            cuda.broken.append(f"engine {name}: a context was dropped while its runs are pending")
+    if cuda.owns_captured_work(token):
+        cuda.broken.append(f"engine {name}: a context was dropped while an open graph holds its runs")
+    if cuda.owns_pending_work(token):
+        cuda.broken.append(f"engine {name}: a context was dropped while its runs are pending")
 
 
 def _session(path: str) -> Any:
