@@ -369,6 +369,33 @@ def test_an_error_that_passes_leaves_the_pipeline_usable(
         assert close_to(pipeline.generate(**conditions(pipeline, 2)).latents, wanted)
 
 
+@pytest.mark.parametrize("call", ["copy", "launch", "sync"])
+def test_a_generation_that_fails_frees_the_latents_that_it_would_have_left(
+    call: str, dit_bundle: Path, machine: Machine, compiled: Compiled
+) -> None:
+    with Pipeline.load(compiled(dit_bundle), device=DEVICE) as pipeline:
+        pipeline.generate(**conditions(pipeline, 2))
+        before = machine.cuda.live()
+        machine.cuda.fail(call)
+        with pytest.raises(OutOfMemory):
+            pipeline.generate(**conditions(pipeline, 2), on_device=True)
+        assert machine.cuda.live() == before
+
+
+def test_a_generation_that_fails_is_done_with_the_latents_that_it_was_given(
+    dit_bundle: Path, machine: Machine, compiled: Compiled
+) -> None:
+    bundle = compiled(dit_bundle)
+    with Pipeline.load(bundle, device=DEVICE) as other, Pipeline.load(bundle, device=DEVICE) as pipeline:
+        noise = other.generate(**conditions(other, 2), on_device=True).latents
+        pipeline.generate(**conditions(pipeline, 2))
+        machine.cuda.fail("launch")
+        with pytest.raises(OutOfMemory):
+            pipeline.generate(**conditions(pipeline, 2), latents=noise)
+        noise.close()
+        pipeline.generate(**conditions(pipeline, 2))
+
+
 @pytest.mark.parametrize("call", ["sync", "copy", "launch"])
 def test_an_error_that_outlasts_the_call_says_that_the_process_is_lost(
     call: str, dit_bundle: Path, machine: Machine, compiled: Compiled
