@@ -153,6 +153,24 @@ def test_sessions_share_weights_and_have_memory_of_their_own(
     assert all(close_to(each, wanted[index % 4]) for index, each in enumerate(got))
 
 
+def test_a_thread_that_never_saw_the_gpu_makes_a_session_and_runs_a_graph(
+    dit_bundle: Path, machine: Machine, compiled: Compiled
+) -> None:
+    wanted = on_cpu(dit_bundle, 2)
+    with Pipeline.load(compiled(dit_bundle), device=DEVICE) as pipeline:
+        with ThreadPoolExecutor(1) as thread:
+            assert close_to(
+                thread.submit(lambda: pipeline.generate(**conditions(pipeline, 2)).latents).result(), wanted
+            )
+        with ThreadPoolExecutor(1) as thread:
+            border = next(graph for graph in pipeline.manifest.graphs if graph.name == "loop_feedback")
+            sizes = {"B": 2, "2B": 4}
+            arrays = {port.name: np.ones(port.resolve(sizes), port.dtype) for port in border.inputs}
+            (feedback,) = thread.submit(pipeline.run, "loop_feedback", arrays).result().values()
+    with Pipeline.load(dit_bundle, threads=1) as cpu:
+        assert close_to(feedback, cpu.run("loop_feedback", arrays)["feedback"])
+
+
 def test_warm_up_leaves_nothing_to_bind_or_capture(dit_bundle: Path, machine: Machine, compiled: Compiled) -> None:
     with Pipeline.load(compiled(dit_bundle), device=DEVICE, sessions=2) as pipeline:
         pipeline.warm_up(3)
@@ -408,6 +426,17 @@ def test_an_error_that_outlasts_the_call_says_that_the_process_is_lost(
             pipeline.generate(**conditions(pipeline, 2))
     pipeline.close()
     machine.cuda._live.clear()  # nothing can be freed on a GPU that is lost
+
+
+def test_a_gpu_that_is_lost_in_a_capture_is_no_mere_warning(
+    dit_bundle: Path, machine: Machine, compiled: Compiled
+) -> None:
+    pipeline = Pipeline.load(compiled(dit_bundle), device=DEVICE)
+    machine.cuda.fail("begin_building", "CUDA_ERROR_LAUNCH_FAILED")
+    with pytest.raises(DeviceLost):
+        pipeline.generate(**conditions(pipeline, 2))
+    pipeline.close()
+    machine.cuda._live.clear()
 
 
 @pytest.mark.parametrize("call", ["execute_async_v3", "set_tensor_address"])
