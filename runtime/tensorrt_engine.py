@@ -107,8 +107,7 @@ class TensorRTEngine:
         for port in self.graph.inputs:
             if not all(isinstance(dim, int) for dim in port.shape):
                 self._check_profile(port.name, shapes[port.name])
-        strategy = self._library.module.ExecutionContextAllocationStrategy.USER_MANAGED
-        context = self._engine.create_execution_context(strategy)
+        context = self._engine.create_execution_context(self._strategy())
         if context is None:
             raise self.error("no execution context could be made", stream)
         for name, shape in shapes.items():
@@ -127,6 +126,20 @@ class TensorRTEngine:
 
     def close(self) -> None:
         self._engine = None
+
+    def _strategy(self) -> Any:
+        """Contexts in memory that is given to them; from TensorRT-RTX with kernels for their shapes at once.
+
+        It would compile those while generic ones run, and a capture would keep the generic ones.
+        """
+        trt = self._library.module
+        strategy = trt.ExecutionContextAllocationStrategy.USER_MANAGED
+        if self._library.library is not Library.TENSORRT_RTX:
+            return strategy
+        config = self._engine.create_runtime_config()
+        config.set_execution_context_allocation_strategy(strategy)
+        config.dynamic_shapes_kernel_specialization_strategy = trt.DynamicShapesKernelSpecializationStrategy.EAGER
+        return config
 
     def _check_border(self) -> None:
         engine, trt = self._engine, self._library.module

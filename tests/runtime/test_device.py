@@ -103,11 +103,13 @@ def test_a_generation_is_a_copy_a_launch_a_copy_and_one_wait(
         assert (counted.allocations, counted.frees, counted.captures, counted.engine_runs) == (0, 0, 0, 0)
 
 
+@pytest.mark.parametrize("engine", ["tensorrt", "onnxruntime"])
 def test_runs_that_are_enqueued_wait_and_allocate_no_more(
-    dit_bundle: Path, machine: Machine, compiled: Compiled
+    engine: str, dit_bundle: Path, machine: Machine, compiled: Compiled
 ) -> None:
-    with Pipeline.load(compiled(dit_bundle), device=DEVICE) as pipeline:
-        pipeline.generate(**conditions(pipeline, 2))
+    with Pipeline.load(compiled(dit_bundle), device=DEVICE, engine=engine) as pipeline:
+        for profile in (False, True):
+            pipeline.generate(**conditions(pipeline, 2), profile=profile)
         with machine.cuda.during() as counted:
             pipeline.generate(**conditions(pipeline, 2), profile=True)
         assert (counted.syncs, counted.launches) == (1, 0)

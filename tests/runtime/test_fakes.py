@@ -752,11 +752,18 @@ class Trt:
     def load(self, plan: Path) -> Any:
         return self.runtime.deserialize_cuda_engine(plan.read_bytes())
 
-    def bare_context(self) -> Any:
-        return self.engine.create_execution_context(self.module.ExecutionContextAllocationStrategy.USER_MANAGED)
+    def bare_context(self, specialization: str = "EAGER") -> Any:
+        strategy = self.module.ExecutionContextAllocationStrategy.USER_MANAGED
+        strategies = getattr(self.module, "DynamicShapesKernelSpecializationStrategy", None)
+        if strategies is None:
+            return self.engine.create_execution_context(strategy)
+        config = self.engine.create_runtime_config()
+        config.set_execution_context_allocation_strategy(strategy)
+        config.dynamic_shapes_kernel_specialization_strategy = strategies[specialization]
+        return self.engine.create_execution_context(config)
 
-    def ready_context(self) -> Any:
-        context = self.bare_context()
+    def ready_context(self, specialization: str = "EAGER") -> Any:
+        context = self.bare_context(specialization)
         assert context.set_input_shape("x", SHAPE)
         assert context.infer_shapes() == []
         context.set_device_memory(int(self.scratch.handle), self.scratch.size)
@@ -1040,6 +1047,14 @@ def test_a_library_that_cannot_be_captured_says_so_on_rtx(trt: Trt) -> None:
     assert trt.run() is False
     with pytest.raises(RuntimeError, match="has been invalidated"):
         builder.end_building()
+
+
+@pytest.mark.parametrize("trt", ["tensorrt_rtx"], indirect=True)
+def test_a_capture_of_kernels_for_any_shape_is_caught(trt: Trt) -> None:
+    context = trt.ready_context("LAZY")
+    trt.run(context)
+    with pytest.raises(RuleBroken, match="EAGER specialization"):
+        captured(trt.stream, lambda: trt.run(context))
 
 
 def test_a_captured_context_keeps_its_shapes_while_the_graph_is_open(trt: Trt) -> None:

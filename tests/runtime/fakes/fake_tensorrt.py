@@ -68,6 +68,12 @@ class ExecutionContextAllocationStrategy(enum.Enum):
     USER_MANAGED = 2
 
 
+class DynamicShapesKernelSpecializationStrategy(enum.Enum):
+    LAZY = 0
+    EAGER = 1
+    NONE = 2
+
+
 class ProfilingVerbosity(enum.Enum):
     LAYER_NAMES_ONLY = 0
     NONE = 1
@@ -185,9 +191,13 @@ class FakeTensorRT:
             ExecutionContextAllocationStrategy,
             ProfilingVerbosity,
             ICudaEngine,
+            IRuntimeConfig,
         ):
             setattr(module, thing.__name__, thing)
-        module.IExecutionContext = RtxExecutionContext if name == "tensorrt_rtx" else IExecutionContext
+        module.IExecutionContext = IExecutionContext
+        if name == "tensorrt_rtx":
+            module.IExecutionContext = RtxExecutionContext
+            module.DynamicShapesKernelSpecializationStrategy = DynamicShapesKernelSpecializationStrategy
         module.Runtime = type("Runtime", (Runtime,), {"_fake": self, "_context_type": module.IExecutionContext})
         return module
 
@@ -318,10 +328,17 @@ class ICudaEngine:
             self._fake.cuda.break_rule(f"engine {self.name}: {name} has no shapes in profile {profile_index}")
         return [Dims(shape) for shape in self._profile[name]]
 
+    def create_runtime_config(self) -> "IRuntimeConfig":
+        return IRuntimeConfig()
+
     def create_execution_context(
-        self, strategy: ExecutionContextAllocationStrategy = ExecutionContextAllocationStrategy.STATIC
+        self,
+        strategy: "ExecutionContextAllocationStrategy | IRuntimeConfig" = ExecutionContextAllocationStrategy.STATIC,
     ) -> "IExecutionContext | None":
         fake, cuda = self._fake, self._fake.cuda
+        config = strategy if isinstance(strategy, IRuntimeConfig) else IRuntimeConfig()
+        if not isinstance(strategy, IRuntimeConfig):
+            config.set_execution_context_allocation_strategy(strategy)
         with fake.lock, cuda.lock:
             try:
                 cuda.enter("create_execution_context", self._device, unsafe=True, note=(self.name,))
@@ -335,19 +352,36 @@ class ICudaEngine:
                     "ICudaEngine::createExecutionContext: Error Code 4: Internal Error (the test wants none)",
                 )
                 return None
-            context = self._context_type(self, managed=strategy is ExecutionContextAllocationStrategy.USER_MANAGED)
+            context = self._context_type(self, config)
             fake.contexts += 1
             fake._alive.add(context)
             return context
 
 
+class IRuntimeConfig:
+    """How contexts are made; only TensorRT-RTX compiles kernels for the shapes that it meets."""
+
+    def __init__(self) -> None:
+        self.dynamic_shapes_kernel_specialization_strategy = DynamicShapesKernelSpecializationStrategy.LAZY
+        self._allocation = ExecutionContextAllocationStrategy.STATIC
+
+    def set_execution_context_allocation_strategy(
+        self, strategy: ExecutionContextAllocationStrategy = ExecutionContextAllocationStrategy.STATIC
+    ) -> None:
+        self._allocation = strategy
+
+    def get_execution_context_allocation_strategy(self) -> ExecutionContextAllocationStrategy:
+        return self._allocation
+
+
 class IExecutionContext:
-    def __init__(self, engine: ICudaEngine, *, managed: bool) -> None:
+    def __init__(self, engine: ICudaEngine, config: IRuntimeConfig) -> None:
         self.engine = engine
         self.name = ""
         self.nvtx_verbosity = ProfilingVerbosity.LAYER_NAMES_ONLY
         self._fake = engine._fake
-        self._managed = managed
+        self._config = config
+        self._managed = config._allocation is ExecutionContextAllocationStrategy.USER_MANAGED
         self._token = object()
         self._shapes = {name: shapes[0] for name, shapes in engine._profile.items() if shapes[0] == shapes[2]}
         self._addresses: dict[str, int] = {}
@@ -520,7 +554,14 @@ class IExecutionContext:
 
 
 class RtxExecutionContext(IExecutionContext):
-    """What TensorRT-RTX adds."""
+    """What TensorRT-RTX adds: kernels for just these shapes come later, unless they were asked for at once."""
+
+    def _check_capture(self, capture: Capture, key: tuple[tuple[str, tuple[int, ...]], ...]) -> None:
+        varies = any(low != high for low, _, high in self.engine._profile.values())
+        lazy = self._config.dynamic_shapes_kernel_specialization_strategy
+        if varies and lazy is DynamicShapesKernelSpecializationStrategy.LAZY:
+            self._break("the capture keeps the kernels for any shape; ask for EAGER specialization")
+        super()._check_capture(capture, key)
 
     def is_stream_capturable(self, stream: Any) -> bool:
         self._fake.cuda.stream(int(stream))
