@@ -327,26 +327,41 @@ def test_a_closed_pipeline_holds_nothing_and_says_so(dit_bundle: Path, machine: 
         pipeline.generate(**asked)
 
 
-def test_close_waits_for_a_generation_and_turns_away_those_that_wait(
-    dit_bundle: Path, machine: Machine, compiled: Compiled
+def test_close_waits_for_a_generation(dit_bundle: Path, machine: Machine, compiled: Compiled) -> None:
+    pipeline = Pipeline.load(compiled(dit_bundle), device=DEVICE, sessions=1)
+    pipeline.generate(**conditions(pipeline, 1))
+    session = pipeline._pool.get()
+    closing = threading.Thread(target=pipeline.close)
+    closing.start()
+    closing.join(0.2)
+    assert closing.is_alive()
+    pipeline._pool.put(session)
+    closing.join(TIMEOUT_S)
+    assert not closing.is_alive()
+
+
+def test_a_generation_that_came_before_the_close_and_waits_is_turned_away(
+    dit_bundle: Path, machine: Machine, compiled: Compiled, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     pipeline = Pipeline.load(compiled(dit_bundle), device=DEVICE, sessions=1)
     asked = conditions(pipeline, 1)
-    pipeline.generate(**asked)
-    session = pipeline._pool.get()
+    take, waiting = pipeline._pool.get, threading.Event()
+    closed = threading.Event()
 
-    def turned_away() -> None:
-        with pytest.raises(InvalidRequest):
-            pipeline.generate(**asked)
+    def take_late() -> Any:
+        if threading.current_thread() is not threading.main_thread():
+            waiting.set()
+            closed.wait(TIMEOUT_S)
+        return take(timeout=TIMEOUT_S)
 
-    waiting = threading.Thread(target=turned_away)
-    waiting.start()
-    closing = threading.Thread(target=pipeline.close)
-    closing.start()
-    pipeline._pool.put(session)
-    for thread in (waiting, closing):
-        thread.join(TIMEOUT_S)
-        assert not thread.is_alive()
+    monkeypatch.setattr(pipeline._pool, "get", take_late)
+    with ThreadPoolExecutor(1) as thread:
+        late = thread.submit(pipeline.generate, **asked)
+        assert waiting.wait(TIMEOUT_S)
+        pipeline.close()
+        closed.set()
+        with pytest.raises(InvalidRequest, match="this pipeline is closed"):
+            late.result(TIMEOUT_S)
 
 
 # --- failures
