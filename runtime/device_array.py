@@ -17,8 +17,9 @@ LATENT = np.dtype(np.float32)
 class DeviceArray:
     """float32 latents (B, C, H, W) on a GPU, complete when handed out: `torch.from_dlpack(array)` shares the memory."""
 
-    def __init__(self, memory: Memory, shape: tuple[int, ...]) -> None:
+    def __init__(self, memory: Memory, shape: tuple[int, ...], gpu: Gpu) -> None:
         self._memory = memory
+        self._gpu = gpu
         self.shape = shape
         self.dtype = LATENT
         view = import_module("cuda.core.utils").StridedMemoryView
@@ -26,6 +27,7 @@ class DeviceArray:
 
     def close(self) -> None:
         """Free the memory now; without it, it goes with the last who holds it. Nobody may read it afterwards."""
+        self._gpu.use()
         self._memory.close()
 
     def __dlpack__(self, **options: Any) -> Any:

@@ -117,7 +117,7 @@ class DeviceTrajectory:
             raise
         latents: NDArray[np.float32] | DeviceArray
         if on_device:
-            latents = DeviceArray(landing, self._latent_shape)
+            latents = DeviceArray(landing, self._latent_shape, self._gpu)
         else:
             latents = landing.host_bytes().view(np.float32).reshape(self._latent_shape).copy()
         total_ms = (perf_counter_ns() - begin) / 1e6

@@ -34,8 +34,8 @@ class Machine:
 
 @pytest.fixture
 def machine(monkeypatch: pytest.MonkeyPatch) -> Iterator[Machine]:
-    """One H100, TensorRT, TensorRT-RTX and ONNX Runtime with CUDA; no test may break a rule or leave anything open."""
-    cuda = fake_cuda.install(monkeypatch)
+    """Two H100, TensorRT, TensorRT-RTX and ONNX Runtime with CUDA; no test may break a rule or leave anything open."""
+    cuda = fake_cuda.install(monkeypatch, devices=[fake_cuda.FakeGpu()] * 2)
     made = Machine(cuda)
     for target, version in VERSIONS.items():
         made.libraries[target] = fake_tensorrt.install(

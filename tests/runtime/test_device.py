@@ -303,6 +303,31 @@ def test_foreign_latents_of_another_shape_or_dtype_are_refused(
         noise.close()
 
 
+def test_latents_that_are_not_contiguous_are_refused(dit_bundle: Path, machine: Machine, compiled: Compiled) -> None:
+    with Pipeline.load(compiled(dit_bundle), device=DEVICE) as pipeline:
+        noise = pipeline.generate(**conditions(pipeline, 2), on_device=True).latents
+        columns = (64, 64, 1, 8)
+        view = sys.modules["cuda.core.utils"].StridedMemoryView
+        turned = view.from_buffer(noise._memory.core, noise.shape, columns, dtype=noise.dtype)
+        with pytest.raises(InvalidRequest, match=r"not contiguous; pass latents\.contiguous\(\)"):
+            pipeline.generate(latents=turned, **conditions(pipeline, 2))
+        noise.close()
+
+
+def test_two_gpus_run_apart_and_take_only_their_own_latents(
+    dit_bundle: Path, machine: Machine, compiled: Compiled
+) -> None:
+    bundle, wanted = compiled(dit_bundle), on_cpu(dit_bundle, 2)
+    with Pipeline.load(bundle, device="cuda:0") as first, Pipeline.load(bundle, device="cuda:1") as second:
+        for _ in range(2):
+            for pipeline in (first, second):
+                assert close_to(pipeline.generate(**conditions(pipeline, 2)).latents, wanted)
+        noise = first.generate(**conditions(first, 2), on_device=True).latents
+        with pytest.raises(InvalidRequest, match="latents are on cuda:0, the pipeline on cuda:1; move them"):
+            second.generate(latents=noise, **conditions(second, 2))
+        noise.close()
+
+
 def test_latents_on_a_gpu_are_refused_by_a_pipeline_on_the_cpu(
     dit_bundle: Path, machine: Machine, compiled: Compiled
 ) -> None:
