@@ -1,16 +1,19 @@
 """The eager reference beside loops written by hand over diffusers' own models and schedulers."""
 
+from collections.abc import Callable, Iterator
 from typing import Any, cast
 
 import diffusers
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+from torch.utils._python_dispatch import TorchDispatchMode
 
-from ilf_trt import attach
+from ilf_trt import ILFModel, attach
 from ilf_trt.contract import Loop
 from ilf_trt.errors import InvalidRequest, UnsupportedScheduler
-from ilf_trt.reference import generate, placed, scheduler_of
+from ilf_trt.reference import CompileMode, CompileOptions, generate, placed, prepared, scheduler_of
 from ilf_trt.schedule import SCHEDULERS, Rule, StepPlan, make_plan
 from tests.conftest import BLOCKS, CLASSES, LOOP, TEXT_CHANNELS, TEXT_TOKENS, small_dit, small_pixart
 
@@ -21,6 +24,9 @@ GUIDANCE = 3.0
 TRAJECTORY_ROUNDING = 1e-5
 # What scales of 0.5 or the rule change is thousands of times larger: measured 0.18 and 0.06.
 VISIBLE = 1e-2
+# One rounding of every product: measured 2e-3 and 2e-2.
+HALF_ROUNDING = {torch.float16: 1e-2, torch.bfloat16: 5e-2}
+KINDS = ("dit", "pixart", "unsized pixart")
 
 
 def plan_of(scheduler: str = "dpmsolver++", **options: Any) -> StepPlan:
@@ -52,6 +58,22 @@ def pixart_conditions(*, sized: bool = True) -> dict[str, Tensor]:
     }
     sizes = {"resolution": torch.full((PICTURES, 2), 128.0), "aspect_ratio": torch.ones(PICTURES, 1)}
     return conditions | (sizes if sized else {})
+
+
+def case(kind: str, *, fed: bool) -> tuple[Any, StepPlan, dict[str, Tensor], Tensor]:
+    """A model, a plan of plain steps or of both kinds, conditions and noise."""
+    sized = kind == "pixart"
+    backbone = small_dit() if kind == "dit" else small_pixart(sized=sized)
+    conditions = dit_conditions() if kind == "dit" else pixart_conditions(sized=sized)
+    if not fed:
+        return backbone, plan_of(feedback="none"), conditions, noise_of(backbone)
+    model = attach(backbone, LOOP)
+    nn.init.constant_(model.feedback.scales, 0.3)
+    return model, plan_of(feedback="outer:1", rule=Rule.UNIFORM), conditions, noise_of(backbone)
+
+
+def latents_of(model: Any, plan: StepPlan, conditions: dict[str, Tensor], noise: Tensor) -> Tensor:
+    return generate(model, plan, SCHEDULERS["dpmsolver++"], conditions, noise, guidance_scale=GUIDANCE)
 
 
 @torch.no_grad()
@@ -264,3 +286,136 @@ def test_a_device_that_is_not_there_is_refused_in_one_line(device: str) -> None:
 def test_a_scheduler_that_diffusers_lacks_is_refused(name: str | None) -> None:
     with pytest.raises(UnsupportedScheduler, match=f"has no scheduler '{name or ''}"):
         scheduler_of({"_class_name": name})
+
+
+@pytest.mark.parametrize("fed", [False, True], ids=["backbone", "ILF"])
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("dtype", HALF_ROUNDING, ids=str)
+def test_a_prepared_copy_runs_in_half_precision_and_leaves_the_model_as_it_was(
+    dtype: torch.dtype, kind: str, fed: bool
+) -> None:
+    model, *run = case(kind, fed=fed)
+    before = {name: (id(value), value.clone()) for name, value in model.state_dict(keep_vars=True).items()}
+    copy = prepared(model, device="cpu", dtype=dtype)
+    assert {value.dtype for value in copy.parameters()} == {dtype}
+    assert relative(latents_of(copy, *run), latents_of(model, *run)) < HALF_ROUNDING[dtype]
+    for name, value in model.state_dict(keep_vars=True).items():
+        was, content = before[name]
+        assert id(value) == was
+        assert torch.equal(value, content)
+
+
+def test_a_prepared_ilf_model_is_one_model() -> None:
+    model = attach(small_dit(), LOOP)
+    copy = prepared(model, device="cpu", dtype=torch.bfloat16)
+    assert isinstance(copy, ILFModel)
+    assert copy.adapter.model is copy.backbone
+    assert copy.backbone is not model.backbone
+
+
+def test_a_prepared_model_of_a_device_that_is_not_there_is_refused() -> None:
+    with pytest.raises(InvalidRequest, match=r"^device 'nowhere' cannot be used"):
+        prepared(small_dit(), device="nowhere", dtype=torch.float32)
+
+
+class Compiler:
+    """A backend that runs the graph as it was traced, and counts."""
+
+    def __init__(self) -> None:
+        self.graphs = 0
+        self.modes: set[str] = set()
+
+    def __call__(self, graph: Any, inputs: Any, *, mode: str = "default") -> Callable[..., Any]:
+        self.graphs += 1
+        self.modes.add(mode)
+        return cast(Callable[..., Any], graph.forward)
+
+
+@pytest.fixture
+def compiler() -> Iterator[Compiler]:
+    torch.compiler.reset()
+    yield Compiler()
+    torch.compiler.reset()
+
+
+@pytest.mark.parametrize("fed", [False, True], ids=["backbone", "ILF"])
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_model_is_compiled_whole_once_for_each_kind_of_step(compiler: Compiler, kind: str, fed: bool) -> None:
+    model, *run = case(kind, fed=fed)
+    compiled = prepared(model, device="cpu", dtype=torch.float32, compiled=CompileOptions(backend=compiler))
+    first = latents_of(compiled, *run)
+    assert compiler.graphs == (2 if fed else 1)
+    with torch._dynamo.config.patch(error_on_recompile=True):
+        again = latents_of(compiled, *run)
+    assert compiler.graphs == (2 if fed else 1)
+    assert torch.equal(first, again)
+    assert torch.equal(first, latents_of(model, *run))
+
+
+@pytest.mark.parametrize("mode", CompileMode)
+def test_the_compiler_is_told_the_mode(compiler: Compiler, mode: CompileMode) -> None:
+    model, *run = case("dit", fed=False)
+    latents_of(prepared(model, device="cpu", dtype=torch.float32, compiled=CompileOptions(mode, compiler)), *run)
+    assert compiler.modes == {mode.value}
+
+
+class Crossings(TorchDispatchMode):
+    """Counts tensors that are copied to the device; one that is read back raises, as the device holds no values."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.copies = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        made = func(*args, **(kwargs or {}))
+        given = [value for value in args if isinstance(value, Tensor)]
+        self.copies += isinstance(made, Tensor) and made.is_meta and bool(given) and not any(v.is_meta for v in given)
+        return made
+
+
+@pytest.mark.parametrize("fed", [False, True], ids=["backbone", "ILF"])
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("name", SCHEDULERS)
+def test_no_step_reads_from_the_device_or_copies_to_it(name: str, kind: str, fed: bool) -> None:
+    """On torch's meta device, which like a GPU is another than the host's, and which has nothing to read."""
+    model, _, conditions, noise = case(kind, fed=fed)
+    model = model.to("meta")
+    copies = []
+    for steps in (2, 6):
+        plan = make_plan(SCHEDULERS[name], steps, blocks=BLOCKS, loop=Loop(*LOOP), feedback="all" if fed else "none")
+        with Crossings() as crossings:
+            latents = generate(model, plan, SCHEDULERS[name], conditions, noise, guidance_scale=GUIDANCE)
+        assert latents.is_meta
+        copies.append(crossings.copies)
+    assert copies[0] == copies[1] == len(conditions) + 3  # noise, times, times after feedback
+
+
+class Attentions(TorchFunctionMode):
+    """Counts torch's fused attentions."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.count = 0
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.count += func is torch.nn.functional.scaled_dot_product_attention
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_attention_of_the_plain_backbone_is_torchs_fused_one(kind: str) -> None:
+    model, *run = case(kind, fed=False)
+    with Attentions() as attentions:
+        latents_of(model, *run)
+    assert attentions.count == STEPS * BLOCKS * (1 if kind == "dit" else 2)
+
+
+def test_no_number_that_changes_from_step_to_step_is_handed_over_as_a_python_number() -> None:
+    """It would be compiled in, and in a GPU's model be copied there at every step."""
+    model, *run = case("pixart", fed=True)
+    seen: set[tuple[str, type]] = set()
+    model.register_forward_pre_hook(
+        lambda _, __, given: seen.update((k, type(v)) for k, v in given.items()), with_kwargs=True
+    )
+    latents_of(model, *run)
+    assert {name for name, kind in seen if kind is not Tensor} == {"feedback", "added_cond_kwargs"}
