@@ -23,13 +23,13 @@ from numpy.typing import NDArray
 from quality import BATCH, Judge, sample
 from record import write_rows
 from torch import Tensor, nn
+from unsplit import Unsplit
 
 from ilf_trt import attach, load_ilf, reference, save_ilf
 from ilf_trt.build import BuildOptions, build
-from ilf_trt.contract import Batch, Graph, Port
+from ilf_trt.contract import Batch
 from ilf_trt.export.graph import export_segment
-from ilf_trt.export.segments import Segment, segments_of
-from ilf_trt.model import ILFModel
+from ilf_trt.export.segments import segments_of
 from ilf_trt.runtime import Pipeline
 from ilf_trt.runtime.onnxruntime_engine import OnnxRuntimeEngine
 from ilf_trt.runtime.verify import difference
@@ -47,29 +47,6 @@ SERVING = (
 )
 
 Run = Callable[[], NDArray[np.float32]]
-
-
-class Unsplit(Segment):
-    """`pre`, the loop and `post` as one graph, modulations still hoisted: what splitting is measured against."""
-
-    name = "unsplit"
-
-    def __init__(self, model: ILFModel, segments: Mapping[str, Segment]) -> None:
-        self.parts = ("pre", "loop_body", "post")
-        inside = {"hidden", "features", "feedback", "scales"}
-        ports: dict[str, Port] = {}
-        for name in self.parts:
-            ports |= {port.name: port for port in segments[name].graph.inputs if port.name not in inside}
-        graph = Graph(self.name, tuple(ports.values()), segments["post"].graph.outputs)
-        super().__init__(model, segments["pre"].spec, graph, {})
-        self.segments = nn.ModuleDict({name: segments[name] for name in self.parts})
-
-    def forward(self, *tensors: Tensor) -> Any:
-        ports = self.named(tensors)
-        pre, loop, post = (self.segments[name] for name in self.parts)
-        hidden = pre(*(ports[port.name] for port in pre.graph.inputs))
-        features = loop.run(hidden, {k: v for k, v in ports.items() if k == "modulation_loop_body"})
-        return post(*({**ports, "features": features}[port.name] for port in post.graph.inputs))
 
 
 class Plain(nn.Module):

@@ -21,13 +21,14 @@ import torch
 import torch.nn.functional as F
 from models import LOOP, MODELS, PIXART, TEXT_CHANNELS
 from record import write_rows
+from torch import Tensor
 from torch.overrides import TorchFunctionMode
 from torch.utils.flop_counter import FlopCounterMode
 
 from ilf_trt import attach, save_ilf
 from ilf_trt.build import BuildOptions, build
-from ilf_trt.contract import BLOCKS, Batch, Port, Precision
-from ilf_trt.export.segments import segments_of, spec_of
+from ilf_trt.contract import BLOCKS, Batch, ModelSpec, Port, Precision
+from ilf_trt.export.segments import Segment, segments_of, spec_of
 from ilf_trt.model import ILFModel
 from ilf_trt.runtime import Pipeline
 from ilf_trt.schedule import StepPlan, make_plan
@@ -60,7 +61,7 @@ def rows_of(name: str, *, hoist_text: bool) -> list[Mapping[str, Any]]:
     sizes = {"B": 1, "2B": 2, "T": len(plan.times)}
     rows: list[dict[str, Any]] = []
     for graph, segment in segments_of(model, spec, Precision.FP32).items():
-        inputs = [torch.zeros(p.resolve(sizes), dtype=_dtype(p), device="meta") for p in segment.graph.inputs]
+        inputs = meta_inputs(segment, sizes)
         gflop, mib = cost(lambda segment=segment, inputs=inputs: segment(*inputs), copies_of(model))
         rows.append(
             {
@@ -92,6 +93,22 @@ def runs_of(plan: StepPlan) -> dict[str, int]:
     """How often a plan runs each graph."""
     steps, fed = len(plan.steps), sum(step.feedback for step in plan.steps)
     return {"cond": 1, "pre": steps, "loop_body": steps + fed, "loop_feedback": fed, "post": steps}
+
+
+def linear_flop(model: ILFModel, spec: ModelSpec, plan: StepPlan, pictures: int) -> float:
+    """Operations of the Linears in all graph runs of a plan, two a multiply-add; `model` is on the meta device."""
+    runs, total = runs_of(plan), 0.0
+    sizes = {"B": pictures, "2B": 2 * pictures, "T": len(plan.times)}
+    for graph, segment in segments_of(model, spec, Precision.FP32).items():
+        with torch.no_grad(), LinearCounter() as counter:
+            segment(*meta_inputs(segment, sizes))
+        total += runs[graph] * counter.flop
+    return total
+
+
+def meta_inputs(segment: Segment, sizes: Mapping[str, int]) -> list[Tensor]:
+    """A tensor without values for each input of a segment."""
+    return [torch.zeros(port.resolve(sizes), dtype=_dtype(port), device="meta") for port in segment.graph.inputs]
 
 
 def cost_before(model: ILFModel, plan: StepPlan, text_tokens: int) -> tuple[float, float]:
@@ -140,6 +157,19 @@ class WeightCounter(TorchFunctionMode):
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if func in (F.linear, torch.conv2d) and id(args[1]) not in self.copies:
             self.elements += args[1].numel()
+        return func(*args, **(kwargs or {}))
+
+
+class LinearCounter(TorchFunctionMode):
+    """Operations of Linears."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.flop = 0.0
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func is F.linear:
+            self.flop += 2.0 * args[0].numel() * args[1].shape[0]
         return func(*args, **(kwargs or {}))
 
 

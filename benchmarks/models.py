@@ -1,7 +1,10 @@
-"""The paper's five models at full size, with random weights."""
+"""The paper's five models at full size, and two tiny ones to try a flow on, all with random weights."""
 
 from pathlib import Path
 from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
 
 TEXT_CHANNELS = 4096
 PIXART = {"cross_attention_dim": 1152, "caption_channels": TEXT_CHANNELS, "num_layers": 28}
@@ -25,34 +28,67 @@ MODELS: dict[str, dict[str, Any]] = {
     },
 }
 LOOP = (8, 19)
+SMALL = {"num_layers": 4, "num_attention_heads": 2, "attention_head_dim": 16, "patch_size": 2}
+TINY: dict[str, dict[str, Any]] = {
+    "tiny-dit": {
+        "kind": "dit",
+        "text_tokens": 0,
+        "config": {**SMALL, "sample_size": 8, "in_channels": 1, "out_channels": 2, "num_embeds_ada_norm": 10},
+    },
+    "tiny-pixart": {
+        "kind": "pixart",
+        "text_tokens": 7,
+        "config": {
+            **SMALL,
+            "sample_size": 16,
+            "cross_attention_dim": 32,
+            "caption_channels": 24,
+            "use_additional_conditions": True,
+        },
+    },
+}
+TINY_LOOP = (1, 2)
+PIXELS = 8  # of a picture's side to one of the latent's
+
+
+def make_backbone(name: str) -> Any:
+    """The diffusers model, in float32; DiT's embedders are equal copies, as in the converted official checkpoints."""
+    import diffusers
+
+    facts = (MODELS | TINY)[name]
+    if facts["kind"] == "pixart":
+        return diffusers.PixArtTransformer2DModel(**facts["config"])
+    backbone = diffusers.DiTTransformer2DModel(**facts["config"])
+    first = backbone.transformer_blocks[0].norm1.emb.state_dict()
+    for block in backbone.transformer_blocks:
+        block.norm1.emb.load_state_dict(first)
+    return backbone
 
 
 def make_checkpoint(name: str, folder: Path) -> None:
-    """Write an ILF checkpoint of random weights, the base in float16, with a text file to calibrate on."""
-    import diffusers
-    import numpy as np
+    """Write an ILF checkpoint of random weights, the base in float16, with a file of conditions to calibrate on."""
     import torch
 
     from ilf_trt import attach, save_ilf
 
-    facts = MODELS[name]
     torch.manual_seed(0)
-    kind = diffusers.DiTTransformer2DModel if facts["kind"] == "dit" else diffusers.PixArtTransformer2DModel
-    backbone = kind(**facts["config"])
-    if facts["kind"] == "dit":
-        first = backbone.transformer_blocks[0].norm1.emb.state_dict()
-        for block in backbone.transformer_blocks:
-            block.norm1.emb.load_state_dict(first)
-    model = attach(backbone.half(), LOOP)
+    model = attach(make_backbone(name).half(), TINY_LOOP if name in TINY else LOOP)
     model.feedback.scales.data.fill_(0.1)
     save_ilf(model, folder)
-    rng = np.random.default_rng(0)
+    np.savez(folder / "conditions.npz", **make_conditions(name, 1))
+
+
+def make_conditions(name: str, pictures: int) -> dict[str, NDArray[Any]]:
+    """Conditions for a number of pictures, under the names of the served model's ports; every text at full length."""
+    facts = (MODELS | TINY)[name]
+    config = facts["config"]
     if facts["kind"] == "dit":
-        conditions: dict[str, Any] = {"class_labels": np.array([207], np.int32)}
-    else:
-        shape = (1, facts["text_tokens"], TEXT_CHANNELS)
-        texts = {f"{p}text": rng.standard_normal(shape, np.float32) for p in ("", "negative_")}
-        conditions = {**texts, **{f"{n}_mask": np.ones(shape[:2], np.float32) for n in texts}}
-        if backbone.use_additional_conditions:
-            conditions |= {"resolution": np.full((1, 2), 1024, np.float32), "aspect_ratio": np.ones((1, 1), np.float32)}
-    np.savez(folder / "conditions.npz", **conditions)
+        return {"class_labels": (207 + np.arange(pictures, dtype=np.int32)) % config.get("num_embeds_ada_norm", 1000)}
+    rng = np.random.default_rng(0)
+    shape = (pictures, facts["text_tokens"], config["caption_channels"])
+    texts = {f"{p}text": rng.standard_normal(shape, np.float32) for p in ("", "negative_")}
+    conditions = {**texts, **{f"{n}_mask": np.ones(shape[:2], np.float32) for n in texts}}
+    if config.get("use_additional_conditions", config["sample_size"] == 128):
+        side = np.float32(config["sample_size"] * PIXELS)
+        conditions |= {"resolution": np.full((pictures, 2), side), "aspect_ratio": np.ones((pictures, 1), np.float32)}
+    return conditions

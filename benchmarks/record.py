@@ -3,67 +3,113 @@
 import csv
 import os
 import platform
+import shutil
 import subprocess
 from collections.abc import Mapping
+from dataclasses import dataclass
 from datetime import UTC, datetime
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
 RESULTS = Path(__file__).parent / "results"
 TOOLS = ("ilf-trt", "torch", "diffusers", "onnx", "onnxruntime", "numpy", "tensorrt-rtx-cu13", "polygraphy")
+GPU_TOOLS = ("tensorrt", "tensorrt-cu13", "onnxruntime-gpu", "cuda-core", "cuda-bindings", "triton", "cache-dit")
+
+
+@dataclass(frozen=True, slots=True)
+class Records:
+    """A folder of CSVs, and what every new row says of the machine.
+
+    `gpu` describes the GPU that was measured on, empty for a CPU. `copies` is a second folder that gets every file that
+    is written. `commit` stands in where git is not at hand.
+    """
+
+    folder: Path = RESULTS
+    gpu: str = ""
+    copies: Path | None = None
+    commit: str = ""
+
+    def environment(self) -> dict[str, str]:
+        """Columns that every row begins with; a package that is not there is left out of the versions."""
+        host = f"{_cpu_name()}, {os.cpu_count()} cores"
+        tools = (*TOOLS, *GPU_TOOLS) if self.gpu else TOOLS
+        return {
+            "date": datetime.now(UTC).strftime("%Y-%m-%d"),
+            "commit": self.commit or _commit(),
+            "device": f"{self.gpu}; {host}" if self.gpu else host,
+            "python": platform.python_version(),
+            "versions": " ".join(f"{tool}={found}" for tool in tools if (found := _version(tool))),
+        }
+
+    def write(self, name: str, command: str, rows: list[Mapping[str, Any]]) -> Path:
+        """Replace `NAME.csv` by these rows; all have the same columns."""
+        return self._put(name, [{**self.environment(), "command": command, **row} for row in rows])
+
+    def append(self, name: str, command: str, rows: list[Mapping[str, Any]], *, key: tuple[str, ...]) -> Path:
+        """Put these rows into `NAME.csv`, in place of those that agree with them in `key`."""
+        made = [{**self.environment(), "command": command, **row} for row in rows]
+        new = {tuple(str(row[name]) for name in key) for row in made}
+        kept = [row for row in self.read(name) if tuple(row.get(name, "") for name in key) not in new]
+        return self._put(name, [*kept, *made])
+
+    def read(self, name: str) -> list[dict[str, str]]:
+        """The rows of `NAME.csv`; empty when it was never measured."""
+        path = self.folder / f"{name}.csv"
+        if not path.is_file():
+            return []
+        with path.open(newline="") as file:
+            return list(csv.DictReader(file))
+
+    def _put(self, name: str, rows: list[dict[str, Any]]) -> Path:
+        self.folder.mkdir(parents=True, exist_ok=True)
+        path = self.folder / f"{name}.csv"
+        beside = path.with_suffix(".partial")
+        columns = dict.fromkeys([*rows[-1], *(column for row in rows for column in row)])
+        with beside.open("w", newline="") as file:
+            writer = csv.DictWriter(file, list(columns), restval="", lineterminator="\n")
+            writer.writeheader()
+            writer.writerows(rows)
+        beside.replace(path)
+        if self.copies is not None and self.copies.resolve() != self.folder.resolve():
+            self.copies.mkdir(parents=True, exist_ok=True)
+            shutil.copy(path, self.copies / path.name)
+        return path
 
 
 def environment() -> dict[str, str]:
-    """Columns that every row begins with."""
-    return {
-        "date": datetime.now(UTC).strftime("%Y-%m-%d"),
-        "commit": _commit(),
-        "device": f"{_cpu_name()}, {os.cpu_count()} cores",
-        "python": platform.python_version(),
-        "versions": " ".join(f"{tool}={version(tool)}" for tool in TOOLS),
-    }
+    """Columns that every row of a CPU's measurement begins with."""
+    return Records().environment()
 
 
 def write_rows(name: str, command: str, rows: list[Mapping[str, Any]]) -> Path:
     """Replace `results/NAME.csv` by these rows; all have the same columns."""
-    RESULTS.mkdir(exist_ok=True)
-    path = RESULTS / f"{name}.csv"
-    shared = {**environment(), "command": command}
-    with path.open("w", newline="") as file:
-        writer = csv.DictWriter(file, [*shared, *rows[0]], lineterminator="\n")
-        writer.writeheader()
-        writer.writerows({**shared, **row} for row in rows)
-    return path
+    return Records().write(name, command, rows)
 
 
 def append_rows(name: str, command: str, rows: list[Mapping[str, Any]], *, key: tuple[str, ...]) -> Path:
     """Put these rows into `results/NAME.csv`, in place of those that agree with them in `key`."""
-    made = [{**environment(), "command": command, **row} for row in rows]
-    new = {tuple(str(row[name]) for name in key) for row in made}
-    kept = [row for row in read_rows(name) if tuple(row[name] for name in key) not in new]
-    RESULTS.mkdir(exist_ok=True)
-    path = RESULTS / f"{name}.csv"
-    with path.open("w", newline="") as file:
-        writer = csv.DictWriter(file, list(made[0]), lineterminator="\n")
-        writer.writeheader()
-        writer.writerows([*kept, *made])
-    return path
+    return Records().append(name, command, rows, key=key)
 
 
 def read_rows(name: str) -> list[dict[str, str]]:
     """The rows of `results/NAME.csv`; empty when it was never measured."""
-    path = RESULTS / f"{name}.csv"
-    if not path.is_file():
-        return []
-    with path.open(newline="") as file:
-        return list(csv.DictReader(file))
+    return Records().read(name)
+
+
+def _version(package: str) -> str:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return ""
 
 
 def _commit() -> str:
-    run = subprocess.run(
-        ["git", "describe", "--always", "--dirty"], cwd=RESULTS.parent, capture_output=True, text=True, check=False
-    )
+    command = ["git", "describe", "--always", "--dirty"]
+    try:
+        run = subprocess.run(command, cwd=RESULTS.parent, capture_output=True, text=True, check=False)
+    except OSError:
+        return "unknown"
     return run.stdout.strip() or "unknown"
 
 

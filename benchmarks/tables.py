@@ -8,6 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
+from gpu_tables import gpu_aims, gpu_facts, gpu_latency, gpu_parity
 from record import read_rows
 
 ROOT = Path(__file__).parent.parent
@@ -144,17 +145,30 @@ TABLES: dict[str, dict[str, Callable[[], str]]] = {
     "docs/engines.md": {"hoisting": hoisting, "hoisting-text": text_gain},
 }
 
+ANYWHERE: dict[str, Callable[[], str]] = {
+    "gpu-latency": gpu_latency,
+    "gpu-aims": lambda: "\n".join(f"- {line}" for line in gpu_aims()),
+    "gpu-facts": gpu_facts,
+    "gpu-parity": gpu_parity,
+}
+"""Tables of a GPU's numbers, written wherever a document has a place for them."""
+
 
 def main() -> None:
-    for document, tables in TABLES.items():
-        path = ROOT / document
+    for path in (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))):
         text = path.read_text()
-        for name, table in tables.items():
-            marked = re.compile(f"(<!-- table {name} -->\n).*?(<!-- end -->)", re.DOTALL)
-            text, count = marked.subn(lambda match, table=table: match[1] + table() + "\n" + match[2], text)
+        for name, table in TABLES.get(path.relative_to(ROOT).as_posix(), {}).items():
+            text, count = _filled(text, name, table)
             if count != 1:
-                raise SystemExit(f"{document} has {count} places for table {name}, expected 1")
+                raise SystemExit(f"{path} has {count} places for table {name}, expected 1")
+        for name, table in ANYWHERE.items():
+            text, _ = _filled(text, name, table)
         path.write_text(text)
+
+
+def _filled(text: str, name: str, table: Callable[[], str]) -> tuple[str, int]:
+    marked = re.compile(f"(<!-- table {name} -->\n).*?(<!-- end -->)", re.DOTALL)
+    return marked.subn(lambda match: match[1] + table() + "\n" + match[2], text)
 
 
 if __name__ == "__main__":

@@ -1,0 +1,443 @@
+"""The benchmark of a GPU host, as far as it goes without one: the dry run, what it keeps, what its parts compute."""
+
+import csv
+import subprocess
+import sys
+from collections.abc import Iterator
+from importlib import import_module
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from ilf_trt import attach
+from ilf_trt.build import BuildResult
+from ilf_trt.bundle import Bundle
+from ilf_trt.contract import Loop, Precision
+from ilf_trt.engines.profiles import profile_of
+from ilf_trt.errors import DeviceError, InvalidRequest
+from ilf_trt.export.segments import spec_of
+from ilf_trt.reference import generate
+from ilf_trt.runtime import Pipeline
+from ilf_trt.schedule import SCHEDULERS, cached_block_forwards, make_plan
+from ilf_trt.target import Architecture, EngineOptions, Library
+from tests.conftest import BLOCKS, LOOP, TEXT_CHANNELS, TEXT_TOKENS, small_dit, small_pixart
+from tests.ilf_trt.test_reference import dit_conditions, noise_of, pixart_conditions
+from tests.runtime.conftest import VERSIONS, Compiled, Machine, compiled, machine
+
+__all__ = ["compiled", "machine"]
+
+ROOT = Path(__file__).parent.parent.parent
+BENCHMARKS = ROOT / "benchmarks"
+TIMEOUT_S = 300
+SOLVER = SCHEDULERS["dpmsolver++"]
+GUIDANCE = 2.0
+ROUNDING = 1e-5
+TORCH_ROWS = (
+    "eager diffusers",
+    "eager diffusers at equal cost",
+    "torch.compile",
+    "eager, middle blocks cached (the paper's)",
+    "eager, cache-dit",
+    "eager ILF",
+    "torch.compile ILF",
+)
+ENGINE_ROWS = ("one graph a step", "five graphs", "ilf-trt ILF")
+NUMBERS = ("denoise_p50_ms", "denoise_p95_ms", "end_to_end_ms", "faster_than_eager_20", "cold_load_s", "block_forwards")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _importable() -> Iterator[None]:
+    """The benchmarks are commands that lie beside one another, no package."""
+    sys.path.insert(0, str(BENCHMARKS))
+    yield
+    sys.path.remove(str(BENCHMARKS))
+
+
+def run(*arguments: object) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, BENCHMARKS / "gpu.py", *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True, check=False, timeout=TIMEOUT_S, cwd=ROOT)
+
+
+def rows_of(path: Path) -> list[dict[str, str]]:
+    with path.open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def results() -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in (BENCHMARKS / "results").iterdir()}
+
+
+@pytest.fixture(scope="module")
+def dry(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
+    """The whole dry run: its folder and what it said."""
+    folder, before = tmp_path_factory.mktemp("gpu") / "dry", results()
+    done = run("--dry-run", "--output", folder, "--library", "tensorrt", "onnxruntime")
+    assert done.returncode == 0, done.stderr
+    assert results() == before
+    return folder, done.stdout
+
+
+# --- the dry run
+
+
+def test_a_dry_run_has_every_row(dry: tuple[Path, str]) -> None:
+    rows = rows_of(dry[0] / "gpu-latency.csv")
+    assert [(row["row"], row["library"], row["precision"]) for row in rows] == [
+        *((name, "torch", "fp16") for name in TORCH_ROWS),
+        *(
+            (name, library, precision)
+            for library in ("tensorrt", "onnxruntime")
+            for name in ENGINE_ROWS
+            for precision in (("fp16", "fp8") if name == "ilf-trt ILF" else ("fp16",))
+        ),
+    ]
+
+
+def test_a_row_of_a_dry_run_has_numbers_or_a_reason(dry: tuple[Path, str]) -> None:
+    for row in rows_of(dry[0] / "gpu-latency.csv"):
+        filled = {bool(row[column]) for column in (*NUMBERS, "relative_difference")}
+        assert filled == {not row["note"]}, row
+
+
+def test_a_library_that_is_not_there_says_so_in_each_of_its_rows(dry: tuple[Path, str]) -> None:
+    for name in ("gpu-build", "gpu-parity", "gpu-latency"):
+        notes = [row["note"] for row in rows_of(dry[0] / f"{name}.csv") if row["library"] == "tensorrt"]
+        assert notes
+        assert all("--target tensorrt needs tensorrt" in note for note in notes)
+
+
+def test_nothing_of_a_dry_run_says_that_it_was_measured_on_a_gpu(dry: tuple[Path, str]) -> None:
+    for path in dry[0].glob("*.csv"):
+        for row in rows_of(path):
+            assert row["gpu"] == "none, a dry run on the CPU"
+            assert row["device"].startswith("no GPU, none, a dry run on the CPU; ")
+            assert not any(row.get(column) for column in ("peak_device_mib", "build_s"))
+    for text in (dry[1], (dry[0] / "gpu-latency.md").read_text()):
+        assert "dry run on a CPU with a tiny model: these numbers measure no GPU" in text
+        assert "aim" not in text
+
+
+def test_a_dry_run_holds_every_graph_and_both_plans_against_torch(dry: tuple[Path, str]) -> None:
+    rows = [row for row in rows_of(dry[0] / "gpu-parity.csv") if row["library"] == "onnxruntime"]
+    for precision in ("fp16", "fp8"):
+        found = {row["what"]: row for row in rows if row["precision"] == precision}
+        assert {what.split()[0] for what in found} >= {
+            "cond",
+            "pre",
+            "loop_body",
+            "loop_feedback",
+            "post",
+            "trajectory",
+        }
+        assert {"latents after 20 steps", "latents after 10 steps"} <= found.keys()
+        assert all(float(row["relative"]) <= float(row["limit"]) for row in found.values())
+
+
+def test_the_same_call_again_makes_nothing_twice(dry: tuple[Path, str]) -> None:
+    folder = dry[0]
+    before = {path.name: path.read_bytes() for path in folder.glob("*.csv")}
+    done = run("--dry-run", "--output", folder, "--library", "tensorrt", "onnxruntime")
+    assert done.returncode == 0, done.stderr
+    assert {path.name: path.read_bytes() for path in folder.glob("*.csv")} == before
+    assert "left for another call: 0" in done.stdout
+
+
+def test_a_call_stops_at_its_deadline_and_says_what_is_left(tmp_path: Path) -> None:
+    done = run("--dry-run", "--output", tmp_path, "--piece", "facts", "build", "latency", "--minutes", 0)
+    assert done.returncode == 0, done.stderr
+    assert {row["what"] for row in rows_of(tmp_path / "gpu-facts.csv")} >= {"matmul fp16", "matmul fp8"}
+    assert not (tmp_path / "gpu-build.csv").exists()
+    said = done.stdout.partition("left for another call: ")[2].splitlines()
+    assert said == ["2", "  checkpoint tiny-dit", "  checkpoint tiny-dit"]
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="needs no GPU")
+def test_without_a_gpu_it_is_refused_unless_it_is_a_dry_run() -> None:
+    with pytest.raises(DeviceError, match="pass --dry-run"):
+        import_module("device").Machine(dry_run=False)
+
+
+# --- rows and tables
+
+
+def test_a_row_names_the_packages_that_are_there_and_leaves_out_others(monkeypatch: pytest.MonkeyPatch) -> None:
+    record = import_module("record")
+    monkeypatch.setattr(record, "TOOLS", ("numpy", "no-such-package"))
+    found = record.environment()
+    assert found["versions"] == f"numpy={np.__version__}"
+
+
+def test_a_row_of_a_gpu_names_it_before_the_host() -> None:
+    record = import_module("record")
+    found = record.Records(gpu="NVIDIA H100, driver 580, CUDA 13.0", commit="abc").environment()
+    assert found["device"].startswith("NVIDIA H100, driver 580, CUDA 13.0; ")
+    assert "cuda-core=" in found["versions"]
+    assert found["commit"] == "abc"
+
+
+def test_without_git_the_commit_is_unknown(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert import_module("record").environment()["commit"] == "unknown"
+
+
+def test_rows_are_replaced_by_key_and_copied(tmp_path: Path) -> None:
+    records = import_module("record").Records(tmp_path / "a", copies=tmp_path / "b")
+    records.append("t", "c", [{"key": 1, "value": "old"}, {"key": 2, "value": "kept"}], key=("key",))
+    path = records.append("t", "c", [{"key": 1, "value": "new", "note": "wider"}], key=("key",))
+    assert [(row["key"], row["value"], row["note"]) for row in rows_of(path)] == [
+        ("2", "kept", ""),
+        ("1", "new", "wider"),
+    ]
+    assert (tmp_path / "b" / "t.csv").read_bytes() == path.read_bytes()
+
+
+def gpu_row(**values: str) -> dict[str, str]:
+    columns = dict.fromkeys(import_module("pieces").LATENCY_COLUMNS, "")
+    shared = {
+        "gpu": "NVIDIA H100",
+        "device": "NVIDIA H100; host",
+        "versions": "torch=2",
+        "batch": "1",
+        "library": "tensorrt",
+    }
+    times = {"denoise_p50_ms": "10", "denoise_p95_ms": "11", "faster_min": "2", "faster_max": "9"}
+    return {**columns, **shared, "row": "ilf-trt ILF", "steps": "10", **times, "faster_than_eager_20": "3", **values}
+
+
+def test_without_rows_every_table_says_that_no_gpu_was_at_hand(monkeypatch: pytest.MonkeyPatch) -> None:
+    tables = import_module("gpu_tables")
+    monkeypatch.setattr(tables, "read_rows", lambda name: [])
+    for table in (tables.gpu_latency, tables.gpu_facts, tables.gpu_parity):
+        assert table() == "not measured: no GPU was at hand"
+    assert len(tables.gpu_aims()) == len(tables.AIMS)
+    assert all(line.startswith("aim not measured: ") for line in tables.gpu_aims())
+
+
+def test_rows_without_numbers_stand_below_the_table_by_reason() -> None:
+    refused = {"denoise_p50_ms": "", "note": "tensorrt-rtx refused this GPU", "library": "tensorrt-rtx", "model": "m"}
+    rows = [gpu_row(model="m", precision="fp16"), *(gpu_row(precision=p, **refused) for p in ("fp16", "fp8"))]
+    lines = import_module("gpu_tables").gpu_latency(rows).splitlines()
+    assert lines[2].startswith("| m | 1 | ilf-trt ILF | tensorrt | fp16 | 10 |")
+    assert "Measured on NVIDIA H100; host; torch=2." in lines
+    assert lines[-1] == (
+        "Not measured: ilf-trt ILF (tensorrt-rtx fp16), ilf-trt ILF (tensorrt-rtx fp8) of m batch 1: "
+        "tensorrt-rtx refused this GPU."
+    )
+
+
+def test_an_aim_is_met_by_the_best_library_of_a_gpu() -> None:
+    alpha = {"model": "pixart-alpha-1024", "precision": "fp16"}
+    rows = [
+        gpu_row(**alpha, faster_than_eager_20="2.9", linear_share="0.5"),
+        gpu_row(**alpha, faster_than_eager_20="3.1", library="onnxruntime"),
+        gpu_row(model="dit-xl-256", precision="fp16", faster_than_eager_20="4.0", launch_us="20"),
+        gpu_row(model="pixart-alpha-1024", precision="fp8", batch="4", faster_than_eager_20="9"),
+    ]
+    assert [line.partition(":")[0] for line in import_module("gpu_tables").gpu_aims(rows)] == [
+        "aim met",
+        "aim not measured",
+        "aim missed",
+        "aim missed",
+        "aim met",
+    ]
+
+
+def test_tables_are_written_where_a_document_has_a_place(monkeypatch: pytest.MonkeyPatch) -> None:
+    filled, count = import_module("tables")._filled("a\n<!-- table x -->\nold\n<!-- end -->\nb", "x", lambda: "new")
+    assert (filled, count) == ("a\n<!-- table x -->\nnew\n<!-- end -->\nb", 1)
+
+
+def test_the_matrix_rate_is_the_best_of_square_products() -> None:
+    rows = [
+        {"gpu": gpu, "what": f"matmul {dtype}", "size": size, "median": median}
+        for gpu, dtype, size, median in (
+            ("a", "fp16", "8x8x8", "700"),
+            ("a", "fp16", "9x9x9", "750"),
+            ("a", "fp16", "8x9x8", "900"),
+            ("a", "fp8", "8x8x8", ""),
+            ("b", "fp16", "8x8x8", "990"),
+        )
+    ]
+    rate = import_module("device").measured_rate
+    assert [rate(rows, "a", dtype) for dtype in ("fp16", "fp8", "bf16")] == [750.0, None, None]
+
+
+# --- the base lines
+
+
+def plain_plan(steps: int) -> Any:
+    return make_plan(SOLVER, steps, blocks=BLOCKS, loop=Loop(*LOOP), feedback="none")
+
+
+@pytest.mark.parametrize("kind", ["dit", "pixart"])
+def test_cached_blocks_run_as_often_as_the_papers_cost_says(kind: str) -> None:
+    eager = import_module("eager")
+    backbone = small_dit() if kind == "dit" else small_pixart(sized=True)
+    conditions, noise = dit_conditions() if kind == "dit" else pixart_conditions(), noise_of(backbone)
+    lines = eager.Eager(attach(backbone, LOOP), SOLVER, GUIDANCE, "cpu", torch.float32)
+    plan = plain_plan(7)
+    costs = cached_block_forwards(BLOCKS, 7, cached=eager.cached_blocks(BLOCKS), every=eager.CACHED_EVERY)
+    ran = 0
+
+    def count(module: Any, *_: Any) -> None:
+        nonlocal ran
+        ran += type(module).__name__ == "BasicTransformerBlock"
+
+    with lines.cached(plan) as trajectory:
+        first = trajectory(conditions, noise)
+        hook = torch.nn.modules.module.register_module_forward_hook(count)
+        try:
+            again = trajectory(conditions, noise)
+        finally:
+            hook.remove()
+    assert ran == sum(costs) < plan.block_forwards
+    assert torch.equal(first, again)
+    plain = generate(backbone, plan, SOLVER, conditions, noise, guidance_scale=GUIDANCE)
+    assert not torch.allclose(first, plain)
+
+
+def test_blocks_that_run_anew_at_every_step_change_nothing() -> None:
+    eager = import_module("eager")
+    blocks = [torch.nn.Linear(4, 4) for _ in range(3)]
+    cached = eager.CachedBlocks(blocks, every=1, steps=5)
+    for _ in range(4):
+        tokens = torch.randn(2, 4)
+        assert torch.equal(cached(tokens), blocks[2](blocks[1](blocks[0](tokens))))
+
+
+def test_between_what_the_blocks_added_is_added_to_the_new_input() -> None:
+    eager = import_module("eager")
+    cached = eager.CachedBlocks([torch.nn.Linear(4, 4)], every=3, steps=4)
+    first, second = torch.randn(2, 2, 4)
+    added = cached(first) - first
+    assert torch.equal(cached(second), second + added)
+    assert torch.equal(cached(first), first + added)
+    assert torch.allclose(cached(second), cached.blocks[0](second))  # step 3
+    assert torch.allclose(cached(second), cached.blocks[0](second))  # step 0 of the next trajectory
+
+
+def test_the_papers_model_has_18_cached_blocks_and_326_block_forwards() -> None:
+    inside = import_module("eager").cached_blocks(28)
+    assert inside == 18
+    assert sum(cached_block_forwards(28, 20, cached=inside, every=3)) == 326
+
+
+def test_the_linears_of_a_plan_are_counted_with_every_graph_run() -> None:
+    with torch.device("meta"):
+        model = attach(small_dit(), LOOP)
+    options: Any = {"guidance": True, "text_tokens": 1, "train_timesteps": 1000, "precision": Precision.FP16}
+    plan = make_plan(SOLVER, 5, blocks=BLOCKS, loop=Loop(*LOOP), feedback="first:1")
+    got = import_module("hoisting").linear_flop(model, spec_of(model, **options), plan, 3)
+    width, tokens, rows, times, waves = 64, 16, 6, len(plan.times), 256
+    blocks = plan.block_forwards * rows * tokens * 12 * width**2  # four of attention, eight of the feed-forward
+    head = len(plan.steps) * rows * tokens * width * 2 * 2 * 2  # patches of 2 x 2, two channels
+    embedder = times * (waves * width + width**2)
+    cond = (BLOCKS + 1) * (embedder + times * rows * 6 * width**2) + embedder + times * rows * 2 * width**2
+    assert got == 2 * (blocks + head + cond)
+
+
+def test_the_distance_to_the_reference_is_of_its_range() -> None:
+    psnr = import_module("latency").psnr
+    wanted = np.array([0.0, 10.0], np.float32)
+    assert psnr(wanted + np.float32(1.0), wanted) == 20.0
+    assert psnr(wanted, wanted) == ""
+
+
+# --- one graph a step
+
+
+def unsplit_of(build: BuildResult, backbone: Any, folder: Path) -> tuple[ModuleType, Bundle, Path]:
+    unsplit = import_module("unsplit")
+    path = folder / "unsplit.onnx"
+    unsplit.export_unsplit(attach(backbone, LOOP), build.bundle.manifest, path)
+    return unsplit, build.bundle, path
+
+
+def conditions_of(bundle: Bundle, pictures: int) -> dict[str, Any]:
+    rng = np.random.default_rng(4)
+    text = (pictures, TEXT_TOKENS, TEXT_CHANNELS)
+    values = {
+        "class_labels": np.arange(pictures, dtype=np.int32),
+        **{f"{p}text": rng.standard_normal(text, np.float32) for p in ("", "negative_")},
+        **{f"{p}text_mask": np.ones(text[:2], np.float32) for p in ("", "negative_")},
+        "resolution": np.full((pictures, 2), 128, np.float32),
+        "aspect_ratio": np.ones((pictures, 1), np.float32),
+    }
+    return {port.name: values[port.name] for port in bundle.manifest.spec.conditions}
+
+
+@pytest.mark.parametrize("kind", ["dit", "pixart"])
+@pytest.mark.parametrize("library", [None, Library.TENSORRT], ids=["cpu", "gpu"])
+def test_one_graph_a_step_gives_what_five_give(
+    kind: str,
+    library: Library | None,
+    request: pytest.FixtureRequest,
+    tmp_path: Path,
+    machine: Machine,
+    compiled: Compiled,
+) -> None:
+    built: BuildResult = request.getfixturevalue(f"{kind}_build")
+    backbone = small_dit() if kind == "dit" else small_pixart(sized=True)
+    unsplit, bundle, whole = unsplit_of(built, backbone, tmp_path)
+    if library is not None:
+        bundle = Bundle.open(compiled(built.bundle.path, library))
+        graph = unsplit.unsplit_graph({each.name: each for each in bundle.manifest.graphs})
+        fake = import_module("fake_tensorrt")
+        profile = profile_of(graph, bundle.manifest.batch, times=1)
+        engine = tmp_path / "unsplit.engine"
+        fake.write_plan(
+            engine, whole, profile=profile, scratch_bytes=4096, name=graph.name, version=VERSIONS[library.value]
+        )
+        whole = engine
+    pictures = 3
+    noise = np.random.default_rng(3).standard_normal((pictures, *bundle.manifest.spec.latent), np.float32)
+    conditions = conditions_of(bundle, pictures)
+    with Pipeline.load(built.bundle.path, threads=1) as pipeline:
+        plan = pipeline.plan(5, feedback="none")
+        wanted = pipeline.generate(latents=noise, plan=plan, guidance_scale=GUIDANCE, **conditions).latents
+    device = "cpu" if library is None else "cuda:0"
+    with unsplit.opened(bundle, plan, pictures, whole, device=device, library=library) as trajectory:
+        for _ in range(3):
+            got, timings = trajectory.run(noise, conditions, GUIDANCE, profile=False, on_device=False)
+            assert np.abs(got - wanted).max() <= ROUNDING * np.abs(wanted).max()
+    assert timings.captured == (library is not None)
+
+
+def test_its_engine_is_refused_where_the_bundles_own_would_be(dit_build: BuildResult, tmp_path: Path) -> None:
+    build = import_module("unsplit").build_unsplit
+    hopper = EngineOptions(Library.TENSORRT_RTX, (Architecture(9, 0),))
+    with pytest.raises(InvalidRequest, match=r"tensorrt-rtx .* has no target sm90; .*Hopper"):
+        build(dit_build.bundle.manifest, tmp_path / "a.onnx", tmp_path / "a.engine", hopper)
+
+
+# --- a checkout that is not installed
+
+
+def test_a_checkout_is_importable_without_being_installed(tmp_path: Path) -> None:
+    folder = import_module("checkout").lay_out(tmp_path)
+    import_module("checkout").lay_out(tmp_path)
+    code = (
+        "import ilf_trt, ilf_trt.backbone, ilf_trt.engines.worker, ilf_trt.export, ilf_trt.runtime\n"
+        "from importlib.metadata import version\n"
+        "from importlib.resources import files\n"
+        "assert (files('ilf_trt') / 'demo' / 'ilf.json').is_file()\n"
+        "print(ilf_trt.__file__, ilf_trt.runtime.__file__, version('ilf-trt'))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-P", "-c", code],
+        env={"PYTHONPATH": str(folder)},
+        capture_output=True,
+        text=True,
+        check=False,
+        cwd=tmp_path,
+        timeout=TIMEOUT_S,
+    )
+    assert done.returncode == 0, done.stderr
+    top, runtime, version = done.stdout.split()
+    assert Path(top).is_relative_to(folder)
+    assert Path(runtime).is_relative_to(folder)
+    assert version == import_module("ilf_trt").__version__
