@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from record import read_rows
 
 FACTS, PARITY, LATENCY = "gpu-facts", "gpu-parity", "gpu-latency"
-NOT_MEASURED = "not measured: no GPU was at hand"
+NOT_MEASURED = "Not measured: no GPU was at hand."
 ILF_ROW = "ilf-trt ILF"
 AIMED = ("gpu", "model", "batch", "row", "precision")
 

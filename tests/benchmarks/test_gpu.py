@@ -212,7 +212,7 @@ def test_without_rows_every_table_says_that_no_gpu_was_at_hand(monkeypatch: pyte
     tables = import_module("gpu_tables")
     monkeypatch.setattr(tables, "read_rows", lambda name: [])
     for table in (tables.gpu_latency, tables.gpu_facts, tables.gpu_parity):
-        assert table() == "not measured: no GPU was at hand"
+        assert table() == "Not measured: no GPU was at hand."
     assert len(tables.gpu_aims()) == len(tables.AIMS)
     assert all(line.startswith("aim not measured: ") for line in tables.gpu_aims())
 
