@@ -131,7 +131,7 @@ def _on_gpu(
     for graph in graphs:
         path = files[graph.name]
         engines[graph.name] = (
-            trt.load(graph, path, gpu) if trt else OnnxRuntimeCudaEngine(graph, path, gpu=gpu, stream=stream)
+            trt.load(graph, path, stream) if trt else OnnxRuntimeCudaEngine(graph, path, gpu=gpu, stream=stream)
         )
         stack.callback(engines[graph.name].close)
     constants = {name: _uploaded(stack, gpu, stream, array) for name, array in bundle.constants().items()}
