@@ -14,7 +14,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from ilf_trt.errors import DeviceError, IlfError
+from ilf_trt.errors import DeviceError, DeviceLost, IlfError
 from ilf_trt.runtime.cuda import Gpu
 
 MIB = 1 << 20
@@ -99,6 +99,15 @@ class Machine:
         array = latents.cpu().numpy()
         ended = perf_counter()
         return Shot(array, self.elapsed_ms(first, last), (ended - began) * 1000, (launched - then) * 1e6)
+
+    def check(self) -> None:
+        """Raise DeviceLost when CUDA refuses everything from now on, so that no later row is blamed for it."""
+        if self.dry_run:
+            return
+        try:
+            torch.ones(1, device=self.device).add_(1).cpu()
+        except RuntimeError as error:
+            raise DeviceLost(f"{self.gpu} is lost ({_line(error)}); run the same command again") from error
 
     def used_mib(self) -> float | None:
         """Memory of the GPU in anybody's use; None without a GPU."""

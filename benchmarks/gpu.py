@@ -34,12 +34,12 @@ from pathlib import Path
 
 from device import DRY_RUN, DTYPES, Machine
 from gpu_tables import LATENCY, Row, gpu_aims, gpu_latency
-from latency import ONNXRUNTIME
+from latency import ONNXRUNTIME, Bench
 from models import MODELS, TINY
 from pieces import Deadline, Job, build_bundle, facts, latency, parity
 from record import RESULTS, Records
 
-from ilf_trt.errors import IlfError
+from ilf_trt.errors import DeviceLost, IlfError
 from ilf_trt.reference import CompileMode, CompileOptions
 from ilf_trt.target import Library
 
@@ -59,8 +59,12 @@ def main() -> int:
     except IlfError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    for piece in options.piece:
-        _piece(job, piece)
+    lost = None
+    try:
+        for piece in options.piece:
+            _piece(job, piece)
+    except DeviceLost as error:
+        lost = error
     rows = job.records.read(LATENCY)
     output = job.records.copies or job.records.folder
     if rows and (options.output or options.dry_run):
@@ -70,7 +74,9 @@ def main() -> int:
     print(*([DRY_TITLE] if options.dry_run else gpu_aims(rows)), sep="\n")
     left = job.deadline.left
     print(f"left for another call: {len(left)}", *left, sep="\n  " if left else "\n")
-    return 0
+    if lost is not None:
+        print(f"error: {lost}", file=sys.stderr)
+    return 0 if lost is None else 2
 
 
 def _piece(job: Job, piece: str) -> None:
@@ -82,18 +88,27 @@ def _piece(job: Job, piece: str) -> None:
         return
     for name in job.models:
         for batch in job.batches:
-            bench = job.bench(name, batch)
-            if bench is None:
-                continue
-            if piece == "latency":
-                latency(job, bench)
-                continue
-            for precision in job.precisions:
-                if piece == "build":
-                    build_bundle(job, bench, precision)
-                    continue
-                for library in job.libraries:
-                    parity(job, bench, precision, library)
+            try:
+                bench = job.bench(name, batch)
+                if bench is not None:
+                    _piece_of(job, piece, bench)
+            except DeviceLost:
+                raise
+            except Exception as error:  # of one model; the others go on
+                logging.exception("%s %s batch %s", piece, name, batch)
+                job.deadline.left.append(f"{piece} {name} batch {batch}, which failed: {error}")
+
+
+def _piece_of(job: Job, piece: str, bench: Bench) -> None:
+    if piece == "latency":
+        latency(job, bench)
+        return
+    for precision in job.precisions:
+        if piece == "build":
+            build_bundle(job, bench, precision)
+            continue
+        for library in job.libraries:
+            parity(job, bench, precision, library)
 
 
 def plot(rows: list[Row], path: Path) -> None:

@@ -21,7 +21,6 @@ from unsplit import UNSPLIT, opened
 from ilf_trt import attach, load_ilf
 from ilf_trt.bundle import ENGINE_FOLDER, GRAPH_FOLDER, Bundle
 from ilf_trt.checkpoint import read_checkpoint
-from ilf_trt.manifest import Manifest
 from ilf_trt.reference import CompileOptions
 from ilf_trt.runtime import Pipeline
 from ilf_trt.runtime.verify import difference
@@ -238,7 +237,7 @@ class Bench:
                 shoot,
                 lambda: plan.block_forwards,
                 lambda: generate(profile=True).timings.graph_ms,
-                files_mib(path, pipe.manifest, library),
+                loaded_mib(path, library, whole=False),
             )
 
     @contextmanager
@@ -255,7 +254,7 @@ class Bench:
                 lambda: _shot(*run(profile=False)),
                 lambda: plan.block_forwards,
                 lambda: run(profile=True)[1].graph_ms,
-                sum(file.stat().st_size for file in whole.parent.glob(f"{whole.name}*")) / MIB,
+                loaded_mib(bundle.path, library, whole=True),
             )
 
     def _tensors(self) -> tuple[dict[str, torch.Tensor], torch.Tensor]:
@@ -272,10 +271,14 @@ def unsplit_path(bundle: Path, library: str) -> Path:
     return folder / (f"{UNSPLIT}.onnx" if library == ONNXRUNTIME else f"{library}.engine")
 
 
-def files_mib(path: Path, manifest: Manifest, library: str) -> float:
-    """Size of what a library loads of a bundle."""
+def loaded_mib(bundle: Path, library: str, *, whole: bool) -> float:
+    """Size of what a library loads: of a bundle, or of the unsplit graph beside it."""
+    if whole:
+        file = unsplit_path(bundle, library)
+        return sum(part.stat().st_size for part in file.parent.glob(f"{file.name}*")) / MIB
     folder = f"{GRAPH_FOLDER}/" if library == ONNXRUNTIME else f"{ENGINE_FOLDER}/{library}/"
-    return sum(facts.size_bytes for name, facts in manifest.files.items() if name.startswith(folder)) / MIB
+    files = Bundle.open(bundle, check_hashes=False).manifest.files
+    return sum(facts.size_bytes for name, facts in files.items() if name.startswith(folder)) / MIB
 
 
 def psnr(got: NDArray[np.float32], wanted: NDArray[np.float32]) -> float | str:

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from device import MIB, Machine
 from gpu_tables import FACTS, LATENCY, PARITY, Row
-from latency import ONNXRUNTIME, WHOLE, Bench, Entry, files_mib, unsplit_path
+from latency import ONNXRUNTIME, TORCH, WHOLE, Bench, Entry, loaded_mib, unsplit_path
 from models import MODELS, TINY, make_checkpoint
 from record import Records
 from unsplit import build_unsplit, export_unsplit
@@ -105,20 +105,24 @@ def facts(job: Job) -> None:
 
 def build_bundle(job: Job, bench: Bench, precision: str) -> None:
     """The bundle of a precision, and in it the engines of each library that builds for this GPU."""
-    path, whole = bench.bundle(precision), precision == job.precisions[0]
+    path = bench.bundle(precision)
     title = f"build {bench.name} batch {bench.batch} {precision}"
-    onnx = unsplit_path(path, ONNXRUNTIME)
-    if not (path / MANIFEST_FILE).is_file() or (whole and not onnx.is_file()):
-        if not job.deadline.allows(f"{title}: export", EXPORT_S):
-            return
-        _export(job, bench, precision)
-        if whole:
-            model = load_ilf(job.work / bench.name).to(getattr(torch, Precision(precision).dtype))
-            export_unsplit(model, Bundle.open(path, check_hashes=False).manifest, onnx)
-    for library in job.libraries:
-        _build_engines(job, bench, precision, library, FIVE, title)
-        if whole:
-            _build_engines(job, bench, precision, library, WHOLE, title)
+    exports = {FIVE: (path / MANIFEST_FILE, _export)}
+    if precision == job.precisions[0]:
+        exports[WHOLE] = (unsplit_path(path, ONNXRUNTIME), _export_unsplit)
+    for graphs, (file, export) in exports.items():
+        if not file.is_file():
+            if not job.deadline.allows(f"{title}: export of {graphs}", EXPORT_S):
+                return
+            try:
+                export(job, bench, precision)
+            except Exception as error:
+                rows = [_build_row(job, bench, precision, library, graphs) for library in job.libraries]
+                job.put(BUILD, [{**row, "note": _refusal(job, "export", error)} for row in rows], BUILD_KEY)
+                return
+            job.machine.free()
+        for library in job.libraries:
+            _build_engines(job, bench, precision, library, graphs, title)
 
 
 def _export(job: Job, bench: Bench, precision: str) -> None:
@@ -140,39 +144,46 @@ def _export(job: Job, bench: Bench, precision: str) -> None:
         max_error=float("inf"),
     )
     build(str(checkpoint), bench.bundle(precision), options, force=True)
-    job.machine.free()
+
+
+def _export_unsplit(job: Job, bench: Bench, precision: str) -> None:
+    path = bench.bundle(precision)
+    model = load_ilf(job.work / bench.name).to(getattr(torch, Precision(precision).dtype))
+    export_unsplit(model, Bundle.open(path, check_hashes=False).manifest, unsplit_path(path, ONNXRUNTIME))
 
 
 def _build_engines(job: Job, bench: Bench, precision: str, library: str, graphs: str, title: str) -> None:
     path = bench.bundle(precision)
-    row: dict[str, Any] = {
-        "gpu": job.machine.gpu,
-        "model": bench.name,
-        "batch": bench.batch,
-        "precision": precision,
-        "library": library,
-        "graphs": graphs,
-    }
+    row = _build_row(job, bench, precision, library, graphs)
     found = job.found(BUILD, row, BUILD_KEY)
-    manifest = Bundle.open(path, check_hashes=False).manifest
-    there = library == ONNXRUNTIME or (
-        unsplit_path(path, library).is_file() if graphs == WHOLE else library in {e.target for e in manifest.engines}
-    )
-    if found is not None and (there or found["note"]):
+    if found is not None and (found["note"] or _there(path, library, graphs)):
         return
     if not job.deadline.allows(f"{title}: {library}, {graphs}", 0.0 if library == ONNXRUNTIME else COMPILE_S):
         return
-    row |= dict.fromkeys(("build_s", "engine_mib", "scratch_mib", "kernels", "not_as_asked", "note"), "")
     try:
         if library == ONNXRUNTIME:
-            onnx = unsplit_path(path, library)
-            whole = sum(file.stat().st_size for file in onnx.parent.glob(f"{onnx.name}*")) / MIB
-            row["engine_mib"] = round(whole if graphs == WHOLE else files_mib(path, manifest, library), 1)
+            row["engine_mib"] = round(loaded_mib(path, library, whole=graphs == WHOLE), 1)
         else:
             row |= _compiled(job, path, Library(library), graphs)
     except (IlfError, OSError) as error:
         row["note"] = _refusal(job, library, error)
     job.put(BUILD, [row], BUILD_KEY)
+
+
+def _build_row(job: Job, bench: Bench, precision: str, library: str, graphs: str) -> dict[str, Any]:
+    values = (job.machine.gpu, bench.name, bench.batch, precision, library, graphs)
+    empty = dict.fromkeys(("build_s", "engine_mib", "scratch_mib", "kernels", "not_as_asked", "note"), "")
+    return {**dict(zip(BUILD_KEY, values, strict=True)), **empty}
+
+
+def _there(path: Path, library: str, graphs: str) -> bool:
+    """Whether what a library loads was built and is at hand."""
+    if graphs == WHOLE:
+        return unsplit_path(path, library).is_file()
+    if not (path / MANIFEST_FILE).is_file():
+        return False
+    engines = Bundle.open(path, check_hashes=False).manifest.engines
+    return library == ONNXRUNTIME or library in {facts.target for facts in engines}
 
 
 def _compiled(job: Job, path: Path, library: Library, graphs: str) -> dict[str, Any]:
@@ -205,10 +216,15 @@ def parity(job: Job, bench: Bench, precision: str, library: str) -> None:
         "library": library,
     }
     title = f"parity {bench.name} batch {bench.batch} {precision} {library}"
-    if job.found(PARITY, row, PARITY_KEY[:-1]) is not None or not job.deadline.allows(title, PARITY_S):
+    if job.found(PARITY, row, PARITY_KEY[:-1]) is not None:
         return
     empty = dict.fromkeys(("max_abs", "relative", "cosine", "limit", "note"), "")
-    refused = _built(job, bench, precision, library, FIVE).get("note")
+    refused = _refused(job, bench, precision, library, FIVE)
+    if not refused and not _there(path, library, FIVE):
+        job.deadline.left.append(f"{title}, after piece build")
+        return
+    if not job.deadline.allows(title, PARITY_S):
+        return
     rows = []
     try:
         if refused:
@@ -227,6 +243,7 @@ def parity(job: Job, bench: Bench, precision: str, library: str) -> None:
     except Exception as error:
         rows = [{**row, "what": "all", **empty, "note": _refusal(job, library, error)}]
     job.put(PARITY, rows, PARITY_KEY)
+    job.machine.check()
 
 
 def latency(job: Job, bench: Bench) -> None:
@@ -234,8 +251,17 @@ def latency(job: Job, bench: Bench) -> None:
     shared = {"gpu": job.machine.gpu, "model": bench.name, "resolution": bench.resolution, "batch": bench.batch}
     entries = {_key(entry): entry for entry in bench.entries(job.libraries, job.precisions)}
     rows = {key: {**shared, "row": key[0], "library": key[1], "precision": key[2]} for key in entries}
-    missing = [key for key, row in rows.items() if job.found(LATENCY, row, LATENCY_KEY) is None]
     title = f"latency {bench.name} batch {bench.batch}"
+    missing = []
+    for key, row in rows.items():
+        name, library, precision = key
+        graphs, path = WHOLE if name == WHOLE else FIVE, bench.bundle(precision)
+        if job.found(LATENCY, row, LATENCY_KEY) is not None:
+            continue
+        if library == TORCH or _refused(job, bench, precision, library, graphs) or _there(path, library, graphs):
+            missing.append(key)
+        else:
+            job.deadline.left.append(f"{title}: {', '.join(key)}, after piece build")
     if not missing or not job.deadline.allows(f"{title}: {len(missing)} rows", BASE_S):
         return
     with bench.base_line() as base:
@@ -244,15 +270,16 @@ def latency(job: Job, bench: Bench) -> None:
             if not job.deadline.allows(f"{title}: {', '.join(key)}", entry.expected_s + job.row_s):
                 continue
             made: dict[str, Any] = {"steps": len(entry.plan.steps)}
-            built = _built(job, bench, entry.precision, entry.library, WHOLE if entry.name == WHOLE else FIVE)
+            graphs = WHOLE if entry.name == WHOLE else FIVE
             try:
-                if built.get("note"):
-                    raise _Refused(built["note"])
+                if refused := _refused(job, bench, entry.precision, entry.library, graphs):
+                    raise _Refused(refused)
                 made |= bench.measure(entry, base, job.row_s, job.records.read(FACTS))
-                made["build_s"] = built.get("build_s", "")
+                made["build_s"] = _built(job, bench, entry.precision, entry.library, graphs).get("build_s", "")
             except Exception as error:
                 made["note"] = _refusal(job, entry.library, error)
             job.put(LATENCY, [{**dict.fromkeys(LATENCY_COLUMNS, ""), **rows[key], **made}], LATENCY_KEY)
+            job.machine.check()
             job.machine.free()
 
 
@@ -261,9 +288,14 @@ class _Refused(Exception):
 
 
 def _built(job: Job, bench: Bench, precision: str, library: str, graphs: str) -> Row:
-    wanted = [job.machine.gpu, bench.name, str(bench.batch), precision, library, graphs]
+    """What the build piece recorded; empty when it did not."""
+    wanted = [str(value) for value in (job.machine.gpu, bench.name, bench.batch, precision, library, graphs)]
     rows = job.records.read(BUILD)
     return next((row for row in rows if [row[column] for column in BUILD_KEY] == wanted), {})
+
+
+def _refused(job: Job, bench: Bench, precision: str, library: str, graphs: str) -> str:
+    return _built(job, bench, precision, library, graphs).get("note", "")
 
 
 def _refusal(job: Job, library: str, error: Exception) -> str:
