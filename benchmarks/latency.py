@@ -196,6 +196,8 @@ class Bench:
         if ready.graph_ms is None or rate is None:
             return None
         graph_ms = sum(ready.graph_ms().values())
+        if not graph_ms:
+            return None
         spec = Bundle.open(self.bundle(entry.precision), check_hashes=False).manifest.spec
         with torch.device("meta"):
             model = attach(make_backbone(self.name), spec.loop)

@@ -41,7 +41,8 @@ TINY: dict[str, dict[str, Any]] = {
         "config": {
             **SMALL,
             "sample_size": 16,
-            "cross_attention_dim": 32,
+            "attention_head_dim": 24,
+            "cross_attention_dim": 48,
             "caption_channels": 24,
             "use_additional_conditions": True,
         },

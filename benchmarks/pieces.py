@@ -117,7 +117,8 @@ def build_bundle(job: Job, bench: Bench, precision: str) -> None:
             try:
                 export(job, bench, precision)
             except Exception as error:
-                rows = [_build_row(job, bench, precision, library, graphs) for library in job.libraries]
+                lost = exports if graphs == FIVE else [WHOLE]
+                rows = [_build_row(job, bench, precision, library, each) for library in job.libraries for each in lost]
                 job.put(BUILD, [{**row, "note": _refusal(job, "export", error)} for row in rows], BUILD_KEY)
                 return
             job.machine.free()
