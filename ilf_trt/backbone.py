@@ -7,6 +7,7 @@ from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from ilf_trt.contract import Port
 from ilf_trt.errors import InvalidRequest
@@ -79,6 +80,11 @@ class Backbone(ABC):
         """(C, H, W) of the latent; the model may predict more channels (a learned variance), which are dropped."""
         side = int(self.model.config.sample_size)
         return int(self.model.config.in_channels), side, side
+
+    @property
+    def null(self) -> Mapping[str, Tensor] | None:
+        """The arguments of one row that asks for nothing, where the model itself knows them."""
+        return None
 
     @property
     def grid(self) -> tuple[int, int]:
@@ -175,16 +181,26 @@ class Backbone(ABC):
         *,
         feedback: Tensor | None = None,
         scales: Tensor | None = None,
+        recompute: bool = False,
     ) -> Tensor:
         """Blocks one after another, `scales[i] * feedback` added to the input of block i (paper Eq. 2 and 3).
 
+        `recompute` runs every block again in the backward pass instead of keeping what is inside of it.
         tokens and feedback (R, N, D), rows (R, K, 6, D), scales (len(blocks),) -> (R, N, D).
         """
         for index, block in enumerate(blocks):
             if feedback is not None and scales is not None:
                 tokens = tokens + (feedback * scales[index]).to(tokens.dtype)
-            tokens = self.block(block, tokens, rows[:, 0 if self.shares_rows else index], context.at(index))
+            row, here = rows[:, 0 if self.shares_rows else index], context.at(index)
+            if recompute:
+                tokens = checkpoint(self.block, block, tokens, row, here, use_reentrant=False, preserve_rng_state=False)
+            else:
+                tokens = self.block(block, tokens, row, here)
         return tokens
+
+    def compile(self) -> None:
+        """Compile the block once for all blocks of the model: they differ in weights alone."""
+        setattr(self, "block", torch.compile(self.block, dynamic=False))  # noqa: B010
 
     def embed_time(self, embedder: Any, times: Tensor) -> Tensor:
         """times of any shape -> (…, D): sinusoids in float32, then the embedder's two layers."""

@@ -13,7 +13,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from ilf_trt.backbones import adapter_of_kind
+from ilf_trt.backbones import adapter_of_class, adapter_of_kind
 from ilf_trt.contract import Loop
 from ilf_trt.errors import CheckpointError, InvalidRequest
 from ilf_trt.model import ILFModel
@@ -42,20 +42,23 @@ class Checkpoint:
 
     def scheduler_config(self) -> dict[str, Any]:
         """The diffusers scheduler beside the checkpoint or beside its base; else DPM-Solver++ of order 2."""
-        for folder in (self.folder, Path(self.base), Path(self.base).parent):
-            path = folder / SCHEDULER_FILE
-            if path.is_file():
-                return read_json_object(path)
-        return dict(DEFAULT_SCHEDULER)
+        beside = self.folder / SCHEDULER_FILE
+        return read_json_object(beside) if beside.is_file() else base_scheduler(self.base)
 
 
 def save_ilf(
-    model: ILFModel, folder: str | Path, *, base: str | None = None, training: dict[str, Any] | None = None
+    model: ILFModel,
+    folder: str | Path,
+    *,
+    base: str | None = None,
+    base_sha256: str | None = None,
+    training: dict[str, Any] | None = None,
 ) -> None:
     """Write the feedback block, the scales and what they belong to.
 
     `base` says where the frozen backbone is found again: a folder relative to `folder`, a path, or a hub id;
-    without it the backbone is written beside, as `transformer/`. Raises CheckpointError when a weight is not finite.
+    without it the backbone is written beside, as `transformer/`. `base_sha256` is its fingerprint where that is known.
+    Raises CheckpointError when a weight is not finite.
     """
     folder = Path(folder)
     state = {name: tensor.detach().contiguous().cpu() for name, tensor in model.feedback.state_dict().items()}
@@ -68,7 +71,7 @@ def save_ilf(
         "schema": SCHEMA,
         "kind": model.adapter.kind,
         "loop": [model.loop.begin, model.loop.end],
-        "base": {"source": base, "sha256": fingerprint(model.backbone)},
+        "base": {"source": base, "sha256": base_sha256 or fingerprint(model.backbone)},
         "config": plain_config(model.backbone),
         "training": training or {},
     }
@@ -103,8 +106,42 @@ def load_ilf(folder: str | Path, *, base: str | Path | None = None) -> ILFModel:
         model = attach(backbone, checkpoint.loop)
     except InvalidRequest as error:
         raise CheckpointError(f"{checkpoint.folder / FACTS_FILE}: {error}") from error
-    _load_feedback(model, checkpoint.folder / WEIGHTS_FILE)
+    load_feedback(model, checkpoint.folder / WEIGHTS_FILE)
     return model
+
+
+def load_backbone(source: str) -> Any:
+    """A base to train on: a diffusers folder, a hub id, or `demo`; raises CheckpointError, UnsupportedBackbone."""
+    if source == DEMO and not Path(DEMO).is_dir():
+        source = base_source(DEMO)
+    options = {} if Path(source).is_dir() or source.count("/") != 1 else {"subfolder": BASE_FOLDER}
+    path = Path(source) / BASE_FOLDER if (Path(source) / BASE_FOLDER).is_dir() else Path(source)
+    try:
+        config = diffusers.DiTTransformer2DModel.load_config(str(path) if not options else source, **options)
+    except (OSError, ValueError) as error:
+        reason = " ".join(str(error).split())[:300]
+        raise CheckpointError(
+            f"base {source} cannot be loaded: {reason}; give the diffusers folder of the base as model.base"
+        ) from error
+    backbone = _load_base(adapter_of_class(str(config.get("_class_name"))).kind, source)
+    _check_finite(backbone.state_dict(), f"the base {source}")
+    return backbone
+
+
+def base_source(base: str) -> str:
+    """Where a base is found from any folder: a folder's absolute path, a hub id as it is, and the package's demo."""
+    if base == DEMO and not Path(DEMO).is_dir():
+        return str(files("ilf_trt") / DEMO / BASE_FOLDER)
+    return str(Path(base).resolve()) if Path(base).is_dir() else base
+
+
+def base_scheduler(base: str) -> dict[str, Any]:
+    """The diffusers scheduler beside a base; else DPM-Solver++ of order 2."""
+    for folder in (Path(base), Path(base).parent):
+        path = folder / SCHEDULER_FILE
+        if path.is_file():
+            return read_json_object(path)
+    return dict(DEFAULT_SCHEDULER)
 
 
 def read_checkpoint(folder: str | Path) -> Checkpoint:
@@ -175,7 +212,7 @@ def _load_base(kind: str, source: str) -> Any:
         ) from error
 
 
-def _load_feedback(model: ILFModel, path: Path) -> None:
+def load_feedback(model: ILFModel, path: Path) -> None:
     try:
         state = load_file(path)
     except FileNotFoundError as error:

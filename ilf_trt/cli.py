@@ -55,6 +55,12 @@ for _place, _name, _help, _example in (
         "Hold every graph and one trajectory of a bundle against its torch reference.",
         "build/demo.ilf",
     ),
+    (
+        "ilf_trt.training_command:train",
+        "train",
+        "Train the feedback block of a recipe.",
+        "--config demo --output build/demo-training",
+    ),
     ("ilf_trt.commands:train_demo", "train-demo", "Train the demo anew.", "--output build/demo-checkpoint"),
 ):
     app.command(_place, name=_name, help=f"{_help}\n\nExample: `ilf-trt {_name} {_example}`")

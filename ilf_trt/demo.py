@@ -1,7 +1,7 @@
 """The demo: a small DiT on scikit-learn's real 8x8 digits, and the feedback block trained on it."""
 
+import shutil
 from collections.abc import Callable, Iterator
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -11,29 +11,24 @@ from diffusers import DiTTransformer2DModel, DPMSolverMultistepScheduler
 from numpy.typing import NDArray
 from torch import Tensor
 
-from ilf_trt.checkpoint import BASE_FOLDER, save_ilf
-from ilf_trt.contract import Loop
+from ilf_trt.checkpoint import BASE_FOLDER, base_scheduler, fingerprint, save_ilf
 from ilf_trt.errors import CheckpointError, MissingDependency
+from ilf_trt.feed import Batch, MemoryFeed
+from ilf_trt.losses import noised
 from ilf_trt.model import ILFModel
+from ilf_trt.recipe import Recipe
 from ilf_trt.surgery import attach
-from ilf_trt.training import Batch, Recipe, noised, train_feedback
+from ilf_trt.training import Setting, facts_of
+from ilf_trt.training import train as train_feedback
+from ilf_trt.training_state import Base
 
-LOOP = Loop(3, 7)
+TRAINING_FOLDER = "training"
 CLASSES = 10
 NULL_SHARE = 0.1
 BASE_BATCH = 128
 BASE_ITERATIONS = 10_000
 BASE_LEARNING_RATE = 1.5e-3
 WARMUP = 500
-FEEDBACK_RECIPE = Recipe(
-    iterations=1_500,
-    batch_size=128,
-    learning_rate=1e-4,
-    scale_learning_rate=1e-3,
-    weight_decay=0.0,
-    seed=0,
-)
-
 Progress = Callable[[str, int, int, float], None]
 
 
@@ -45,6 +40,12 @@ def digits() -> tuple[NDArray[np.float32], NDArray[np.int64]]:
         raise MissingDependency("scikit-learn is not installed; pip install 'ilf-trt[demo]'") from error
     data = load_digits()
     return (data.images[:, None] / 8 - 1).astype(np.float32), data.target.astype(np.int64)
+
+
+def digits_feed(*, global_batch: int, seed: int) -> MemoryFeed:
+    """The digits for training, with their labels as class labels."""
+    pixels, targets = (torch.from_numpy(array) for array in digits())
+    return MemoryFeed(Batch(pixels, {"class_labels": targets}), global_batch=global_batch, seed=seed)
 
 
 def new_base() -> DiTTransformer2DModel:
@@ -103,8 +104,8 @@ def train(
     try:
         if base_iterations != 0:
             train_base(output, seed=seed, iterations=base_iterations or BASE_ITERATIONS, progress=progress)
-        recipe = replace(FEEDBACK_RECIPE, seed=seed, iterations=feedback_iterations or FEEDBACK_RECIPE.iterations)
-        train_demo_feedback(output, recipe, progress=progress)
+        changes = [] if feedback_iterations is None else [f"optimisation.iterations={feedback_iterations}"]
+        train_demo_feedback(output, Recipe.read("demo", [f"seed={seed}", *changes]), progress=progress)
     finally:
         torch.set_num_threads(before)
 
@@ -128,6 +129,7 @@ def train_base(output: Path, *, seed: int, iterations: int, progress: Progress |
         rate.step()
         if progress:
             progress("base", iteration, iterations, loss.item())
+    shutil.rmtree(output / TRAINING_FOLDER, ignore_errors=True)  # what was trained on the base that lay here
     model.save_pretrained(output / BASE_FOLDER)
     scheduler.save_pretrained(output / "scheduler")
 
@@ -140,16 +142,25 @@ def _base_loss(model: DiTTransformer2DModel, batch: Batch, alphas_cumprod: Tenso
 
 
 def train_demo_feedback(output: Path, recipe: Recipe, *, progress: Progress | None = None) -> ILFModel:
-    """Train the feedback block on the base under `output` and write the ILF checkpoint beside it."""
+    """Train the feedback block on the base under `output` and write the ILF checkpoint beside it.
+
+    The training's own files lie in `training/`; one that was stopped goes on.
+    """
     base = DiTTransformer2DModel.from_pretrained(output / BASE_FOLDER, use_safetensors=True, low_cpu_mem_usage=False)
-    model = attach(base, LOOP)
-    facts = train_feedback(
+    model, steps = attach(base, recipe.model.loop), recipe.optimisation.iterations
+    source = str((output / BASE_FOLDER).resolve())
+    outcome = train_feedback(
         model,
-        batches(recipe.batch_size, recipe.seed),
-        new_scheduler().alphas_cumprod,
         recipe,
-        log=output / "feedback.jsonl",
-        progress=None if progress is None else lambda i, loss: progress("feedback", i, recipe.iterations, loss),
+        digits_feed(global_batch=recipe.optimisation.batch_size, seed=recipe.seed),
+        Setting(
+            output / TRAINING_FOLDER,
+            Base(source, fingerprint(base)),
+            base_scheduler(source),
+            cpu=True,
+            labels=tuple(range(CLASSES)),
+        ),
+        progress=None if progress is None else lambda i, loss: progress("feedback", i, steps, loss),
     )
-    save_ilf(model, output, base=BASE_FOLDER, training={**facts, "data": "scikit-learn load_digits"})
+    save_ilf(model, output, base=BASE_FOLDER, training=facts_of(recipe, outcome))
     return model

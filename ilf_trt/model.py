@@ -1,5 +1,6 @@
 """The ILF model: a frozen backbone whose inner blocks can run a second time on their own feedback."""
 
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -10,6 +11,16 @@ from ilf_trt.backbone import Backbone, Context
 from ilf_trt.contract import Loop
 from ilf_trt.errors import InvalidRequest
 from ilf_trt.feedback import Feedback
+
+
+@dataclass(frozen=True, slots=True)
+class FirstPass:
+    """A latent at its own time, as the frozen part sees it: tokens before and after the loop, each (R, N, D)."""
+
+    tokens: Tensor
+    features: Tensor
+    time: Tensor
+    context: Context
 
 
 class ILFModel(nn.Module):
@@ -51,31 +62,59 @@ class ILFModel(nn.Module):
             raise InvalidRequest(
                 f"hidden_states are {tuple(hidden_states.shape)}, expected (R, *{self.adapter.latent})"
             )
-        batch = hidden_states.shape[0]
         time = _per_row(call["timestep"], hidden_states)
         later = time if t_post is None or not feedback else _per_row(t_post, hidden_states)
         context = self.adapter.context(call)
-        blocks = list(self.adapter.blocks)
-        before, inside, after = (
-            blocks[: self.loop.begin],
-            blocks[self.loop.begin : self.loop.end + 1],
-            blocks[self.loop.end + 1 :],
-        )
-
-        tokens = self._run(before, self.adapter.embed(hidden_states), time, context)
-        features = self._run(inside, tokens, time, context)
-        if feedback:
-            fed_back = self._run([self.feedback.block], features, time, context)
-            rows = self.adapter.rows(inside, later, context, batch)
-            features = self.adapter.run(inside, tokens, rows, context, feedback=fed_back, scales=self.feedback.scales)
-        features = self._run(after, features, later, context)
-        sample = self.adapter.head(features, self.adapter.head_row(later, context, batch))
+        first = self.first_pass(hidden_states, time, context)
+        sample = self.second_pass(first, later) if feedback else self.finish(first.features, time, context)
         return Transformer2DModelOutput(sample=sample) if return_dict else (sample,)
 
-    def _run(self, blocks: list[nn.Module], tokens: Tensor, time: Tensor, context: Context) -> Tensor:
+    def first_pass(
+        self, hidden_states: Tensor, time: Tensor, context: Context, *, residual: torch.dtype | None = None
+    ) -> FirstPass:
+        """Patch embedding, the blocks before the loop, and the loop, at `time` (R,); all of it is frozen.
+
+        `residual` is the dtype of the sum that runs through the blocks; by default that of the embedding.
+        """
+        blocks, loop = list(self.adapter.blocks), self.loop
+        embedded = self.adapter.embed(hidden_states)
+        tokens = embedded if residual is None else embedded.to(residual)
+        tokens = self._run(blocks[: loop.begin], tokens, time, context)
+        features = self._run(blocks[loop.begin : loop.end + 1], tokens, time, context)
+        return FirstPass(tokens, features, time, context)
+
+    def second_pass(self, first: FirstPass, t_post: Tensor, *, recompute: bool = False) -> Tensor:
+        """F, the loop again on its feedback, and what follows, at `t_post` (R,) -> sample (R, C_out, H, W).
+
+        `recompute` keeps no activations inside of a block for the backward pass: it runs the block again there.
+        """
+        context, inside = first.context, list(self.adapter.blocks)[self.loop.begin : self.loop.end + 1]
+        fed_back = self._run([self.feedback.block], first.features, first.time, context, recompute=recompute)
+        rows = self.adapter.rows(inside, t_post, context, first.tokens.shape[0])
+        features = self.adapter.run(
+            inside,
+            first.tokens,
+            rows,
+            context,
+            feedback=fed_back,
+            scales=self.feedback.scales,
+            recompute=recompute,
+        )
+        return self.finish(features, t_post, context, recompute=recompute)
+
+    def finish(self, features: Tensor, time: Tensor, context: Context, *, recompute: bool = False) -> Tensor:
+        """The blocks after the loop and the head, at `time` (R,): features (R, N, D) -> sample (R, C_out, H, W)."""
+        after = list(self.adapter.blocks)[self.loop.end + 1 :]
+        features = self._run(after, features, time, context, recompute=recompute)
+        return self.adapter.head(features, self.adapter.head_row(time, context, features.shape[0]))
+
+    def _run(
+        self, blocks: list[nn.Module], tokens: Tensor, time: Tensor, context: Context, *, recompute: bool = False
+    ) -> Tensor:
         if not blocks:
             return tokens
-        return self.adapter.run(blocks, tokens, self.adapter.rows(blocks, time, context, tokens.shape[0]), context)
+        rows = self.adapter.rows(blocks, time, context, tokens.shape[0])
+        return self.adapter.run(blocks, tokens, rows, context, recompute=recompute)
 
 
 def _per_row(time: Tensor | float, hidden_states: Tensor) -> Tensor:

@@ -1,128 +1,337 @@
-"""Trains the feedback block by Fast Approximate Distillation; the backbone stays frozen."""
+"""The engine: trains F and s on a frozen backbone, on one device or many, and goes on where it stopped, to the bit."""
 
-import json
-from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass
-from enum import StrEnum
-from math import isfinite, isnan
+import logging
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager, nullcontext
+from copy import deepcopy
+from dataclasses import dataclass
+from math import isfinite
 from pathlib import Path
+from time import perf_counter
 from typing import Any
 
 import torch
-import torch.nn.functional as F
-from torch import Tensor
+from accelerate import Accelerator, DistributedDataParallelKwargs
+from accelerate.utils import gather_object
+from torch import Tensor, nn
 
+from ilf_trt.backbones import backbone_of
+from ilf_trt.draws import TRAINING, VALIDATION, draw
 from ilf_trt.errors import InvalidRequest
+from ilf_trt.feed import Batch, Feed
+from ilf_trt.losses import Objective
 from ilf_trt.model import ILFModel
+from ilf_trt.recipe import Metric, Recipe, TrainPrecision
+from ilf_trt.reference import scheduler_of
+from ilf_trt.training_log import Sampler, TrainingLog
+from ilf_trt.training_state import Base, Standing, States
 
-LOG_EVERY = 50
-
-
-class Teacher(StrEnum):
-    """What the student is distilled from, besides the noise itself."""
-
-    FAST = "fast"
-    NONE = "none"
-
-
-class SecondPass(StrEnum):
-    """The time that the student's second pass is conditioned on while it trains."""
-
-    SAME = "t"
-    HALF = "t/2"
+DTYPES = {TrainPrecision.BF16: torch.bfloat16, TrainPrecision.FP16: torch.float16}
+KEYS_SHOWN = 8
+SMALLEST_SCALE = 1.0
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
-class Batch:
-    """x0 (B, C, H, W) and the backbone's own arguments for B rows."""
+class Setting:
+    """What a training runs on beside its recipe; `scheduler` is the diffusers config that noised the base's training.
 
-    x0: Tensor
-    call: dict[str, Any]
-
-
-@dataclass(frozen=True, slots=True)
-class Recipe:
-    """How a feedback block is trained; every field changes the result."""
-
-    iterations: int
-    batch_size: int
-    learning_rate: float
-    scale_learning_rate: float
-    weight_decay: float
-    seed: int
-    teacher: Teacher = Teacher.FAST
-    second_pass: SecondPass = SecondPass.SAME
-
-
-def train_feedback(
-    model: ILFModel,
-    batches: Iterator[Batch],
-    alphas_cumprod: Tensor,
-    recipe: Recipe,
-    *,
-    log: Path | None = None,
-    progress: Callable[[int, float], None] | None = None,
-) -> dict[str, Any]:
-    """Train `model.feedback` in place and return the training facts.
-
-    The student sees x_t; the teacher is the same backbone without feedback on the same image and noise at t/2, once.
-    Loss: MSE to the noise plus MSE to the teacher's prediction (digest of arXiv 2501.13107, section 3.2).
-    `log` gets one JSON object a line; `progress` is called with the iteration and its loss.
-    Raises InvalidRequest for fewer than one iteration, and when the loss is no longer finite.
+    `resume`: auto, none, or a checkpoint. `labels` are those of the sample grids. `cpu` leaves a GPU alone.
     """
-    if recipe.iterations < 1:
-        raise InvalidRequest(f"iterations is {recipe.iterations}, it must be at least 1")
-    torch.manual_seed(recipe.seed)
-    channels = model.adapter.latent[0]
-    optimizer = torch.optim.AdamW(
-        [
-            {"params": model.feedback.block.parameters(), "lr": recipe.learning_rate},
-            {"params": [model.feedback.scales], "lr": recipe.scale_learning_rate, "weight_decay": 0.0},
-        ],
-        weight_decay=recipe.weight_decay,
-    )
-    lines = log.open("w") if log else None
-    total = 0.0
+
+    folder: Path
+    base: Base
+    scheduler: Mapping[str, Any]
+    resume: str = "auto"
+    cpu: bool = False
+    labels: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """How a training ended: after all its iterations, or `stopped` before; `main` in the process that writes."""
+
+    iteration: int
+    mean_loss: float
+    stopped: bool
+    main: bool
+
+
+Progress = Callable[[int, float], None]
+
+
+def train(
+    model: ILFModel,
+    recipe: Recipe,
+    feed: Feed,
+    setting: Setting,
+    *,
+    validation: Feed | None = None,
+    progress: Progress | None = None,
+    stop: Callable[[], bool] = lambda: False,
+) -> Outcome:
+    """Train `model.feedback` in place; the backbone is copied where the precision asks for another dtype.
+
+    Writes checkpoints, log and samples under `setting.folder`, and at the end an ILF checkpoint into it. `progress` is
+    called in the main process with the iteration and its loss; `stop` is asked after every iteration, in every process.
+    Raises InvalidRequest when something does not fit, and when loss or gradient is not finite, with the batch's keys;
+    CheckpointError when a checkpoint cannot be read or written.
+    """
+    with _deterministic(recipe.compute.deterministic):
+        training = Training(model, recipe, feed, setting, validation=validation)
+        try:
+            return training.run(progress=progress, stop=stop)
+        finally:
+            training.close()
+
+
+class Training:
+    """One training: the model on its device, the optimizer, and where it stands."""
+
+    def __init__(
+        self, model: ILFModel, recipe: Recipe, feed: Feed, setting: Setting, *, validation: Feed | None = None
+    ) -> None:
+        self.recipe, self.feed, self.setting, self.validation = recipe, feed, setting, validation or feed
+        spread = DistributedDataParallelKwargs(gradient_as_bucket_view=True)
+        self.accelerator = Accelerator(cpu=setting.cpu, mixed_precision="no", kwargs_handlers=[spread])
+        self.world, self.rank = self.accelerator.num_processes, self.accelerator.process_index
+        self.device: torch.device = self.accelerator.device
+        self.at_once = recipe.optimisation.rows_at_once(self.world)
+        self.autocast = DTYPES.get(recipe.compute.precision)
+        self.model = _working(model, self.autocast)
+        self.null = feed.null if self.model.adapter.null is None else self.model.adapter.null
+        if recipe.loss.condition_dropout and self.null is None:
+            raise InvalidRequest(
+                f"loss.condition_dropout is {recipe.loss.condition_dropout}, but the data has no text that says "
+                "nothing to put in its place; add it, or set loss.condition_dropout=0"
+            )
+        if recipe.compute.compile:
+            self.model.adapter.compile()
+        self.objective = Objective(
+            self.model,
+            _alphas_cumprod(setting.scheduler),
+            recipe.loss,
+            autocast=self.autocast,
+            recompute=recipe.compute.gradient_checkpointing,
+        )
+        self.spread: nn.Module = self.accelerator.prepare_model(self.objective)
+        self.optimizer = new_optimizer(self.model, recipe)
+        self.scaler = torch.amp.GradScaler(self.device.type, enabled=self.autocast is torch.float16)
+        self.states = States(setting.folder, recipe, setting.base)
+        self.standing = Standing()
+        start = self.states.chosen(setting.resume)
+        if start is not None:
+            self.standing, scaler = self.states.load(start, self.model, self.optimizer)
+            self.scaler.load_state_dict(scaler)
+            logger.info("goes on from %s", start)
+        self.saved = self.standing.iteration
+
+    @property
+    def main(self) -> bool:
+        """Whether this process is the one that writes."""
+        return bool(self.accelerator.is_main_process)
+
+    def run(self, *, progress: Progress | None, stop: Callable[[], bool]) -> Outcome:
+        """All iterations that are left, or up to where `stop` says so."""
+        recipe, standing, stopped = self.recipe, self.standing, False
+        last = recipe.optimisation.iterations
+        if standing.iteration > last:
+            raise InvalidRequest(
+                f"the checkpoint stands at iteration {standing.iteration}, past optimisation.iterations {last}; "
+                "raise it, or start anew in another --output"
+            )
+        with ExitStack() as open_files:
+            log = self._open_log(open_files)
+            sampler = self._sampler()
+            began, rows = perf_counter(), 0
+            stream = self.feed.stream(start_iteration=standing.iteration + 1, rank=self.rank, world=self.world)
+            while standing.iteration < last and not stopped:
+                facts, stopped = self.step(stream, stop)
+                iteration = standing.iteration
+                rows += recipe.optimisation.batch_size
+                if progress and self.main:
+                    progress(iteration, facts["loss"])
+                if log and (iteration % recipe.logging.every == 0 or iteration == last):
+                    facts |= {"processes": self.world, "rows_per_second": rows / (perf_counter() - began)}
+                    log.write(iteration, facts | {"scales": self.model.feedback.scales.tolist()})
+                    began, rows = perf_counter(), 0
+                if sampler and self.main and (iteration % recipe.logging.samples_every == 0 or iteration == last):
+                    sampler.write(self.model, iteration, self.autocast)
+                if iteration % recipe.checkpoint.every == 0 or iteration == last:
+                    standing.judge(self.measure())
+                    self.save()
+            if standing.iteration != self.saved:
+                self.save()
+            if self.main and standing.iteration == last:
+                self.states.finish(standing)
+        self.accelerator.wait_for_everyone()
+        return Outcome(standing.iteration, standing.mean_loss, stopped and standing.iteration < last, self.main)
+
+    def close(self) -> None:
+        """Leave the other processes.
+
+        What DDP holds goes first: freed after its group, it joins gloo's threads under Python's lock and may hang.
+        """
+        self.spread = self.objective
+        self.accelerator.free_memory()
+        self.accelerator.end_training()
+
+    def step(self, stream: Iterator[Any], stop: Callable[[], bool] = lambda: False) -> tuple[dict[str, float], bool]:
+        """One iteration over the whole batch: its numbers over all processes, and whether any was asked to stop.
+
+        The host waits for the device once, before the weights change.
+        """
+        optimisation = self.recipe.optimisation
+        iteration = self.standing.iteration + 1
+        pulled, keys, batch = next(stream)
+        if pulled != iteration:
+            raise InvalidRequest(
+                f"the data gives iteration {pulled}, expected {iteration}; open it where training stands"
+            )
+        warmth = optimisation.warmth(iteration)
+        for group in self.optimizer.param_groups:
+            group["lr"] = group["full_lr"] * warmth
+        self.optimizer.zero_grad(set_to_none=True)
+        parts = []
+        for part, terms in self.terms(batch, iteration, TRAINING):
+            last = part == optimisation.accumulate - 1
+            with nullcontext() if last else self.accelerator.no_sync(self.spread):
+                found = terms()
+                self.scaler.scale(self.objective.total(found) / optimisation.accumulate).backward()
+            parts.append(found.detach())
+        self.scaler.unscale_(self.optimizer)
+        norm = self._clipped()
+        by_row = torch.cat(parts, 1)  # (2, rows of this process)
+        numbers = torch.stack([self.objective.total(by_row), *by_row.mean(1), norm])
+        wish = torch.tensor([float(stop())], device=self.device)
+        loss, reconstruction, distillation, norm_now, wishes = self._mean(torch.cat([numbers, wish])).tolist()
+        self._check_finite(iteration, loss, norm_now, by_row, keys)
+        self.scaler.step(self.optimizer)
+        self.scaler.update()
+        self.standing.add(loss)
+        facts = {
+            "loss": loss,
+            "reconstruction": reconstruction,
+            "distillation": distillation,
+            "grad_norm": norm_now,
+            "lr": optimisation.lr * warmth,
+        }
+        return facts, wishes > 0
+
+    def terms(self, batch: Batch, iteration: int, purpose: int) -> Iterator[tuple[int, Callable[[], Tensor]]]:
+        """For each part of this process's rows a call that makes its terms (2, rows at once)."""
+        loss, size = self.recipe.loss, len(batch.x0)
+        rows = range(self.rank * size, (self.rank + 1) * size)
+        latent, times = self.model.adapter.latent, len(self.objective.alphas_cumprod)
+        draws = draw(
+            self.recipe.seed, iteration, rows, latent, times=times, dropout=loss.condition_dropout, purpose=purpose
+        )
+        for part in range(size // self.at_once):
+            here = slice(part * self.at_once, (part + 1) * self.at_once)
+            given, drawn = batch.part(here, self.device), draws.part(here, self.device)
+            if loss.condition_dropout and self.null is not None:
+                given = given.without(drawn.dropped, self.null)
+            yield part, lambda given=given, drawn=drawn: self.spread(given, drawn.time, drawn.noise)  # type: ignore[misc]
+
+    @torch.no_grad()
+    def measure(self) -> float:
+        """The metric that the best is chosen by."""
+        if self.recipe.checkpoint.metric is Metric.LOSS:
+            return self.standing.window_sum / max(1, self.standing.window_count)
+        stream = self.validation.stream(start_iteration=1, rank=self.rank, world=self.world)
+        found = []
+        for _ in range(self.recipe.checkpoint.validation_batches):
+            iteration, _, batch = next(stream)
+            found += [self.objective.total(terms()) for _, terms in self.terms(batch, iteration, VALIDATION)]
+        return float(self._mean(torch.stack(found).mean()))
+
+    def save(self) -> None:
+        """A checkpoint of where the training stands."""
+        if self.main:
+            self.states.save(self.standing, self.model, self.optimizer, self.scaler.state_dict())
+        self.saved = self.standing.iteration
+
+    def _clipped(self) -> Tensor:
+        """The norm of the gradient, which is clipped in place."""
+        trained = [parameter for group in self.optimizer.param_groups for parameter in group["params"]]
+        norm = nn.utils.get_total_norm([p.grad for p in trained if p.grad is not None])
+        if self.recipe.optimisation.clip:
+            nn.utils.clip_grads_with_norm_(trained, self.recipe.optimisation.clip, norm)
+        return norm
+
+    def _mean(self, numbers: Tensor) -> Tensor:
+        reduced: Tensor = self.accelerator.reduce(numbers.float(), "mean")
+        return reduced
+
+    def _check_finite(self, iteration: int, loss: float, norm: float, by_row: Tensor, keys: Any) -> None:
+        """Raise InvalidRequest, before the weights change; in float16 the scaler skips a step that overflows."""
+        scaling = self.scaler.is_enabled() and self.scaler.get_scale() > SMALLEST_SCALE
+        if isfinite(loss) and (isfinite(norm) or scaling):
+            return
+        bad = (~by_row.isfinite().all(0)).tolist()
+        found = [str(key) for key, is_bad in zip(keys, bad, strict=True) if is_bad]
+        named = gather_object(found) if self.world > 1 else found
+        whole = gather_object([str(key) for key in keys]) if self.world > 1 else [str(key) for key in keys]
+        what, chosen = (f"loss is {loss}", named) if named else (f"gradient's norm is {norm}", whole)
+        more = f" and {len(chosen) - KEYS_SHOWN} more" if len(chosen) > KEYS_SHOWN else ""
+        raise InvalidRequest(
+            f"{what} at iteration {iteration}, in {', '.join(chosen[:KEYS_SHOWN])}{more}; look at these rows, or lower "
+            "optimisation.lr; the weights are still those of the iteration before"
+        )
+
+    def _open_log(self, open_files: ExitStack) -> TrainingLog | None:
+        if not self.main:
+            return None
+        self.setting.folder.mkdir(parents=True, exist_ok=True)
+        return open_files.enter_context(TrainingLog(self.setting.folder, self.standing.iteration))
+
+    def _sampler(self) -> Sampler | None:
+        settings = self.recipe.logging
+        if not settings.samples_every:
+            return None
+        if not Sampler.serves(self.model):
+            logger.warning("no sample grids: %s is not a model of classes in pixels", self.model.adapter.model_class)
+            return None
+        return Sampler(self.setting.folder, settings, dict(self.setting.scheduler), list(self.setting.labels))
+
+
+def new_optimizer(model: ILFModel, recipe: Recipe) -> torch.optim.Optimizer:
+    """AdamW over F, and over s with its own rate and without decay; nothing frozen is in it."""
+    optimisation = recipe.optimisation
+    groups = [
+        {"params": list(model.feedback.block.parameters()), "full_lr": optimisation.lr},
+        {"params": [model.feedback.scales], "full_lr": optimisation.scale_lr, "weight_decay": 0.0},
+    ]
+    return torch.optim.AdamW(groups, lr=optimisation.lr, weight_decay=optimisation.weight_decay)
+
+
+def facts_of(recipe: Recipe, outcome: Outcome) -> dict[str, Any]:
+    """What an ILF checkpoint says about a training."""
+    return {"iteration": outcome.iteration, "mean_loss": outcome.mean_loss, **recipe.facts()}
+
+
+def _working(model: ILFModel, dtype: torch.dtype | None) -> ILFModel:
+    """The model that trains: F and s themselves, the backbone shared or, for another dtype, a copy."""
+    if dtype is None:
+        return model
+    backbone = deepcopy(model.backbone)
+    nn.Module.to(backbone, dtype)  # diffusers' own warns of modules to keep in float32, of which these models have none
+    return ILFModel(backbone_of(backbone), model.loop, model.feedback)
+
+
+def _alphas_cumprod(scheduler: Mapping[str, Any]) -> Tensor:
+    prediction = scheduler.get("prediction_type", "epsilon")
+    if prediction != "epsilon":
+        raise InvalidRequest(f"the base predicts {prediction!r}; only a base that predicts the noise can be trained on")
+    alphas: Tensor = scheduler_of(scheduler).alphas_cumprod
+    return alphas
+
+
+@contextmanager
+def _deterministic(wanted: bool) -> Iterator[None]:
+    before, warned = torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()
+    torch.use_deterministic_algorithms(wanted or before, warn_only=True)
     try:
-        for iteration in range(1, recipe.iterations + 1):
-            loss = _distillation_loss(model, next(batches), alphas_cumprod, recipe, channels)
-            value = loss.item()
-            if not isfinite(value):
-                raise InvalidRequest(
-                    f"loss is {'NaN' if isnan(value) else value} at iteration {iteration}; lower the learning rate"
-                )
-            optimizer.zero_grad(set_to_none=True)
-            loss.backward()
-            optimizer.step()
-            total += value
-            if progress:
-                progress(iteration, value)
-            if lines and (iteration % LOG_EVERY == 0 or iteration == recipe.iterations):
-                scales = model.feedback.scales.detach().tolist()
-                lines.write(json.dumps({"iteration": iteration, "loss": value, "scales": scales}) + "\n")
-                lines.flush()
+        yield
     finally:
-        if lines:
-            lines.close()
-    return {**asdict(recipe), "mean_loss": total / recipe.iterations}
-
-
-def _distillation_loss(model: ILFModel, batch: Batch, alphas_cumprod: Tensor, recipe: Recipe, channels: int) -> Tensor:
-    time = torch.randint(0, len(alphas_cumprod), (len(batch.x0),), device=batch.x0.device)
-    noise = torch.randn_like(batch.x0)
-    later = time if recipe.second_pass is SecondPass.SAME else time // 2
-    student = model(noised(batch.x0, noise, time, alphas_cumprod), timestep=time, t_post=later, **batch.call)
-    predicted = student.sample[:, :channels]
-    loss = F.mse_loss(predicted, noise)
-    if recipe.teacher is Teacher.FAST:
-        half = time // 2
-        with torch.no_grad():
-            teacher = model(noised(batch.x0, noise, half, alphas_cumprod), timestep=half, feedback=False, **batch.call)
-        loss = loss + F.mse_loss(predicted, teacher.sample[:, :channels])
-    return loss
-
-
-def noised(x0: Tensor, noise: Tensor, time: Tensor, alphas_cumprod: Tensor) -> Tensor:
-    """x0 and noise (B, C, H, W), time (B,) -> x_t (B, C, H, W) of the variance-preserving diffusion."""
-    kept = alphas_cumprod[time].reshape(-1, 1, 1, 1)
-    return kept.sqrt() * x0 + (1 - kept).sqrt() * noise
+        torch.use_deterministic_algorithms(before, warn_only=warned)

@@ -27,6 +27,10 @@ class DiT(Backbone):
         """Number of classes; the next index is the null class of classifier-free guidance."""
         return int(self.model.config.num_embeds_ada_norm)
 
+    @property
+    def null(self) -> Mapping[str, Tensor]:
+        return {"class_labels": torch.tensor([self.classes])}
+
     def check(self) -> None:
         if self.model.config.dropout:
             raise UnsupportedBackbone(f"dropout {self.model.config.dropout} is not supported; set it to 0")

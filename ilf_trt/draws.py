@@ -1,0 +1,49 @@
+"""What is random in training: each row's time, noise and dropped condition, a pure function of seed, iteration, row.
+
+A counter-based generator (Philox) is opened anew for every row, so no state runs along: to resume, or to split a batch
+over processes and parts, makes no difference.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+TRAINING, VALIDATION = 0, 1
+
+
+@dataclass(frozen=True, slots=True)
+class Draws:
+    """time (B,) from 0 on, noise (B, C, H, W) of unit variance, dropped (B,) whether a row loses its condition."""
+
+    time: Tensor
+    noise: Tensor
+    dropped: Tensor
+
+    def part(self, rows: slice, device: torch.device) -> "Draws":
+        """Some of the rows, on `device`."""
+        return Draws(*(x[rows].to(device, non_blocking=True) for x in (self.time, self.noise, self.dropped)))
+
+
+def draw(
+    seed: int,
+    iteration: int,
+    rows: range,
+    latent: Sequence[int],
+    *,
+    times: int,
+    dropout: float,
+    purpose: int = TRAINING,
+) -> Draws:
+    """The draws of rows `rows` of the global batch; times are uniform over `times`."""
+    noise = np.empty((len(rows), *latent), np.float32)
+    time, dropped = np.empty(len(rows), np.int64), np.empty(len(rows), bool)
+    for index, row in enumerate(rows):
+        counter = np.array([0, row, purpose, 0], np.uint64)  # the low word counts up by itself
+        random = np.random.Generator(np.random.Philox(key=np.array([seed, iteration], np.uint64), counter=counter))
+        first, second = random.random(2)
+        time[index], dropped[index] = int(first * times), second < dropout
+        random.standard_normal(dtype=np.float32, out=noise[index])
+    return Draws(torch.from_numpy(time), torch.from_numpy(noise), torch.from_numpy(dropped))
