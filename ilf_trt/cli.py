@@ -56,6 +56,12 @@ for _place, _name, _help, _example in (
         "build/demo.ilf",
     ),
     (
+        "ilf_trt.prepare_command:prepare",
+        "prepare",
+        "Make latents and embedded text from pictures, to train on.",
+        "--data-kind images --path photos --vae stabilityai/sd-vae-ft-ema -o build/latents",
+    ),
+    (
         "ilf_trt.training_command:train",
         "train",
         "Train the feedback block of a recipe.",

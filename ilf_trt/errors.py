@@ -5,6 +5,8 @@ IlfError
 ├── UnsupportedBackbone   a model class, or an option of it, that has no adapter
 ├── UnsupportedScheduler  a scheduler, or an option of it, that is not linear and deterministic
 ├── CheckpointError       an ILF checkpoint or its base that is missing, damaged or of another model
+├── DataError             training data that is missing, damaged or in too large a part broken
+│   └── BrokenSample      one sample that cannot be read; training counts it and takes the next
 ├── BundleError           a bundle that is missing, damaged, half-written or too new
 ├── PortMismatch          a tensor whose name, shape or dtype differs from the graph's port
 ├── ParityError           a graph that differs from the reference by more than its limit
@@ -34,6 +36,18 @@ class UnsupportedScheduler(IlfError):
 
 class CheckpointError(IlfError):
     """An ILF checkpoint or its base that is missing, damaged or of another model."""
+
+
+class DataError(IlfError):
+    """Training data that is missing, damaged or in too large a part broken."""
+
+
+class BrokenSample(DataError):
+    """One sample that cannot be read: its `key`, and the `reason`."""
+
+    def __init__(self, key: str, reason: str) -> None:
+        super().__init__(f"{key}: {reason}")
+        self.key, self.reason = key, reason
 
 
 class BundleError(IlfError):

@@ -4,11 +4,11 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from ilf_trt.errors import InvalidRequest
+from ilf_trt.order import Order
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,29 +54,18 @@ class MemoryFeed:
     def __init__(self, rows: Batch, *, global_batch: int, seed: int, null: Mapping[str, Tensor] | None = None) -> None:
         if not len(rows.x0):
             raise InvalidRequest("the data holds no picture; give at least one")
-        self.rows, self.global_batch, self.seed = rows, global_batch, seed
-        self.null = null
+        self.rows, self.global_batch = rows, global_batch
+        self.null, self.order = null, Order(len(rows.x0), seed)
 
     def stream(self, *, start_iteration: int, rank: int, world: int) -> Iterator[Pulled]:
         size = self.global_batch // world
         iteration = start_iteration
         while True:
             first = (iteration - 1) * self.global_batch + rank * size
-            chosen = torch.from_numpy(self._chosen(first, size))
+            chosen = torch.from_numpy(self.order.rows(first, size))
             call: dict[str, Any] = _each(self.rows.call, lambda value: value[chosen])  # noqa: B023
             yield iteration, [str(int(row)) for row in chosen], Batch(self.rows.x0[chosen], call)
             iteration += 1
-
-    def _chosen(self, first: int, count: int) -> Any:
-        """Rows at places `first` … of the endless sequence of epochs."""
-        size = len(self.rows.x0)
-        places = np.arange(first, first + count)
-        chosen = np.empty(count, np.int64)
-        for epoch in np.unique(places // size):
-            order = np.random.Generator(np.random.Philox(key=[self.seed, int(epoch)])).permutation(size)
-            here = places // size == epoch
-            chosen[here] = order[places[here] % size]
-        return chosen
 
 
 def _each(value: Any, change: Any) -> Any:

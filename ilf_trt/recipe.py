@@ -14,7 +14,15 @@ from typing import Any, get_args, get_origin, get_type_hints
 from ilf_trt.contract import Loop
 from ilf_trt.errors import InvalidRequest
 
-FREE_ON_RESUME = ("model.base", "optimisation.iterations", "optimisation.accumulate", "data.path", "data.workers")
+FREE_ON_RESUME = (
+    "model.base",
+    "optimisation.iterations",
+    "optimisation.accumulate",
+    "data.path",
+    "data.workers",
+    "data.max_broken",
+    "data.verify",
+)
 FREE_SECTIONS = ("checkpoint", "logging", "compute", "validation")
 WORDS = {int: "a whole number", float: "a finite number", str: "text", bool: "true or false"}
 
@@ -186,7 +194,7 @@ class Recipe:
     @classmethod
     def from_table(cls, table: Mapping[str, Any]) -> "Recipe":
         """Raises InvalidRequest for a key that is unknown, missing, of the wrong type or out of its range."""
-        recipe: Recipe = _parsed(cls, table, "")
+        recipe: Recipe = parsed(cls, table, "")
         return recipe
 
     def check(self) -> None:
@@ -237,6 +245,26 @@ def read_table(name: str) -> dict[str, Any]:
         raise InvalidRequest(f"recipe {name} is not readable TOML: {error}; mend that line") from error
 
 
+def parsed(kind: Any, table: Mapping[str, Any], where: str) -> Any:
+    """A dataclass from a table, checked key by key, then by its own `check()`; raises InvalidRequest.
+
+    `where` stands before a key in what an error says, such as `data.`.
+    """
+    hints, known = get_type_hints(kind), {one.name: one for one in fields(kind)}
+    for name in table:
+        if name not in known:
+            raise InvalidRequest(f"{where}{name} is unknown{_nearest(name, list(known))}; it takes {', '.join(known)}")
+    values = {}
+    for name, one in known.items():
+        if name in table:
+            values[name] = _value(hints[name], table[name], f"{where}{name}")
+        elif one.default is MISSING and one.default_factory is MISSING:
+            raise InvalidRequest(f"{where}{name} is missing; set it in the recipe or with --set {where}{name}=…")
+    made = kind(**values)
+    made.check()
+    return made
+
+
 def _set(table: dict[str, Any], change: str) -> None:
     name, separator, text = change.partition("=")
     if not separator or not name.strip():
@@ -253,30 +281,13 @@ def _set(table: dict[str, Any], change: str) -> None:
     table[key] = value
 
 
-def _parsed(kind: Any, table: Mapping[str, Any], where: str) -> Any:
-    """A dataclass from a table, checked key by key."""
-    hints, known = get_type_hints(kind), {one.name: one for one in fields(kind)}
-    for name in table:
-        if name not in known:
-            raise InvalidRequest(f"{where}{name} is unknown{_nearest(name, list(known))}; it takes {', '.join(known)}")
-    values = {}
-    for name, one in known.items():
-        if name in table:
-            values[name] = _value(hints[name], table[name], f"{where}{name}")
-        elif one.default is MISSING and one.default_factory is MISSING:
-            raise InvalidRequest(f"{where}{name} is missing; set it in the recipe or with --set {where}{name}=…")
-    made = kind(**values)
-    made.check()
-    return made
-
-
 def _value(kind: Any, value: Any, name: str) -> Any:
     if get_origin(kind) is UnionType:
         (kind,) = (one for one in get_args(kind) if one is not NoneType)
     if kind is Loop:
         return Loop.parse(":".join(map(str, value)) if isinstance(value, list) else str(value))
     if is_dataclass(kind):
-        return _parsed(kind, _value(Mapping, value, name), f"{name}.")
+        return parsed(kind, _value(Mapping, value, name), f"{name}.")
     if (get_origin(kind) or kind) is Mapping:
         return value if isinstance(value, dict) else _mistyped(name, value, "a table")
     if issubclass(kind, StrEnum):

@@ -7,7 +7,6 @@ import signal
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from importlib import import_module
 from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Annotated, Any
@@ -21,9 +20,8 @@ from ilf_trt.errors import InvalidRequest, MissingDependency
 from ilf_trt.recipe import Recipe
 
 if TYPE_CHECKING:
-    from ilf_trt.feed import Feed, Pulled
+    from ilf_trt.feed import Feed
 
-DIGITS = "digits"
 GIB, MIB, TERA = 1 << 30, 1 << 20, 1e12
 ENDED_BY = {signal.SIGTERM: 143, signal.SIGINT: 130}
 CUBLAS_WORKSPACE = ("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # without it cuBLAS is not deterministic
@@ -93,11 +91,13 @@ def _train(recipe: Recipe, output: Path, *, resume: str, cpu: bool, stop: Callab
     try:
         from ilf_trt import training
         from ilf_trt.checkpoint import base_scheduler, base_source, fingerprint, load_backbone
+        from ilf_trt.data import fitted
         from ilf_trt.surgery import attach
         from ilf_trt.training_state import Base
     except ImportError as error:
         raise MissingDependency(f"training needs {error.name}; pip install 'ilf-trt[train]'") from error
-    _feed(recipe, recipe.data)  # the quick refusals first
+    feed = _feed(recipe, recipe.data, "data")  # the quick refusals first
+    validation = _feed(recipe, recipe.validation, "validation") if recipe.validation else None
     source = base_source(recipe.model.base)
     backbone = load_backbone(recipe.model.base)
     _check_config(recipe, backbone)
@@ -117,9 +117,9 @@ def _train(recipe: Recipe, output: Path, *, resume: str, cpu: bool, stop: Callab
         return training.train(
             model,
             recipe,
-            _feed(recipe, recipe.data),
+            fitted(feed, model.adapter),
             setting,
-            validation=_feed(recipe, recipe.validation) if recipe.validation else None,
+            validation=fitted(validation, model.adapter) if validation else None,
             progress=progress,
             stop=stop,
         )
@@ -138,47 +138,10 @@ def labels_of(text: str, classes: int) -> tuple[int, ...]:
     return tuple(labels)
 
 
-class LoaderFeed:
-    """A feed over `ilf_trt.data`: its `Loader`, opened where a training stands."""
+def _feed(recipe: Recipe, table: Mapping[str, Any], section: str) -> "Feed":
+    from ilf_trt.data import open_feed
 
-    null: Mapping[str, Any] | None
-
-    def __init__(self, table: Mapping[str, Any], *, global_batch: int, seed: int) -> None:
-        self.global_batch, self.seed = global_batch, seed
-        self.options = {name: table[name] for name in ("workers", "max_broken") if name in table}
-        data = import_module("ilf_trt.data")
-        self.source = data.source_of({name: value for name, value in table.items() if name not in self.options})
-        self.null = getattr(self.source, "null", None)
-
-    def stream(self, *, start_iteration: int, rank: int, world: int) -> "Iterator[Pulled]":
-        loader = import_module("ilf_trt.data.stream").Loader
-        rows = loader(
-            self.source,
-            global_batch=self.global_batch,
-            seed=self.seed,
-            rank=rank,
-            world=world,
-            start_iteration=start_iteration,
-            **self.options,
-        )
-        return iter(rows)
-
-
-def _feed(recipe: Recipe, table: Mapping[str, Any]) -> "Feed":
-    options = {"global_batch": recipe.optimisation.batch_size, "seed": recipe.seed}
-    if table.get("kind") == DIGITS:
-        unknown = sorted(table.keys() - {"kind"})
-        if unknown:
-            raise InvalidRequest(f"data.{unknown[0]} is unknown; data of kind {DIGITS} takes nothing else")
-        from ilf_trt.demo import digits_feed
-
-        return digits_feed(**options)
-    try:
-        return LoaderFeed(table, **options)
-    except ModuleNotFoundError as error:
-        if error.name != "ilf_trt.data":
-            raise MissingDependency(f"this data needs {error.name}; pip install 'ilf-trt[train]'") from error
-        raise InvalidRequest(f"data.kind is {table.get('kind')!r}, it must be {DIGITS}") from error
+    return open_feed(table, global_batch=recipe.optimisation.batch_size, seed=recipe.seed, section=section)
 
 
 def _check_config(recipe: Recipe, backbone: Any) -> None:

@@ -32,6 +32,8 @@ LIGHT_MODULES = (
     "ilf_trt.engine_flags",
     "ilf_trt.errors",
     "ilf_trt.manifest",
+    "ilf_trt.order",
+    "ilf_trt.prepare_command",
     "ilf_trt.probe",
     "ilf_trt.schedule",
     "ilf_trt.solver",
@@ -51,8 +53,12 @@ USES_TORCH = (
     "ilf_trt/backbones/",
     "ilf_trt/block.py",
     "ilf_trt/checkpoint.py",
+    "ilf_trt/data/",
     "ilf_trt/demo.py",
+    "ilf_trt/draws.py",
+    "ilf_trt/feed.py",
     "ilf_trt/feedback.py",
+    "ilf_trt/losses.py",
     "ilf_trt/model.py",
     "ilf_trt/reference.py",
     "ilf_trt/surgery.py",
@@ -62,6 +68,7 @@ USES_DIFFUSERS = (
     "export/",
     "ilf_trt/backbones/",
     "ilf_trt/checkpoint.py",
+    "ilf_trt/data/vae.py",
     "ilf_trt/demo.py",
     "ilf_trt/model.py",
     "ilf_trt/reference.py",
@@ -121,6 +128,7 @@ def test_a_name_of_the_package_loads_torch_when_it_is_asked_for() -> None:
         ["compile", "--help"],
         ["cache", "--help"],
         ["train-demo", "--help"],
+        ["prepare", "--help"],
         ["plan", "--blocks", "28", "--loop", "8:19", "--steps", "10"],
         ["plan", "--blocks", "28", "--steps", "20", "--cache-blocks", "18", "--cache-every", "3", "--json"],
     ],
@@ -304,7 +312,11 @@ def test_diffusers_is_imported_only_where_it_may() -> None:
     assert outside(users_of("diffusers", SOURCES), USES_DIFFUSERS) == set()
 
 
-@pytest.mark.parametrize("package", ["transformers", "onnxscript", "onnx_ir", "onnx"])
+def test_transformers_is_imported_only_where_text_is_embedded() -> None:
+    assert outside(users_of("transformers", SOURCES), ("ilf_trt/data/text.py",)) == set()
+
+
+@pytest.mark.parametrize("package", ["onnxscript", "onnx_ir", "onnx"])
 def test_what_exports_is_imported_only_in_export(package: str) -> None:
     assert outside(users_of(package, SOURCES), ("export/",)) == set()
 
