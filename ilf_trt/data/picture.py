@@ -35,9 +35,9 @@ def pixels_of(key: str, data: bytes | Path, *, size: int, channels: int) -> Tens
         raise BrokenSample(key, _reason(error)) from error
     if picture.size != (size, size):
         side = min(picture.size)
-        left, top = ((length - side) / 2 for length in picture.size)
-        box = (left, top, left + side, top + side)
-        picture = picture.resize((size, size), Image.Resampling.BICUBIC, box=box)
+        left, top = ((length - side) // 2 for length in picture.size)
+        centre = picture.crop((left, top, left + side, top + side))  # resize(box=…) reads beyond the box
+        picture = centre.resize((size, size), Image.Resampling.BICUBIC)
     pixels = np.asarray(picture, np.float32).reshape(size, size, channels) / 127.5 - 1
     return torch.from_numpy(np.ascontiguousarray(pixels.transpose(2, 0, 1)))
 

@@ -132,7 +132,7 @@ class _Writer:
         condition = Condition.LABEL if self.texts is None else Condition.TEXT
         fresh = Index(settings, condition, self.source.classes)
         if not (self.output / INDEX_FILE).is_file():
-            if any(path.suffix for path in self.output.iterdir()):
+            if any(not path.name.startswith(".") for path in self.output.iterdir()):
                 raise InvalidRequest(f"{self.output} holds other files; give an empty folder as --output")
             fresh.write(self.output)
             return fresh

@@ -10,6 +10,8 @@ from torch import Tensor
 from ilf_trt.data.folder import loaded
 from ilf_trt.errors import MissingDependency
 
+FEWEST_PIECES = 2  # where a folder has no tokenizer's files, transformers makes one of a single piece
+
 
 class Text:
     """captions -> embedded tokens and their mask; captions are lower-cased and stripped, as PixArt's pipeline does."""
@@ -30,7 +32,10 @@ class Text:
             return T5EncoderModel.from_pretrained(source, use_safetensors=True, dtype=dtype, **options)
 
         def load_tokenizer(options: dict[str, str]) -> Any:
-            return AutoTokenizer.from_pretrained(source, **options)
+            tokenizer = AutoTokenizer.from_pretrained(source, **options)
+            if len(tokenizer.get_vocab()) - len(tokenizer.get_added_vocab()) < FEWEST_PIECES:
+                raise ValueError("its tokenizer has no words; copy its tokenizer.json or spiece.model there")
+            return tokenizer
 
         tokenizer = loaded("tokenizer", source, "tokenizer", load_tokenizer, (ImportError,))
         model = loaded("text encoder", source, "text_encoder", load_model, (SafetensorError,))
