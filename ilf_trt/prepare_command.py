@@ -76,20 +76,14 @@ def prepare(
             f"size is {size}, text-tokens {text_tokens}, seed {seed}; they must be at least 1, 1 and 0"
         )
     try:
-        import torch
-
         from ilf_trt.data.index import DTYPES
-        from ilf_trt.data.prepare import Preparation
+        from ilf_trt.data.prepare import Preparation, check_device
         from ilf_trt.data.prepare import prepare as write
         from ilf_trt.data.text import Text
         from ilf_trt.data.vae import Vae
     except ImportError as error:
         raise MissingDependency(f"preparing data needs {error.name}; pip install 'ilf-trt[prepare]'") from error
-    try:
-        torch.empty(0, device=device)
-    except (RuntimeError, AssertionError) as error:
-        reason = str(error).splitlines()[0]
-        raise InvalidRequest(f"device {device!r} cannot be used: {reason}; give cpu, or cuda:0") from error
+    check_device(device)
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
     source = _source(data_kind, path, size)
     settings = {"kind": data_kind, "size": size, "vae": vae, "text_encoder": text_encoder, "sample": sample}

@@ -164,8 +164,12 @@ def test_a_bundle_is_read_where_torch_cannot_be_imported(command: str, dit_bundl
     [
         (["build", "--checkpoint", "{tmp}/none", "--output", "{tmp}/a.ilf"], "pip install 'ilf-trt[build]'"),
         (["train-demo", "--output", "{tmp}/a"], "pip install 'ilf-trt[build,demo]'"),
+        (
+            ["prepare", "--data-kind", "images", "--path", "{tmp}/a", "--output", "{tmp}/b"],
+            "pip install 'ilf-trt[prepare]'",
+        ),
     ],
-    ids=["build", "train-demo"],
+    ids=["build", "train-demo", "prepare"],
 )
 def test_a_command_that_needs_torch_says_what_to_install(arguments: list[str], hint: str, tmp_path: Path) -> None:
     done = command_without([argument.format(tmp=tmp_path) for argument in arguments])

@@ -112,7 +112,10 @@ def _write(path: Path, write: Callable[[Path], Any]) -> None:
     draft = path.with_name(f".{path.name}.partial")
     try:
         try:
+            draft.touch()
+            mode = draft.stat().st_mode
             write(draft)
+            draft.chmod(mode)  # safetensors lets nobody but the owner read
             with draft.open("rb") as file:
                 os.fsync(file.fileno())
             draft.replace(path)

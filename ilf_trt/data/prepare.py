@@ -81,6 +81,15 @@ def prepare(
         return writer.run(progress or (lambda done, total: None))
 
 
+def check_device(device: str) -> None:
+    """Raises InvalidRequest where torch cannot use it."""
+    try:
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).splitlines()[0]
+        raise InvalidRequest(f"device {device!r} cannot be used: {reason}; give cpu, or cuda:0") from error
+
+
 class _Writer:
     def __init__(
         self,

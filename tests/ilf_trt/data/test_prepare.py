@@ -1,6 +1,8 @@
 """Preparing data, and reading what was prepared."""
 
+import fcntl
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -8,7 +10,7 @@ import pytest
 import torch
 
 from ilf_trt.data.images import ImageFolder
-from ilf_trt.data.index import Index
+from ilf_trt.data.index import Index, write_shard
 from ilf_trt.data.latents import LatentShards
 from ilf_trt.data.prepare import prepare
 from ilf_trt.data.sample import Condition
@@ -119,6 +121,27 @@ def test_other_settings_are_refused_with_both_values(labels: ImageFolder, tmp_pa
 def test_a_folder_with_other_files_is_left_alone(labels: ImageFolder, tmp_path: Path) -> None:
     with pytest.raises(InvalidRequest, match="holds other files"):
         prepare(labels, tmp_path / "images", preparation(), pictures=Halves(), texts=None)
+
+
+def test_two_runs_do_not_write_into_one_folder(labels: ImageFolder, tmp_path: Path) -> None:
+    handle = os.open(tmp_path / "images", os.O_RDONLY)
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX)
+        with pytest.raises(InvalidRequest, match="another process prepares"):
+            prepare(labels, tmp_path / "images", preparation(), pictures=Halves(), texts=None)
+    finally:
+        os.close(handle)
+
+
+def test_a_shard_that_cannot_be_written_leaves_nothing_and_says_so(tmp_path: Path) -> None:
+    (tmp_path / "shard-00000.safetensors").mkdir()
+    with pytest.raises(DataError, match=r"cannot write .*shard-00000\.safetensors: .*the same command goes on"):
+        write_shard(tmp_path / "shard-00000.safetensors", {"x0": torch.zeros(1)}, keys=["a"])
+    assert [path.name for path in tmp_path.iterdir()] == ["shard-00000.safetensors"]
+
+
+def test_shards_may_be_read_by_whom_the_index_may(out: Path) -> None:
+    assert len({path.stat().st_mode for path in out.iterdir()}) == 1
 
 
 def test_broken_pictures_are_left_out_and_listed(labels: ImageFolder, tmp_path: Path) -> None:
