@@ -91,6 +91,11 @@ class Backbone(ABC):
         """Patches in a column and in a row."""
         return self.latent[1] // self.patch, self.latent[2] // self.patch
 
+    def last_layers(self, block: Any) -> list[nn.Module]:
+        """The last layer of every branch of a block: with all of them at zero the block passes its input on."""
+        attentions = [part for part in (block.attn1, block.attn2) if part is not None]
+        return [block.ff.net[-1], *(part.to_out[0] for part in attentions)]
+
     def embed(self, latent: Tensor) -> Tensor:
         """latent (R, C, H, W) -> tokens (R, N, D), positions added."""
         embedder = self.model.pos_embed

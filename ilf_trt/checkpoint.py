@@ -61,8 +61,7 @@ def save_ilf(
     Raises CheckpointError when a weight is not finite.
     """
     folder = Path(folder)
-    state = {name: tensor.detach().contiguous().cpu() for name, tensor in model.feedback.state_dict().items()}
-    _check_finite(state, "the feedback block")
+    _check_finite(model.feedback.state_dict(), "the feedback block")
     folder.mkdir(parents=True, exist_ok=True)
     if base is None:
         base = BASE_FOLDER
@@ -75,7 +74,7 @@ def save_ilf(
         "config": plain_config(model.backbone),
         "training": training or {},
     }
-    save_file(state, folder / WEIGHTS_FILE)
+    save_feedback(model, folder / WEIGHTS_FILE)
     (folder / FACTS_FILE).write_text(json.dumps(facts, indent=2) + "\n")
 
 
@@ -212,7 +211,15 @@ def _load_base(kind: str, source: str) -> Any:
         ) from error
 
 
+def save_feedback(model: ILFModel, path: Path) -> None:
+    """Write F and s into one file; raises CheckpointError when a weight is not finite."""
+    state = {name: tensor.detach().contiguous().cpu() for name, tensor in model.feedback.state_dict().items()}
+    _check_finite(state, "the feedback block")
+    save_file(state, path)
+
+
 def load_feedback(model: ILFModel, path: Path) -> None:
+    """Read F and s from one file; raises CheckpointError when it is missing, damaged or of another model."""
     try:
         state = load_file(path)
     except FileNotFoundError as error:

@@ -54,6 +54,18 @@ class Calibrator(StrEnum):
     OWN = "own"
 
 
+class Initialisation(StrEnum):
+    """What a fresh feedback block is: a copy of the last or first block of the loop, or of the last with branches at zero.
+
+    The paper copies a block without naming it. `zero` sets the last layer of attention and of feed-forward to zero, so
+    that the block passes its input on as it is.
+    """
+
+    END = "end"
+    BEGIN = "begin"
+    ZERO = "zero"
+
+
 @dataclass(frozen=True, slots=True)
 class Loop:
     """The inner loop: blocks `begin` to `end`, both included."""

@@ -147,7 +147,8 @@ def train_demo_feedback(output: Path, recipe: Recipe, *, progress: Progress | No
     The training's own files lie in `training/`; one that was stopped goes on.
     """
     base = DiTTransformer2DModel.from_pretrained(output / BASE_FOLDER, use_safetensors=True, low_cpu_mem_usage=False)
-    model, steps = attach(base, recipe.model.loop), recipe.optimisation.iterations
+    steps = recipe.optimisation.iterations
+    model = attach(base, recipe.model.loop, initialisation=recipe.model.initialisation)
     source = str((output / BASE_FOLDER).resolve())
     outcome = train_feedback(
         model,

@@ -54,7 +54,7 @@ class Objective(nn.Module):
         return self.loss.reconstruction * terms[0].mean() + self.loss.distillation * terms[1].mean()
 
     def _teacher(self, x0: Tensor, noise: Tensor, x_t: Tensor, first: FirstPass) -> Tensor | None:
-        if self.loss.kind is LossKind.NONE:
+        if self.loss.kind is LossKind.NONE or not self.loss.distillation:
             return None
         if self.loss.kind is LossKind.FAST:
             return self.fast(x0, noise, first.time, first.context)

@@ -15,10 +15,14 @@ from ilf_trt.feedback import Feedback
 
 @dataclass(frozen=True, slots=True)
 class FirstPass:
-    """A latent at its own time, as the frozen part sees it: tokens before and after the loop, each (R, N, D)."""
+    """A latent at its own time, as the frozen part sees it: tokens before and after the loop, each (R, N, D).
+
+    `rows` (R, K, 6, D) are those of the loop's blocks at `time`.
+    """
 
     tokens: Tensor
     features: Tensor
+    rows: Tensor
     time: Tensor
     context: Context
 
@@ -80,8 +84,10 @@ class ILFModel(nn.Module):
         embedded = self.adapter.embed(hidden_states)
         tokens = embedded if residual is None else embedded.to(residual)
         tokens = self._run(blocks[: loop.begin], tokens, time, context)
-        features = self._run(blocks[loop.begin : loop.end + 1], tokens, time, context)
-        return FirstPass(tokens, features, time, context)
+        inside = blocks[loop.begin : loop.end + 1]
+        rows = self.adapter.rows(inside, time, context, tokens.shape[0])
+        features = self.adapter.run(inside, tokens, rows, context)
+        return FirstPass(tokens, features, rows, time, context)
 
     def second_pass(self, first: FirstPass, t_post: Tensor, *, recompute: bool = False) -> Tensor:
         """F, the loop again on its feedback, and what follows, at `t_post` (R,) -> sample (R, C_out, H, W).
@@ -90,7 +96,8 @@ class ILFModel(nn.Module):
         """
         context, inside = first.context, list(self.adapter.blocks)[self.loop.begin : self.loop.end + 1]
         fed_back = self._run([self.feedback.block], first.features, first.time, context, recompute=recompute)
-        rows = self.adapter.rows(inside, t_post, context, first.tokens.shape[0])
+        same = t_post is first.time
+        rows = first.rows if same else self.adapter.rows(inside, t_post, context, first.tokens.shape[0])
         features = self.adapter.run(
             inside,
             first.tokens,

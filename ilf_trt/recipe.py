@@ -11,7 +11,7 @@ from pathlib import Path
 from types import NoneType, UnionType
 from typing import Any, get_args, get_origin, get_type_hints
 
-from ilf_trt.contract import Loop
+from ilf_trt.contract import Initialisation, Loop
 from ilf_trt.errors import InvalidRequest
 
 FREE_ON_RESUME = (
@@ -66,6 +66,7 @@ class ModelPart:
     kind: str | None = None
     config: Mapping[str, Any] = field(default_factory=dict)
     text_tokens: int = 0
+    initialisation: Initialisation = Initialisation.END
 
     def check(self) -> None:
         _at_least(0, "model.", text_tokens=self.text_tokens)
@@ -73,7 +74,10 @@ class ModelPart:
 
 @dataclass(frozen=True, slots=True)
 class Optimisation:
-    """`batch_size` is global: over all processes and all `accumulate` parts. A `clip` of 0 is none."""
+    """`batch_size` is global: over all processes and all `accumulate` parts. A `clip` of 0 is none.
+
+    `ema` is the half-life, in iterations, of a running mean of F and s that is served in their place; 0 is none.
+    """
 
     iterations: int
     batch_size: int
@@ -83,12 +87,13 @@ class Optimisation:
     warm_up: int
     clip: float
     accumulate: int = 1
+    ema: float = 0.0
 
     def check(self) -> None:
         ones = {"iterations": self.iterations, "batch_size": self.batch_size, "accumulate": self.accumulate}
         _at_least(1, "optimisation.", **ones)
         _at_least(0, "optimisation.", lr=self.lr, scale_lr=self.scale_lr, weight_decay=self.weight_decay)
-        _at_least(0, "optimisation.", warm_up=self.warm_up, clip=self.clip)
+        _at_least(0, "optimisation.", warm_up=self.warm_up, clip=self.clip, ema=self.ema)
 
     def rows_at_once(self, world: int) -> int:
         """Rows that one process runs at a time; raises InvalidRequest when the batch does not divide."""
@@ -210,7 +215,8 @@ class Recipe:
     def facts(self) -> dict[str, Any]:
         """What an ILF checkpoint says about its training."""
         facts = self.as_json()
-        return {name: facts[name] for name in ("seed", "optimisation", "loss", "data", "compute")}
+        kept = {name: facts[name] for name in ("seed", "optimisation", "loss", "data", "compute")}
+        return {**kept, "initialisation": facts["model"]["initialisation"]}
 
     def differences(self, other: "Recipe") -> list[tuple[str, Any, Any]]:
         """Fields with both values in which two recipes differ so that one cannot go on where the other stopped."""

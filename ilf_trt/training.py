@@ -70,7 +70,7 @@ def train(
     progress: Progress | None = None,
     stop: Callable[[], bool] = lambda: False,
 ) -> Outcome:
-    """Train `model.feedback` in place; the backbone is copied where the precision asks for another dtype.
+    """Train `model.feedback` in place, in the end to what the checkpoint holds; the backbone stays as it is.
 
     Writes checkpoints, log and samples under `setting.folder`, and at the end an ILF checkpoint into it. `progress` is
     called in the main process with the iteration and its loss; `stop` is asked after every iteration, in every process.
@@ -80,6 +80,7 @@ def train(
     with _deterministic(recipe.compute.deterministic):
         training = Training(model, recipe, feed, setting, validation=validation)
         try:
+            training.resume()
             return training.run(progress=progress, stop=stop)
         finally:
             training.close()
@@ -92,7 +93,7 @@ class Training:
         self, model: ILFModel, recipe: Recipe, feed: Feed, setting: Setting, *, validation: Feed | None = None
     ) -> None:
         self.recipe, self.feed, self.setting, self.validation = recipe, feed, setting, validation or feed
-        spread = DistributedDataParallelKwargs(gradient_as_bucket_view=True)
+        spread = DistributedDataParallelKwargs(gradient_as_bucket_view=True, broadcast_buffers=False)  # all frozen
         self.accelerator = Accelerator(cpu=setting.cpu, mixed_precision="no", kwargs_handlers=[spread])
         self.world, self.rank = self.accelerator.num_processes, self.accelerator.process_index
         self.device: torch.device = self.accelerator.device
@@ -107,29 +108,37 @@ class Training:
             )
         if recipe.compute.compile:
             self.model.adapter.compile()
-        self.objective = Objective(
-            self.model,
-            _alphas_cumprod(setting.scheduler),
-            recipe.loss,
-            autocast=self.autocast,
-            recompute=recipe.compute.gradient_checkpointing,
-        )
+        self.objective = self._objective(self.model)
         self.spread: nn.Module = self.accelerator.prepare_model(self.objective)
+        self.served = _copied(self.model) if recipe.optimisation.ema else self.model
         self.optimizer = new_optimizer(self.model, recipe)
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=self.autocast is torch.float16)
         self.states = States(setting.folder, recipe, setting.base)
         self.standing = Standing()
-        start = self.states.chosen(setting.resume)
-        if start is not None:
-            self.standing, scaler = self.states.load(start, self.model, self.optimizer)
-            self.scaler.load_state_dict(scaler)
-            logger.info("goes on from %s", start)
-        self.saved = self.standing.iteration
+        self.saved = 0
 
     @property
     def main(self) -> bool:
         """Whether this process is the one that writes."""
         return bool(self.accelerator.is_main_process)
+
+    def resume(self) -> None:
+        """Go on from the checkpoint that the setting asks for, if there is one; raises as `train` does."""
+        start = self.states.chosen(self.setting.resume)
+        if start is not None:
+            self.standing, scaler = self.states.load(start, self.model, self.optimizer, served=self.served)
+            if scaler:
+                self.scaler.load_state_dict(scaler)
+            if self.main:
+                self.states.tidy(self.standing)
+            logger.info("goes on from %s", start)
+        self.saved = self.standing.iteration
+        seen = gather_object([self.saved]) if self.world > 1 else [self.saved]
+        if len(set(seen)) > 1:
+            raise InvalidRequest(
+                f"the processes find checkpoints of iterations {seen} under {self.setting.folder}; put --output where "
+                "all of them see the same files"
+            )
 
     def run(self, *, progress: Progress | None, stop: Callable[[], bool]) -> Outcome:
         """All iterations that are left, or up to where `stop` says so."""
@@ -156,7 +165,7 @@ class Training:
                     log.write(iteration, facts | {"scales": self.model.feedback.scales.tolist()})
                     began, rows = perf_counter(), 0
                 if sampler and self.main and (iteration % recipe.logging.samples_every == 0 or iteration == last):
-                    sampler.write(self.model, iteration, self.autocast)
+                    sampler.write(self.served, iteration, self.autocast)
                 if iteration % recipe.checkpoint.every == 0 or iteration == last:
                     standing.judge(self.measure())
                     self.save()
@@ -164,6 +173,7 @@ class Training:
                 self.save()
             if self.main and standing.iteration == last:
                 self.states.finish(standing)
+        self.model.feedback.load_state_dict(self.served.feedback.state_dict())
         self.accelerator.wait_for_everyone()
         return Outcome(standing.iteration, standing.mean_loss, stopped and standing.iteration < last, self.main)
 
@@ -193,7 +203,7 @@ class Training:
             group["lr"] = group["full_lr"] * warmth
         self.optimizer.zero_grad(set_to_none=True)
         parts = []
-        for part, terms in self.terms(batch, iteration, TRAINING):
+        for part, terms in self.terms(self.spread, batch, iteration, TRAINING):
             last = part == optimisation.accumulate - 1
             with nullcontext() if last else self.accelerator.no_sync(self.spread):
                 found = terms()
@@ -208,6 +218,7 @@ class Training:
         self._check_finite(iteration, loss, norm_now, by_row, keys)
         self.scaler.step(self.optimizer)
         self.scaler.update()
+        self._average()
         self.standing.add(loss)
         facts = {
             "loss": loss,
@@ -218,7 +229,9 @@ class Training:
         }
         return facts, wishes > 0
 
-    def terms(self, batch: Batch, iteration: int, purpose: int) -> Iterator[tuple[int, Callable[[], Tensor]]]:
+    def terms(
+        self, objective: nn.Module, batch: Batch, iteration: int, purpose: int
+    ) -> Iterator[tuple[int, Callable[[], Tensor]]]:
         """For each part of this process's rows a call that makes its terms (2, rows at once)."""
         loss, size = self.recipe.loss, len(batch.x0)
         rows = range(self.rank * size, (self.rank + 1) * size)
@@ -231,25 +244,44 @@ class Training:
             given, drawn = batch.part(here, self.device), draws.part(here, self.device)
             if loss.condition_dropout and self.null is not None:
                 given = given.without(drawn.dropped, self.null)
-            yield part, lambda given=given, drawn=drawn: self.spread(given, drawn.time, drawn.noise)  # type: ignore[misc]
+            yield part, lambda given=given, drawn=drawn: objective(given, drawn.time, drawn.noise)  # type: ignore[misc]
 
     @torch.no_grad()
     def measure(self) -> float:
         """The metric that the best is chosen by."""
         if self.recipe.checkpoint.metric is Metric.LOSS:
             return self.standing.window_sum / max(1, self.standing.window_count)
+        objective = self.objective if self.served is self.model else self._objective(self.served).to(self.device)
         stream = self.validation.stream(start_iteration=1, rank=self.rank, world=self.world)
         found = []
         for _ in range(self.recipe.checkpoint.validation_batches):
             iteration, _, batch = next(stream)
-            found += [self.objective.total(terms()) for _, terms in self.terms(batch, iteration, VALIDATION)]
+            found += [objective.total(terms()) for _, terms in self.terms(objective, batch, iteration, VALIDATION)]
         return float(self._mean(torch.stack(found).mean()))
 
     def save(self) -> None:
         """A checkpoint of where the training stands."""
         if self.main:
-            self.states.save(self.standing, self.model, self.optimizer, self.scaler.state_dict())
+            self.states.save(self.standing, self.model, self.optimizer, self.scaler.state_dict(), served=self.served)
         self.saved = self.standing.iteration
+
+    def _objective(self, model: ILFModel) -> Objective:
+        return Objective(
+            model,
+            _alphas_cumprod(self.setting.scheduler),
+            self.recipe.loss,
+            autocast=self.autocast,
+            recompute=self.recipe.compute.gradient_checkpointing,
+        )
+
+    @torch.no_grad()
+    def _average(self) -> None:
+        """Move the running mean, where one is served, by what its half-life leaves to the weights of now."""
+        if self.served is self.model:
+            return
+        share = 1 - 0.5 ** (1 / self.recipe.optimisation.ema)
+        for mean, now in zip(self.served.feedback.parameters(), self.model.feedback.parameters(), strict=True):
+            mean.lerp_(now, share)
 
     def _clipped(self) -> Tensor:
         """The norm of the gradient, which is clipped in place."""
@@ -311,12 +343,20 @@ def facts_of(recipe: Recipe, outcome: Outcome) -> dict[str, Any]:
 
 
 def _working(model: ILFModel, dtype: torch.dtype | None) -> ILFModel:
-    """The model that trains: F and s themselves, the backbone shared or, for another dtype, a copy."""
-    if dtype is None:
-        return model
-    backbone = deepcopy(model.backbone)
-    nn.Module.to(backbone, dtype)  # diffusers' own warns of modules to keep in float32, of which these models have none
+    """The model that trains: F and s themselves, the backbone shared or, for another dtype, a copy.
+
+    Its adapter is new, so that compiling it leaves the caller's as it is.
+    """
+    backbone = model.backbone
+    if dtype is not None:
+        backbone = deepcopy(backbone)
+        nn.Module.to(backbone, dtype)  # diffusers' own warns of modules to keep in float32; these models have none
     return ILFModel(backbone_of(backbone), model.loop, model.feedback)
+
+
+def _copied(model: ILFModel) -> ILFModel:
+    """The same backbone with F and s of its own, which do not train."""
+    return ILFModel(model.adapter, model.loop, deepcopy(model.feedback).requires_grad_(False))
 
 
 def _alphas_cumprod(scheduler: Mapping[str, Any]) -> Tensor:

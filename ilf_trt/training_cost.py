@@ -1,7 +1,7 @@
 """What a training will cost, counted on shapes alone: parameters, memory, arithmetic, hours; no weight is needed."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import diffusers
@@ -61,17 +61,18 @@ def cost_of(recipe: Recipe, kind: str, config: Mapping[str, Any], *, world: int 
     with torch.device("meta"):
         backbone = getattr(diffusers, adapter_of_kind(kind).model_class)(**options)
     nn.Module.to(backbone, "meta")  # position embeddings come from numpy
-    model = attach(backbone, recipe.model.loop)
+    model = attach(backbone, recipe.model.loop, initialisation=recipe.model.initialisation)
     frozen = sum(parameter.numel() for parameter in backbone.parameters())
     trained = sum(parameter.numel() for parameter in model.feedback.parameters())
     width = BYTES[compute.precision]
+    means = int(optimisation.ema > 0)
 
     nn.Module.to(model, torch.bfloat16 if width == 2 else torch.float32)  # no autocast on shapes
     alphas = torch.empty(TRAIN_TIMES, device="meta")
     objective = Objective(model, alphas, recipe.loss, recompute=compute.gradient_checkpointing)
     with FlopCounterMode(display=False) as counter:
         _row(objective, model.adapter, recipe.model.text_tokens).backward()
-    whole = Objective(model, alphas, replace(recipe.loss), recompute=False)
+    whole = Objective(model, alphas, recipe.loss)
     kept = _kept_bytes(whole, model.adapter, recipe.model.text_tokens)
     if compute.gradient_checkpointing:
         blocks = 1 + len(model.adapter.blocks) - model.loop.begin
@@ -81,10 +82,10 @@ def cost_of(recipe: Recipe, kind: str, config: Mapping[str, Any], *, world: int 
         frozen_parameters=frozen,
         trained_parameters=trained,
         frozen_bytes=frozen * width,
-        trained_bytes=trained * WHOLE * 2,  # with gradients
+        trained_bytes=trained * WHOLE * (2 + means),  # with gradients
         optimizer_bytes=trained * WHOLE * MOMENTS,
         activations_bytes=kept * rows,
-        checkpoint_bytes=trained * WHOLE * (1 + MOMENTS),
+        checkpoint_bytes=trained * WHOLE * (1 + means + MOMENTS),
         rows_at_once=rows,
         step_flop=float(counter.get_total_flops() * optimisation.batch_size),
         iterations=optimisation.iterations,

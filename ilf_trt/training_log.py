@@ -20,6 +20,7 @@ from ilf_trt.reference import generate
 from ilf_trt.schedule import make_plan
 
 LOG_FILE, TENSORBOARD_FOLDER, SAMPLES_FOLDER = "log.jsonl", "tensorboard", "samples"
+PARTIAL = ".partial"
 SMALLEST_PICTURE = 64
 logger = logging.getLogger(__name__)
 
@@ -30,7 +31,9 @@ class TrainingLog:
     def __init__(self, folder: Path, iteration: int) -> None:
         path = folder / LOG_FILE
         kept = [line for line in _lines(path) if json.loads(line)["iteration"] <= iteration]
-        path.write_text("".join(f"{line}\n" for line in kept))
+        beside = folder / f".{LOG_FILE}{PARTIAL}"
+        beside.write_text("".join(f"{line}\n" for line in kept))
+        beside.replace(path)  # a process that dies here leaves the old log
         self._file = path.open("a")
         self._board: Any = None
         try:

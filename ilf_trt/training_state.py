@@ -1,6 +1,7 @@
 """The state of a training: checkpoints written whole or not at all, the last few and the best, and going on from one.
 
 Each is a folder `steps/NNNNNNNN` and itself an ILF checkpoint, with the optimizer beside: safetensors and JSON only.
+Where a running mean is served, that is what the ILF checkpoint holds, and the weights that train lie beside as well.
 """
 
 import json
@@ -19,13 +20,13 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from torch.optim import Optimizer
 
-from ilf_trt.checkpoint import FACTS_FILE, WEIGHTS_FILE, load_feedback, read_json_object, save_ilf
+from ilf_trt.checkpoint import FACTS_FILE, WEIGHTS_FILE, load_feedback, read_json_object, save_feedback, save_ilf
 from ilf_trt.errors import CheckpointError, InvalidRequest
 from ilf_trt.model import ILFModel
 from ilf_trt.recipe import Recipe
 
 SCHEMA = 1
-STATE_FILE, OPTIMIZER_FILE = "state.json", "optimizer.safetensors"
+STATE_FILE, OPTIMIZER_FILE, RAW_FILE = "state.json", "optimizer.safetensors", "raw.safetensors"
 STEPS_FOLDER, BEST_LINK, PARTIAL = "steps", "best", ".partial-"
 
 
@@ -39,7 +40,6 @@ class Standing:
     window_count: int = 0
     best: float | None = None
     best_iteration: int = 0
-    broken: int = 0
 
     @property
     def mean_loss(self) -> float:
@@ -74,7 +74,9 @@ class States:
         self.folder, self.recipe, self.base = folder, recipe, base
         self.steps = folder / STEPS_FOLDER
 
-    def save(self, standing: Standing, model: ILFModel, optimizer: Optimizer, scaler: dict[str, Any]) -> Path:
+    def save(
+        self, standing: Standing, model: ILFModel, optimizer: Optimizer, scaler: dict[str, Any], *, served: ILFModel
+    ) -> Path:
         """Write a checkpoint, point `best` at the best, remove what is neither it nor one of the last few.
 
         Raises CheckpointError when it cannot be written; what was there before is whole.
@@ -89,10 +91,12 @@ class States:
         }
         with written_whole(place) as draft:
             facts = {"iteration": standing.iteration, "mean_loss": standing.mean_loss, **self.recipe.facts()}
-            save_ilf(model, draft, base=self.base.source, base_sha256=self.base.sha256, training=facts)
+            save_ilf(served, draft, base=self.base.source, base_sha256=self.base.sha256, training=facts)
             save_file(_flat(optimizer, model), draft / OPTIMIZER_FILE)
+            if served is not model:
+                save_feedback(model, draft / RAW_FILE)
             (draft / STATE_FILE).write_text(json.dumps(state, indent=2) + "\n")
-        self._tidy(standing)
+        self.tidy(standing)
         return place
 
     def numbers(self) -> list[int]:
@@ -124,8 +128,10 @@ class States:
             )
         return path
 
-    def load(self, path: Path, model: ILFModel, optimizer: Optimizer) -> tuple[Standing, dict[str, Any]]:
-        """Read a checkpoint into `model.feedback` and `optimizer`; its standing and the scaler's state.
+    def load(
+        self, path: Path, model: ILFModel, optimizer: Optimizer, *, served: ILFModel
+    ) -> tuple[Standing, dict[str, Any]]:
+        """Read a checkpoint into `model`, `served` and `optimizer`; its standing and the scaler's state.
 
         Raises CheckpointError when a file is missing or damaged, or it is of another recipe or base, naming the field.
         """
@@ -147,12 +153,13 @@ class States:
                 f"{path} was trained on another base: its weights hash to {sha256[:12]}…, those of "
                 f"{self.base.source} to {self.base.sha256[:12]}…; set model.base to the one it was trained on"
             )
-        load_feedback(model, path / WEIGHTS_FILE)
+        load_feedback(served, path / WEIGHTS_FILE)
+        if served is not model:
+            load_feedback(model, path / RAW_FILE)
         try:
             _unflat(load_file(path / OPTIMIZER_FILE), optimizer, model)
         except (OSError, SafetensorError, KeyError) as error:
             raise CheckpointError(f"{path / OPTIMIZER_FILE} is damaged ({error}); {_back(path)}") from error
-        self._tidy(standing)
         return standing, scaler
 
     def finish(self, standing: Standing) -> None:
@@ -165,7 +172,8 @@ class States:
                 _sync(part)
                 part.replace(self.folder / name)
 
-    def _tidy(self, standing: Standing) -> None:
+    def tidy(self, standing: Standing) -> None:
+        """Point `best` at the best and remove what is not kept, and what a process that died left half-written."""
         numbers = self.numbers()
         best = self.steps / f"{standing.best_iteration:08d}"
         with _translated(self.folder):
@@ -178,7 +186,8 @@ class States:
                 if number != standing.best_iteration:
                     remove(self.steps / f"{number:08d}")
             for stale in (*self.steps.glob(f".*{PARTIAL}*"), *self.folder.glob(f".*{PARTIAL}*")):
-                shutil.rmtree(stale, ignore_errors=True) if stale.is_dir() else stale.unlink(missing_ok=True)
+                whole = stale.is_dir() and not stale.is_symlink()
+                shutil.rmtree(stale, ignore_errors=True) if whole else stale.unlink(missing_ok=True)
 
 
 @contextmanager
