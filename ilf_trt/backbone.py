@@ -205,7 +205,12 @@ class Backbone(ABC):
 
     def compile(self) -> None:
         """Compile the block once for all blocks of the model: they differ in weights alone."""
-        setattr(self, "block", torch.compile(self.block, dynamic=False))  # noqa: B010
+        compiled = torch.compile(self.block, dynamic=False)
+
+        def block(block: nn.Module, tokens: Tensor, row: Tensor, context: Context) -> Tensor:
+            return compiled(block, tokens, row.contiguous(), context)  # its strides depend on where it was cut from
+
+        setattr(self, "block", block)  # noqa: B010
 
     def embed_time(self, embedder: Any, times: Tensor) -> Tensor:
         """times of any shape -> (…, D): sinusoids in float32, then the embedder's two layers."""

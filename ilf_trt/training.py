@@ -183,7 +183,8 @@ class Training:
         What DDP holds goes first: freed after its group, it joins gloo's threads under Python's lock and may hang.
         """
         self.spread = self.objective
-        self.accelerator.free_memory()
+        if self.world > 1:
+            self.accelerator.free_memory()
         self.accelerator.end_training()
 
     def step(self, stream: Iterator[Any], stop: Callable[[], bool] = lambda: False) -> tuple[dict[str, float], bool]:
