@@ -55,7 +55,7 @@ class Calibrator(StrEnum):
 
 
 class Initialisation(StrEnum):
-    """What a fresh feedback block is: a copy of the last or first block of the loop, or of the last with branches at zero.
+    """A fresh feedback block: a copy of the last or first block of the loop, or of the last with its branches at zero.
 
     The paper copies a block without naming it. `zero` sets the last layer of attention and of feed-forward to zero, so
     that the block passes its input on as it is.

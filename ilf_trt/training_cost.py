@@ -14,7 +14,7 @@ from ilf_trt.backbone import Backbone
 from ilf_trt.backbones import adapter_of_kind
 from ilf_trt.feed import Batch
 from ilf_trt.losses import Objective
-from ilf_trt.recipe import Recipe, TrainPrecision
+from ilf_trt.recipe import Loss, LossKind, Recipe, TrainPrecision
 from ilf_trt.surgery import attach
 
 TRAIN_TIMES = 1000
@@ -72,7 +72,7 @@ def cost_of(recipe: Recipe, kind: str, config: Mapping[str, Any], *, world: int 
     objective = Objective(model, alphas, recipe.loss, recompute=compute.gradient_checkpointing)
     with FlopCounterMode(display=False) as counter:
         _row(objective, model.adapter, recipe.model.text_tokens).backward()
-    whole = Objective(model, alphas, recipe.loss)
+    whole = Objective(model, alphas, Loss(LossKind.NONE, recipe.loss.second_pass, 0.0))  # a teacher keeps nothing
     kept = _kept_bytes(whole, model.adapter, recipe.model.text_tokens)
     if compute.gradient_checkpointing:
         blocks = 1 + len(model.adapter.blocks) - model.loop.begin
