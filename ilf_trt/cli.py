@@ -6,7 +6,7 @@ import sys
 from collections.abc import Sequence
 from types import FrameType
 
-from cyclopts import App, CycloptsError
+from cyclopts import App, CycloptsError, UnknownCommandError
 from rich.console import Console
 
 from ilf_trt import __version__
@@ -89,6 +89,12 @@ def main(tokens: Sequence[str] | None = None) -> int:
     errors = Console(stderr=True, soft_wrap=True)
     try:
         app(tokens, exit_on_error=False, print_error=False, result_action="return_value")
+    except UnknownCommandError as error:
+        known = ", ".join(name for name in error.app or app if not name.startswith("-"))
+        (word, *_) = error.unused_tokens or [""]
+        message = f"error: {word!r} is no command; it takes {known}"  # cyclopts' own message stops at eight
+        errors.print(message, style="bold red", markup=False, highlight=False)
+        return FAILED
     except (CycloptsError, IlfError) as error:
         errors.print("error:", str(error), style="bold red", markup=False, highlight=False)
         return FAILED

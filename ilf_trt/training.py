@@ -93,7 +93,7 @@ class Training:
         self, model: ILFModel, recipe: Recipe, feed: Feed, setting: Setting, *, validation: Feed | None = None
     ) -> None:
         self.recipe, self.feed, self.setting, self.validation = recipe, feed, setting, validation or feed
-        spread = DistributedDataParallelKwargs(gradient_as_bucket_view=True, broadcast_buffers=False)  # all frozen
+        spread = DistributedDataParallelKwargs(gradient_as_bucket_view=True)
         self.accelerator = Accelerator(cpu=setting.cpu, mixed_precision="no", kwargs_handlers=[spread])
         self.world, self.rank = self.accelerator.num_processes, self.accelerator.process_index
         self.device: torch.device = self.accelerator.device
@@ -109,6 +109,7 @@ class Training:
         if recipe.compute.compile:
             self.model.adapter.compile()
         self.objective = self._objective(self.model)
+        _leave_to_itself(self.objective)
         self.spread: nn.Module = self.accelerator.prepare_model(self.objective)
         self.served = _copied(self.model) if recipe.optimisation.ema else self.model
         self.optimizer = new_optimizer(self.model, recipe)
@@ -353,6 +354,13 @@ def _working(model: ILFModel, dtype: torch.dtype | None) -> ILFModel:
         backbone = deepcopy(backbone)
         nn.Module.to(backbone, dtype)  # diffusers' own warns of modules to keep in float32; these models have none
     return ILFModel(backbone_of(backbone), model.loop, model.feedback)
+
+
+def _leave_to_itself(objective: Objective) -> None:
+    """Have DDP send no frozen parameter at the start and no buffer at every forward: all processes read the same."""
+    frozen = [name for name, parameter in objective.named_parameters() if not parameter.requires_grad]
+    buffers = [name for name, _ in objective.named_buffers()]
+    nn.parallel.DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(objective, frozen + buffers)
 
 
 def _copied(model: ILFModel) -> ILFModel:

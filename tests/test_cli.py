@@ -19,7 +19,7 @@ from ilf_trt.bundle import Bundle
 from ilf_trt.runtime.picture import GAP, TILE
 from tests.conftest import BLOCKS, CLASSES, FAILED, LOOP, TEXT_CHANNELS, Ran, Run, small_dit, write_checkpoint
 
-COMMANDS = ("build", "compile", "generate", "plan", "inspect", "verify", "cache", "prepare", "train-demo")
+COMMANDS = ("build", "compile", "generate", "plan", "inspect", "verify", "cache", "prepare", "train", "train-demo")
 EXECUTABLE = Path(sys.executable).parent / "ilf-trt"
 INTERRUPTED, TERMINATED = 130, 143
 TIMEOUT_S = 120

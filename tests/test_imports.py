@@ -35,10 +35,12 @@ LIGHT_MODULES = (
     "ilf_trt.order",
     "ilf_trt.prepare_command",
     "ilf_trt.probe",
+    "ilf_trt.recipe",
     "ilf_trt.schedule",
     "ilf_trt.solver",
     "ilf_trt.store",
     "ilf_trt.target",
+    "ilf_trt.training_command",
     "ilf_trt.engines",
     "ilf_trt.engines.command",
     "ilf_trt.engines.compiler",
@@ -127,6 +129,7 @@ def test_a_name_of_the_package_loads_torch_when_it_is_asked_for() -> None:
         ["verify", "--help"],
         ["compile", "--help"],
         ["cache", "--help"],
+        ["train", "--help"],
         ["train-demo", "--help"],
         ["prepare", "--help"],
         ["plan", "--blocks", "28", "--loop", "8:19", "--steps", "10"],
@@ -163,13 +166,15 @@ def test_a_bundle_is_read_where_torch_cannot_be_imported(command: str, dit_bundl
     ("arguments", "hint"),
     [
         (["build", "--checkpoint", "{tmp}/none", "--output", "{tmp}/a.ilf"], "pip install 'ilf-trt[build]'"),
+        (["train", "--config", "demo", "--output", "{tmp}/a"], "pip install 'ilf-trt[train]'"),
+        (["train", "--config", "demo", "--dry-run"], "pip install 'ilf-trt[train]'"),
         (["train-demo", "--output", "{tmp}/a"], "pip install 'ilf-trt[build,demo]'"),
         (
             ["prepare", "--data-kind", "images", "--path", "{tmp}/a", "--output", "{tmp}/b"],
             "pip install 'ilf-trt[prepare]'",
         ),
     ],
-    ids=["build", "train-demo", "prepare"],
+    ids=["build", "train", "train --dry-run", "train-demo", "prepare"],
 )
 def test_a_command_that_needs_torch_says_what_to_install(arguments: list[str], hint: str, tmp_path: Path) -> None:
     done = command_without([argument.format(tmp=tmp_path) for argument in arguments])

@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from ilf_trt import ILFModel, attach, load_ilf, save_ilf
-from ilf_trt.checkpoint import fingerprint, read_checkpoint
+from ilf_trt.checkpoint import base_scheduler, base_source, fingerprint, load_backbone, read_checkpoint
 from ilf_trt.errors import CheckpointError, IlfError, UnsupportedBackbone
 from ilf_trt.solver import DEFAULT_SCHEDULER
 from tests.conftest import CLASSES, LOOP, TEXT_CHANNELS, TEXT_TOKENS, small_dit, small_pixart
@@ -392,3 +392,57 @@ def test_a_base_that_lies_nowhere_is_refused(source: str, copy: Path) -> None:
 def test_a_base_of_the_hub_is_refused_offline(copy: Path) -> None:
     change_json(copy / "ilf.json", lambda facts: facts["base"].update(source="no-such-owner/no-such-model"))
     refuse(copy, "base no-such-owner/no-such-model cannot be loaded")
+
+
+# --- a base to train on
+
+
+@pytest.mark.parametrize("inside", ["", "transformer"], ids=["the model", "a pipeline that holds it"])
+@pytest.mark.parametrize("make", [small_dit, lambda: small_pixart(sized=True)], ids=["dit", "pixart"])
+def test_a_base_is_loaded_by_the_class_in_its_config(make: Callable[[], Any], inside: str, tmp_path: Path) -> None:
+    make().save_pretrained(tmp_path / inside)
+    loaded = load_backbone(str(tmp_path))
+    assert type(loaded) is type(make())
+    assert fingerprint(loaded) == fingerprint(make())
+
+
+def test_a_base_without_an_adapter_is_refused(tmp_path: Path) -> None:
+    small_dit().save_pretrained(tmp_path)
+    change_json(tmp_path / "config.json", lambda config: config.update(_class_name="UNet2DModel"))
+    with pytest.raises(UnsupportedBackbone, match="no adapter for UNet2DModel"):
+        load_backbone(str(tmp_path))
+
+
+@pytest.mark.parametrize("damage", [lambda p: p.unlink(), lambda p: p.write_text("{")], ids=["missing", "damaged"])
+def test_a_base_without_a_readable_config_is_refused(tmp_path: Path, damage: Callable[[Path], object]) -> None:
+    small_dit().save_pretrained(tmp_path)
+    damage(tmp_path / "config.json")
+    with pytest.raises(
+        CheckpointError, match=r"cannot be loaded: .*give the diffusers folder of the base as model\.base"
+    ):
+        load_backbone(str(tmp_path))
+
+
+def test_a_base_that_is_not_finite_is_refused(tmp_path: Path) -> None:
+    small_dit().save_pretrained(tmp_path)
+    change_tensors(tmp_path / "diffusion_pytorch_model.safetensors", lambda t: t["proj_out_1.bias"].fill_(float("inf")))
+    with pytest.raises(CheckpointError, match=r"NaN or infinity in proj_out_1\.bias"):
+        load_backbone(str(tmp_path))
+
+
+def test_the_package_s_demo_and_folders_have_a_source_that_is_found_from_anywhere(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "mine").mkdir()
+    monkeypatch.chdir(tmp_path)
+    assert base_source("mine") == str(tmp_path / "mine")
+    assert base_source("owner/name") == "owner/name"
+    assert Path(base_source("demo"), "config.json").is_file()
+
+
+def test_the_scheduler_lies_beside_the_base_or_in_its_pipeline(tmp_path: Path) -> None:
+    DDIMScheduler().save_pretrained(tmp_path / "scheduler")
+    (tmp_path / "transformer").mkdir()
+    for base in (tmp_path, tmp_path / "transformer"):
+        assert base_scheduler(str(base))["_class_name"] == "DDIMScheduler"
+    assert base_scheduler("owner/name") == DEFAULT_SCHEDULER

@@ -9,7 +9,7 @@ from diffusers import DiTTransformer2DModel, PixArtTransformer2DModel, Transform
 from torch import Tensor, nn
 
 from ilf_trt import ILFModel, attach
-from ilf_trt.contract import Loop
+from ilf_trt.contract import Initialisation, Loop
 from ilf_trt.errors import InvalidRequest, UnsupportedBackbone
 from tests.conftest import BLOCKS, CLASSES, LOOP, TEXT_CHANNELS, TEXT_TOKENS, small_dit, small_pixart
 
@@ -412,6 +412,35 @@ def test_attach_shares_the_tensors_of_the_backbone(make: Callable[[], nn.Module]
     model = attach(backbone, LOOP)
     assert model.backbone is backbone
     assert {name: p.data_ptr() for name, p in model.backbone.named_parameters()} == before
+
+
+@pytest.mark.parametrize(("initialisation", "index"), [(None, 2), ("end", 2), (Initialisation.BEGIN, 1)])
+@pytest.mark.parametrize("make", [small_dit, lambda: small_pixart(sized=True)], ids=["dit", "pixart"])
+def test_the_feedback_block_starts_as_a_copy(make: Callable[[], Any], initialisation: Any, index: int) -> None:
+    model = attach(make(), LOOP, **({} if initialisation is None else {"initialisation": initialisation}))
+    copied = model.adapter.blocks[index].state_dict()
+    assert all(torch.equal(value, copied[name]) for name, value in model.feedback.block.state_dict().items())
+
+
+@pytest.mark.parametrize(
+    ("make", "call"),
+    [(small_dit, dit_call()), (lambda: small_pixart(sized=True), pixart_call())],
+    ids=["dit", "pixart"],
+)
+@torch.no_grad()
+def test_a_feedback_block_from_zero_passes_its_input_on_and_can_learn(make: Callable[[], Any], call: Call) -> None:
+    model = attach(make(), LOOP, initialisation="zero")
+    context = model.adapter.context(call)
+    first = model.first_pass(latent(model.backbone), call["timestep"], context)
+    rows = model.adapter.rows([model.feedback.block], call["timestep"], context, ROWS)
+    assert torch.equal(model.adapter.run([model.feedback.block], first.features, rows, context), first.features)
+    assert all(parameter.requires_grad for parameter in model.feedback.parameters())
+    assert any(parameter.any() for parameter in model.adapter.blocks[2].ff.net[-1].parameters())  # type: ignore[union-attr]
+
+
+def test_an_unknown_start_of_the_feedback_block_is_refused() -> None:
+    with pytest.raises(InvalidRequest, match="initialisation is 'middle', it must be one of end, begin, zero"):
+        attach(small_dit(), LOOP, initialisation="middle")
 
 
 def test_attach_freezes_the_backbone_and_leaves_its_values() -> None:
