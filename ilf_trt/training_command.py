@@ -101,7 +101,7 @@ def _train(recipe: Recipe, output: Path, *, resume: str, cpu: bool, stop: Callab
     source = base_source(recipe.model.base)
     backbone = load_backbone(recipe.model.base)
     _check_config(recipe, backbone)
-    model = attach(backbone, recipe.model.loop)
+    model = attach(backbone, recipe.model.loop, initialisation=recipe.model.initialisation)
     labels: tuple[int, ...] = ()
     if recipe.logging.samples_every and model.adapter.kind == "dit":
         labels = labels_of(recipe.logging.labels, int(backbone.config.num_embeds_ada_norm))
