@@ -134,6 +134,30 @@ def text_gain() -> str:
     return "\n".join(lines)
 
 
+def training() -> str:
+    """What the engine's memory scales with, and its throughput beside a plain loop."""
+    rows = {row["what"]: row for row in read_rows("training")}
+    lines = [
+        "| blocks | backbone, MiB | F and s, MiB | optimizer, MiB | a checkpoint, MiB | growth of peak memory, MiB |",
+        "|---|---|---|---|---|---|",
+    ]
+    names = ("blocks", "backbone_mib", "trained_mib", "optimizer_mib", "checkpoint_mib", "peak_growth_mib")
+    lines += [
+        f"| {' | '.join(row[name] for name in names)} |" for what, row in rows.items() if what.startswith("memory")
+    ]
+    speed = rows["speed"]
+    return "\n".join(
+        [
+            *lines,
+            "",
+            "| step of the engine, ms | of the loop, ms | throughput, loop = 1 (spread) | pairs | same loss to |",
+            "|---|---|---|---|---|",
+            f"| {speed['engine_step_p50_ms']} | {speed['hand_written_step_p50_ms']} | {speed['throughput_ratio_p50']} "
+            f"({speed['ratio_min']} to {speed['ratio_max']}) | {speed['n']} | {speed['loss_difference']} |",
+        ]
+    )
+
+
 TABLES: dict[str, dict[str, Callable[[], str]]] = {
     "README.md": {
         "cpu-latency": latency,
@@ -142,6 +166,7 @@ TABLES: dict[str, dict[str, Callable[[], str]]] = {
         "quality-precision": precision,
         "build": full_size,
     },
+    "docs/training.md": {"training": training},
     "docs/engines.md": {"hoisting": hoisting, "hoisting-text": text_gain},
 }
 

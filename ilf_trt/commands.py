@@ -309,7 +309,7 @@ def train_demo(
     try:
         from ilf_trt.demo import train
     except ImportError as error:
-        raise MissingDependency(f"training needs {error.name}; pip install 'ilf-trt[build,demo]'") from error
+        raise MissingDependency(f"training needs {error.name}; pip install 'ilf-trt[train,demo]'") from error
     with Progress(
         TextColumn("{task.description:<10}"),
         BarColumn(),

@@ -168,7 +168,7 @@ def test_a_bundle_is_read_where_torch_cannot_be_imported(command: str, dit_bundl
         (["build", "--checkpoint", "{tmp}/none", "--output", "{tmp}/a.ilf"], "pip install 'ilf-trt[build]'"),
         (["train", "--config", "demo", "--output", "{tmp}/a"], "pip install 'ilf-trt[train]'"),
         (["train", "--config", "demo", "--dry-run"], "pip install 'ilf-trt[train]'"),
-        (["train-demo", "--output", "{tmp}/a"], "pip install 'ilf-trt[build,demo]'"),
+        (["train-demo", "--output", "{tmp}/a"], "pip install 'ilf-trt[train,demo]'"),
         (
             ["prepare", "--data-kind", "images", "--path", "{tmp}/a", "--output", "{tmp}/b"],
             "pip install 'ilf-trt[prepare]'",
