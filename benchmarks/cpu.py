@@ -20,8 +20,8 @@ import numpy as np
 import torch
 from diffusers import DiTTransformer2DModel
 from numpy.typing import NDArray
-from quality import BATCH, Judge, sample
 from record import write_rows
+from served import BATCH, Judge, sample
 from torch import Tensor, nn
 from unsplit import Unsplit
 

@@ -53,11 +53,19 @@ class Eager:
     """Rows of one model in torch on one device: each gives a `Run` within a block, and holds its own copy there."""
 
     def __init__(
-        self, model: ILFModel, scheduler: Mapping[str, Any], guidance_scale: float, device: str, dtype: torch.dtype
+        self,
+        model: ILFModel,
+        scheduler: Mapping[str, Any],
+        guidance_scale: float,
+        device: str,
+        dtype: torch.dtype,
+        *,
+        guidance: bool = True,
     ) -> None:
         self._model = model
         self._scheduler = scheduler
         self._guidance_scale = guidance_scale
+        self._guidance = guidance
         self._device = device
         self._dtype = dtype
 
@@ -142,9 +150,9 @@ class Eager:
                 torch.compiler.reset()  # its graphs hold memory of the GPU
 
     def _run(self, model: nn.Module, plan: StepPlan) -> Run:
-        scale = self._guidance_scale
+        options: dict[str, Any] = {"guidance_scale": self._guidance_scale, "guidance": self._guidance}
 
         def run(conditions: Mapping[str, Tensor], noise: Tensor) -> Tensor:
-            return reference.generate(model, plan, self._scheduler, conditions, noise, guidance_scale=scale)
+            return reference.generate(model, plan, self._scheduler, conditions, noise, **options)
 
         return run

@@ -1,154 +1,178 @@
-"""Quality of the demo under every plan: Fréchet distance to the real digits, and the accuracy of a classifier on them.
+"""The study: quality over cost of fewer steps, caching and inner loop feedback, on the same frozen base and noise.
 
-    python benchmarks/quality.py [--seeds 3]
-    python benchmarks/quality.py --name quality-precision --precisions fp32 fp16 bf16 fp8 --plans "plain 20" \\
-        "ILF 10 outer:2 anneal m/n"
+    python benchmarks/quality.py --data digits --trainings build/study/digits
+    python benchmarks/quality.py --data cifar10 --trainings build/study/cifar10 --base build/cifar10/base \\
+        --pictures FOLDER --classifier resnet56-4bfd9763.th
 
-Every plan draws 1,797 samples, with the labels of the real digits, through the runtime. The distance is between the
-Gaussians of the 64 pixels in [-1, 1]; the classifier is a support vector machine trained on the real digits.
+Every row is one sampler and one seed of noise; a row that stands in the CSV with the same weights is not drawn again.
+Trainings are made by `benchmarks/trainings.py`.
 """
 
 import argparse
 import shlex
 import sys
-import tempfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
+from eager import CACHED_EVERY, Eager, Run, cached_blocks
+from judge import CifarJudge, DigitsJudge, Judge, rounded
 from numpy.typing import NDArray
-from record import write_rows
-from sklearn.svm import SVC
+from record import append_rows, read_rows
+from samplers import Kind, Sampler, samplers
 
-from ilf_trt.build import BuildOptions, build
-from ilf_trt.contract import Batch, Calibrator, Precision
-from ilf_trt.demo import digits
-from ilf_trt.export.rounding import write_rounded
-from ilf_trt.runtime import Pipeline
-from ilf_trt.schedule import StepPlan
+from ilf_trt import load_ilf
+from ilf_trt.checkpoint import base_scheduler, load_backbone
+from ilf_trt.contract import Loop
+from ilf_trt.errors import MissingDependency
+from ilf_trt.losses import autocasting
+from ilf_trt.model import ILFModel
+from ilf_trt.schedule import StepPlan, cached_block_forwards, make_plan
+from ilf_trt.surgery import attach
 
-BATCH = 256
-PLAIN_STEPS = (50, 20, 12, 10, 9, 6)
-FED = ((10, "outer:2"), (6, "all"))
-RULES = (
-    ("none", "m/n"),
-    ("uniform", "m/n"),
-    ("rescale", "m/n"),
-    ("rescale", "n/m"),
-    ("anneal", "m/n"),
-    ("anneal", "n/m"),
-)
+BATCH = 250
+LONG = 50  # steps of the pictures that the same noise should lead to
+KEY = ("sampler", "training", "seed", "weights")
 
 
-class Judge:
-    """Holds the real digits' statistics and a classifier trained on them."""
+class Study:
+    """One data set: its base, its judge, and the trainings that were made on the base."""
 
-    def __init__(self) -> None:
-        pixels, self.labels = digits()
-        self.real = pixels.reshape(len(pixels), -1).astype(np.float64)
-        self.classifier = SVC(gamma=0.05).fit(self.real, self.labels)
+    def __init__(self, base: str, judge: Judge, trainings: Path, autocast: torch.dtype | None) -> None:
+        self.base, self.judge, self.trainings, self.autocast = base, judge, trainings, autocast
+        self.scheduler = base_scheduler(base)
+        self.long: dict[int, NDArray[np.float32]] = {}
 
-    def judge(self, latents: NDArray[np.float32]) -> dict[str, float]:
-        """latents (1797, 1, 8, 8) in the order of the real labels -> distance and accuracy."""
-        made = np.clip(latents.reshape(len(latents), -1).astype(np.float64), -1, 1)
+    def model(self, training: str) -> ILFModel:
+        """The model of a training; without a name the base, whose feedback does nothing."""
+        if training:
+            return load_ilf(self.trainings / training)
+        return attach(load_backbone(self.base), Loop(3, 7))
+
+    def weights(self, training: str) -> str:
+        """What tells one training of a name from another."""
+        if not training:
+            return "base"
+        with (self.trainings / training / "ilf.safetensors").open("rb") as file:
+            import hashlib
+
+            return hashlib.file_digest(file, "sha256").hexdigest()[:12]
+
+    def draw(self, sampler: Sampler, seed: int) -> tuple[NDArray[np.float32], int]:
+        """Pictures (N, C, H, W) for all labels of the judge, and what one of them cost in block forwards."""
+        model = self.model(sampler.training)
+        scheduler = {**self.scheduler, "solver_order": sampler.order}
+        plan = make_plan(
+            scheduler,
+            sampler.steps,
+            blocks=len(model.adapter.blocks),
+            loop=model.loop,
+            feedback=sampler.feedback,
+            rule=sampler.rule,
+            ratio=sampler.ratio,
+        )
+        labels = torch.from_numpy(self.judge.labels)
+        shape = (len(labels), *model.adapter.latent)
+        noise = torch.from_numpy(np.random.default_rng(seed).standard_normal(shape, np.float32))
+        eager = Eager(model, scheduler, 1.0, "cpu", torch.float32, guidance=False)
+        parts = []
+        with self._run(eager, sampler, plan) as (run, cost), autocasting("cpu", self.autocast):
+            for begin in range(0, len(labels), BATCH):
+                rows = slice(begin, begin + BATCH)
+                parts.append(run({"class_labels": labels[rows]}, noise[rows]).float().numpy())
+            return np.concatenate(parts), cost()
+
+    def measure(self, sampler: Sampler, seed: int) -> dict[str, Any]:
+        """One row of the table."""
+        pictures, cost = self.draw(sampler, seed)
+        if seed not in self.long:
+            self.long[seed] = self.draw(Sampler("main", f"plain {LONG}", Kind.PLAIN, LONG), seed)[0]
         return {
-            "frechet": frechet(made, self.real),
-            "accuracy": float((self.classifier.predict(made) == self.labels).mean()),
+            "part": sampler.part,
+            "sampler": sampler.name,
+            "training": sampler.training,
+            "weights": self.weights(sampler.training),
+            "steps": sampler.steps,
+            "block_forwards": cost,
+            "seed": seed,
+            "samples": len(pictures),
+            "precision_of_products": "bf16" if self.autocast else "fp32",
+            **rounded(self.judge.judge(pictures)),
+            **rounded(self.judge.apart(pictures, self.long[seed])),
         }
 
-
-def frechet(a: NDArray[np.float64], b: NDArray[np.float64]) -> float:
-    """Fréchet distance between the Gaussians of two samples (n, d)."""
-    mean = a.mean(axis=0) - b.mean(axis=0)
-    cov_a, cov_b = np.cov(a, rowvar=False), np.cov(b, rowvar=False)
-    roots = np.sqrt(np.clip(np.linalg.eigvals(cov_a @ cov_b).real, 0, None))  # pixels that are always dark give zeros
-    return float(mean @ mean + np.trace(cov_a) + np.trace(cov_b) - 2 * roots.sum())
-
-
-def sample(
-    pipeline: Pipeline, plan: StepPlan, labels: NDArray[np.int64], seed: int, guidance_scale: float
-) -> NDArray[np.float32]:
-    """Latents for all labels."""
-    noise = np.random.default_rng(seed).standard_normal((len(labels), *pipeline.manifest.spec.latent), np.float32)
-    parts = []
-    for begin in range(0, len(labels), BATCH):
-        chunk = slice(begin, begin + BATCH)
-        result = pipeline.generate(
-            class_labels=labels[chunk], latents=noise[chunk], plan=plan, guidance_scale=guidance_scale
-        )
-        parts.append(result.latents)
-    return np.concatenate(parts)
+    @contextmanager
+    def _run(self, eager: Eager, sampler: Sampler, plan: StepPlan) -> Iterator[tuple[Run, Any]]:
+        if sampler.kind is Kind.CACHE_DIT:
+            with eager.cache_dit(plan) as (run, ran):
+                yield run, ran
+        elif sampler.kind is Kind.CACHED:
+            costs = cached_block_forwards(
+                plan.blocks, len(plan.steps), cached=cached_blocks(plan.blocks), every=CACHED_EVERY
+            )
+            with eager.cached(plan) as run:
+                yield run, lambda: sum(costs)
+        else:
+            with eager.ilf(plan) as run:
+                yield run, lambda: plan.block_forwards
 
 
-def plans(pipeline: Pipeline) -> dict[str, StepPlan]:
-    """Every plan of the table under its name."""
-    table = {f"plain {steps}": pipeline.plan(steps, feedback="none") for steps in PLAIN_STEPS}
-    for steps, feedback in FED:
-        for rule, ratio in RULES:
-            name = f"ILF {steps} {feedback} {rule}" + ("" if rule in ("none", "uniform") else f" {ratio}")
-            table[name] = pipeline.plan(steps, feedback=feedback, rule=rule, ratio=ratio)
-    return table
+def study_of(options: argparse.Namespace) -> Study:
+    """Digits need nothing; CIFAR-10 needs its pictures, its base and the classifier."""
+    if options.data == "digits":
+        return Study("demo", DigitsJudge(options.rounds), options.trainings, None)
+    judge = CifarJudge(options.pictures, options.classifier, options.samples)
+    return Study(str(options.base), judge, options.trainings, torch.bfloat16)
 
 
-def measure(
-    checkpoint: str, seeds: int, guidance_scale: float, precision: Precision, chosen: list[str] | None
-) -> list[Mapping[str, Any]]:
-    """A row for every plan and noise seed; bfloat16 runs in float32 that is rounded to it."""
-    judge = Judge()
-    rows: list[Mapping[str, Any]] = []
-    guided = guidance_scale != 1
-    with tempfile.TemporaryDirectory() as folder:
-        built = build(
-            checkpoint,
-            Path(folder) / "demo.ilf",
-            BuildOptions(
-                precision=precision,
-                batch=Batch(1, BATCH, BATCH),
-                guidance=guided,
-                guidance_scale=guidance_scale,
-                calibrator=Calibrator.OWN,
-            ),
-        )
-        path = built.bundle.path
-        if precision is Precision.BF16:
-            path = write_rounded(path, Path(folder) / "rounded.ilf", built.bundle.manifest)
-        with Pipeline.load(path) as pipeline:
-            for name, plan in plans(pipeline).items():
-                if chosen and name not in chosen:
-                    continue
-                for seed in range(1, seeds + 1):
-                    latents = sample(pipeline, plan, judge.labels, seed, guidance_scale)
-                    row = {
-                        "plan": name,
-                        "precision": precision.value,
-                        "steps": len(plan.steps),
-                        "block_forwards": plan.block_forwards,
-                        "guidance_scale": guidance_scale,
-                        "seed": seed,
-                        **{key: round(value, 4) for key, value in judge.judge(latents).items()},
-                    }
-                    print(row, flush=True)
-                    rows.append(row)
-    return rows
+def done(name: str) -> set[tuple[str, ...]]:
+    """Rows that stand in the CSV."""
+    return {tuple(row[key] for key in KEY) for row in read_rows(name)}
+
+
+def run(study: Study, chosen: list[Sampler], seeds: list[int], name: str, command: str) -> None:
+    """Every sampler with every seed, those that are due for one seed alone with the first."""
+    there = done(name)
+    for sampler in chosen:
+        for seed in seeds if sampler.every_seed else seeds[:1]:
+            key = (sampler.name, sampler.training, str(seed), study.weights(sampler.training))
+            if key in there:
+                continue
+            try:
+                row: Mapping[str, Any] = study.measure(sampler, seed)
+            except MissingDependency as error:
+                print(f"left out {sampler.name}: {error}", flush=True)
+                break
+            append_rows(name, command, [row], key=KEY)
+            print({key: row[key] for key in ("sampler", "training", "seed", "block_forwards", "frechet", "accuracy")})
+            sys.stdout.flush()
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--checkpoint", default="demo")
-    parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--guidance-scale", type=float, default=1.0, help="1 builds without guidance")
-    parser.add_argument("--precisions", nargs="+", type=Precision, default=[Precision.FP32])
-    parser.add_argument("--plans", nargs="+", help="names of plans, as they stand in the table; by default all")
-    parser.add_argument("--name", default="quality-demo", help="CSV to write under benchmarks/results/")
+    parser.add_argument("--data", choices=("digits", "cifar10"), required=True)
+    parser.add_argument("--trainings", type=Path, required=True, help="folder of trainings, by name")
+    parser.add_argument("--parts", nargs="+", help="parts of the study; by default all")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3])
+    parser.add_argument("--rounds", type=int, default=3, help="digits: samples for each real digit")
+    parser.add_argument("--samples", type=int, default=2000, help="CIFAR-10: samples of a row")
+    parser.add_argument("--base", type=Path, default=Path("build/cifar10/base"))
+    parser.add_argument("--pictures", type=Path, help="CIFAR-10: folder of the mosaics")
+    parser.add_argument("--classifier", type=Path, help="CIFAR-10: file of the ResNet's weights")
+    parser.add_argument("--threads", type=int, default=1)
     options = parser.parse_args()
-    command = shlex.join(["benchmarks/quality.py", *sys.argv[1:]])
-    rows = [
-        row
-        for precision in options.precisions
-        for row in measure(options.checkpoint, options.seeds, options.guidance_scale, precision, options.plans)
+    torch.set_num_threads(options.threads)
+    study = study_of(options)
+    there = {path.parent.name for path in options.trainings.glob("*/ilf.json")}
+    chosen = [
+        sampler
+        for sampler in samplers()
+        if (not options.parts or sampler.part in options.parts) and (not sampler.training or sampler.training in there)
     ]
-    print(write_rows(options.name, command, rows))
+    run(study, chosen, options.seeds, f"quality-{options.data}", shlex.join(["benchmarks/quality.py", *sys.argv[1:]]))
 
 
 if __name__ == "__main__":

@@ -169,7 +169,7 @@ def _loss_difference(hand: HandWritten, engine: Training, rows: Batch, batch: in
     scales = torch.linspace(0.2, -0.2, len(hand.scales))
     for one in (hand.scales, engine.model.feedback.scales):
         one.copy_(scales)
-    ours = engine.objective.total(engine.objective(some, time, noise)).item()
+    ours = engine.objective.total(engine.objective(some, time, noise, torch.zeros(batch))).item()
     theirs = hand.loss(some.x0, some.call["class_labels"], time, noise).item()
     for one in (hand.scales, engine.model.feedback.scales):
         one.zero_()

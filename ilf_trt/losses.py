@@ -15,6 +15,8 @@ from ilf_trt.feed import Batch
 from ilf_trt.model import FirstPass, ILFModel
 from ilf_trt.recipe import Loss, LossKind, SecondPass
 
+CLEAN_VARIANCE = 1e-7
+
 
 class Objective(nn.Module):
     """L = w_r |student - eps|^2 + w_d |student - teacher|^2, by row; no graph is recorded before F."""
@@ -35,16 +37,19 @@ class Objective(nn.Module):
         self.autocast, self.recompute = autocast, recompute
         self.register_buffer("alphas_cumprod", alphas_cumprod.float(), persistent=False)
 
-    def forward(self, batch: Batch, time: Tensor, noise: Tensor) -> Tensor:
-        """batch of B rows, time (B,), noise (B, C, H, W) -> reconstruction and distillation by row, (2, B)."""
+    def forward(self, batch: Batch, time: Tensor, noise: Tensor, share: Tensor) -> Tensor:
+        """batch of B rows, time (B,), noise (B, C, H, W) -> reconstruction and distillation by row, (2, B).
+
+        `share` (B,) in [0, 1) draws how long a step is, where the loss asks for steps.
+        """
+        time, later = self._step(time, share)
         with autocasting(noise.device.type, self.autocast):
             with torch.no_grad():
                 context = self.model.adapter.context(batch.call)
                 x_t = noised(batch.x0, noise, time, self.alphas_cumprod)
                 first = self.model.first_pass(x_t, time, context, residual=torch.float32)
-                teacher = self._teacher(batch.x0, noise, x_t, first)
-            t_post = time if self.loss.second_pass is SecondPass.SAME else time // 2
-            student = self._epsilon(self.model.second_pass(first, t_post, recompute=self.recompute))
+                teacher = self._teacher(batch.x0, noise, x_t, first, later)
+            student = self._epsilon(self.model.second_pass(first, self._t_post(time, later), recompute=self.recompute))
         reconstruction = squared(student, noise)
         distillation = torch.zeros_like(reconstruction) if teacher is None else squared(student, teacher)
         return torch.stack([reconstruction, distillation])
@@ -53,11 +58,29 @@ class Objective(nn.Module):
         """terms (2, B) -> the loss, a mean over rows of the weighted sum."""
         return self.loss.reconstruction * terms[0].mean() + self.loss.distillation * terms[1].mean()
 
-    def _teacher(self, x0: Tensor, noise: Tensor, x_t: Tensor, first: FirstPass) -> Tensor | None:
+    def _step(self, time: Tensor, share: Tensor) -> tuple[Tensor, Tensor]:
+        """time (B,) and the time that one solver step from there leads to; 0 stands for the clean image."""
+        if self.loss.kind is not LossKind.INTERVAL:
+            return time, time // 2
+        few, most = self.loss.fewest_steps, self.loss.most_steps
+        steps = few + (share * (most - few + 1)).long()
+        time = time.clamp(min=self.loss.teacher_steps)
+        return time, (time - len(self.alphas_cumprod) // steps).clamp(min=0)
+
+    def _t_post(self, time: Tensor, later: Tensor) -> Tensor:
+        if self.loss.second_pass is SecondPass.SAME:
+            return time
+        if self.loss.second_pass is SecondPass.HALF:
+            return time // 2
+        return time - (time - later) * (self.model.loop.size / len(self.model.adapter.blocks))
+
+    def _teacher(self, x0: Tensor, noise: Tensor, x_t: Tensor, first: FirstPass, later: Tensor) -> Tensor | None:
         if self.loss.kind is LossKind.NONE or not self.loss.distillation:
             return None
         if self.loss.kind is LossKind.FAST:
             return self.fast(x0, noise, first.time, first.context)
+        if self.loss.kind is LossKind.INTERVAL:
+            return self.interval(x_t, first, later, self.loss.teacher_steps)
         return self.standard(x_t, first, self.loss.teacher_steps)
 
     def fast(self, x0: Tensor, noise: Tensor, time: Tensor, context: Context) -> Tensor:
@@ -81,6 +104,23 @@ class Objective(nn.Module):
             epsilon, time = self._plain(x, later, first.context), later
         return epsilon
 
+    def interval(self, x_t: Tensor, first: FirstPass, later: Tensor, steps: int) -> Tensor:
+        """Interval distillation: what takes one first-order step from t to `later` to where `steps` of the teacher end.
+
+        The teacher walks in equal steps of DPM-Solver++ of second order, the first and one to the clean image of first.
+        Not in the paper, whose teacher looks at single times; several steps become one as in progressive distillation
+        (arXiv 2202.00512).
+        """
+        x, time, before = x_t.float(), first.time, None
+        epsilon = self._epsilon(self.model.finish(first.features, time, first.context))
+        for step in range(1, steps + 1):
+            following = first.time - (first.time - later) * step // steps
+            x, before = dpm(x, epsilon, time, following, self.alphas_cumprod, before)
+            time = following
+            if step < steps:
+                epsilon = self._plain(x, time, first.context)
+        return straight(x_t.float(), x, first.time, later, self.alphas_cumprod)
+
     def _plain(self, x: Tensor, time: Tensor, context: Context) -> Tensor:
         first = self.model.first_pass(x, time, context, residual=torch.float32)
         return self._epsilon(self.model.finish(first.features, time, context))
@@ -103,6 +143,36 @@ def ddim(x: Tensor, epsilon: Tensor, time: Tensor, later: Tensor, alphas_cumprod
     return a_later.sqrt() * x0 + (1 - a_later).sqrt() * epsilon
 
 
+Before = tuple[Tensor, Tensor]
+"""x0 as it was predicted a step before, and the logarithm of alpha over sigma there."""
+
+
+def dpm(
+    x: Tensor, epsilon: Tensor, time: Tensor, later: Tensor, alphas_cumprod: Tensor, before: Before | None
+) -> tuple[Tensor, Before]:
+    """One step of DPM-Solver++ (arXiv 2211.01095, algorithm 2M) from `time` to `later` (B,), 0 being the clean image.
+
+    Of first order without a step `before` and to the clean image. x and epsilon (B, C, H, W) -> x at `later`, and
+    what the next step asks for.
+    """
+    (alpha, sigma), (alpha_later, sigma_later) = (_cleaned(alphas_cumprod, one) for one in (time, later))
+    x0 = (x - sigma * epsilon) / alpha
+    log_ratio = (alpha / sigma).log()
+    h = (alpha_later / sigma_later).log() - log_ratio
+    seen = x0
+    if before is not None:
+        x0_before, log_ratio_before = before
+        second = x0 + 0.5 * h / (log_ratio - log_ratio_before) * (x0 - x0_before)
+        seen = torch.where((later == 0).reshape(-1, 1, 1, 1), x0, second)
+    return sigma_later / sigma * x - alpha_later * torch.expm1(-h) * seen, (x0, log_ratio)
+
+
+def straight(x: Tensor, ended: Tensor, time: Tensor, later: Tensor, alphas_cumprod: Tensor) -> Tensor:
+    """The noise that takes a step of first order from x at `time` to `ended` at `later`; all (B, C, H, W)."""
+    (alpha, sigma), (alpha_later, sigma_later) = (_cleaned(alphas_cumprod, one) for one in (time, later))
+    return (ended / alpha_later - x / alpha) / (sigma_later / alpha_later - sigma / alpha)
+
+
 def squared(a: Tensor, b: Tensor) -> Tensor:
     """Mean squared difference by row: (B, C, H, W) twice -> (B,)."""
     return (a - b).square().flatten(1).mean(1)
@@ -111,6 +181,12 @@ def squared(a: Tensor, b: Tensor) -> Tensor:
 def autocasting(device_type: str, dtype: torch.dtype | None) -> AbstractContextManager[Any]:
     """Matrix products in `dtype` for the time of a block; None leaves them as they are."""
     return nullcontext() if dtype is None else torch.autocast(device_type, dtype)
+
+
+def _cleaned(alphas_cumprod: Tensor, time: Tensor) -> tuple[Tensor, Tensor]:
+    """alpha and sigma by row, where time 0 is the clean image but for a sigma that a logarithm can take."""
+    a = torch.where((time == 0).reshape(-1, 1, 1, 1), 1 - CLEAN_VARIANCE, _by_row(alphas_cumprod, time))
+    return a.sqrt(), (1 - a).sqrt()
 
 
 def _by_row(alphas_cumprod: Tensor, time: Tensor) -> Tensor:

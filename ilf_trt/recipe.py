@@ -32,6 +32,7 @@ class LossKind(StrEnum):
 
     FAST = "fast"
     STANDARD = "standard"
+    INTERVAL = "interval"
     NONE = "none"
 
 
@@ -40,6 +41,7 @@ class SecondPass(StrEnum):
 
     SAME = "t"
     HALF = "t/2"
+    RESCALE = "t-i*m/n"
 
 
 class TrainPrecision(StrEnum):
@@ -112,7 +114,10 @@ class Optimisation:
 
 @dataclass(frozen=True, slots=True)
 class Loss:
-    """Weights of both terms, and what the student and the teacher are asked; see `ilf_trt.losses`."""
+    """Weights of both terms, and what the student and the teacher are asked; see `ilf_trt.losses`.
+
+    Intervals are those of samplers of `fewest_steps` to `most_steps` steps.
+    """
 
     kind: LossKind
     second_pass: SecondPass
@@ -120,10 +125,19 @@ class Loss:
     reconstruction: float = 1.0
     distillation: float = 1.0
     teacher_steps: int = 8
+    fewest_steps: int = 5
+    most_steps: int = 12
 
     def check(self) -> None:
         _at_least(0, "loss.", reconstruction=self.reconstruction, distillation=self.distillation)
         _at_least(2, "loss.", teacher_steps=self.teacher_steps)
+        _at_least(1, "loss.", fewest_steps=self.fewest_steps)
+        _at_least(self.fewest_steps, "loss.", most_steps=self.most_steps)
+        if (self.kind is LossKind.INTERVAL) != (self.second_pass is SecondPass.RESCALE):
+            raise InvalidRequest(
+                f"loss.kind is {self.kind} and loss.second_pass is {self.second_pass}; {LossKind.INTERVAL} goes with "
+                f"{SecondPass.RESCALE} and nothing else does: i is the length of an interval"
+            )
         if not 0 <= self.condition_dropout <= 1:
             raise InvalidRequest(f"loss.condition_dropout is {self.condition_dropout}, it must be from 0 to 1")
         if not self.reconstruction + (self.kind is not LossKind.NONE) * self.distillation:

@@ -246,7 +246,7 @@ class Training:
             given, drawn = batch.part(here, self.device), draws.part(here, self.device)
             if loss.condition_dropout and self.null is not None:
                 given = given.without(drawn.dropped, self.null)
-            yield part, lambda given=given, drawn=drawn: objective(given, drawn.time, drawn.noise)  # type: ignore[misc]
+            yield part, lambda given=given, drawn=drawn: objective(given, drawn.time, drawn.noise, drawn.share)  # type: ignore[misc]
 
     @torch.no_grad()
     def measure(self) -> float:

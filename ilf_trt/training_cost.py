@@ -105,7 +105,7 @@ def _row(objective: Objective, adapter: Backbone, text_tokens: int) -> Tensor:
             "added_cond_kwargs": {name: torch.ones(shape, device="meta") for name, shape in sizes.items()},
         }
     time = torch.zeros(1, dtype=torch.long, device="meta")
-    return objective.total(objective(Batch(x0, call), time, torch.empty_like(x0)))
+    return objective.total(objective(Batch(x0, call), time, torch.empty_like(x0), torch.zeros(1, device="meta")))
 
 
 def _kept_bytes(objective: Objective, adapter: Backbone, text_tokens: int) -> int:

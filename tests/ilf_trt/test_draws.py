@@ -21,7 +21,7 @@ def drawn(
 
 
 def tensors(draws: Draws) -> list[Tensor]:
-    return [draws.time, draws.noise, draws.dropped]
+    return [draws.time, draws.noise, draws.dropped, draws.share]
 
 
 @pytest.fixture(scope="module")
@@ -55,6 +55,11 @@ def test_a_large_seed_is_taken() -> None:
 def test_times_are_uniform_over_the_whole_range(many: Draws) -> None:
     assert (many.time.min(), many.time.max()) == (0, 999)
     assert many.time.double().mean().item() / 999 == pytest.approx(0.5, abs=MEAN_ERROR)
+
+
+def test_shares_are_uniform_below_one(many: Draws) -> None:
+    assert 0 <= many.share.min() < 0.01 < 0.99 < many.share.max() < 1
+    assert many.share.double().mean().item() == pytest.approx(0.5, abs=MEAN_ERROR)
 
 
 def test_noise_is_normal_of_unit_variance(many: Draws) -> None:

@@ -12,13 +12,17 @@ from torch import Tensor
 
 from ilf_trt import ILFModel, attach
 from ilf_trt.feed import Batch
-from ilf_trt.losses import Objective, ddim, noised, squared
+from ilf_trt.losses import Objective, ddim, dpm, noised, squared, straight
 from ilf_trt.recipe import Loss, LossKind, SecondPass
 from tests.conftest import LOOP, small_dit, small_pixart
 from tests.small_training import dit_rows, pixart_rows
 
 ALPHAS: Tensor = DPMSolverMultistepScheduler().alphas_cumprod
 LOSS = Loss(LossKind.FAST, SecondPass.SAME, 0.0)
+SHARE = torch.tensor([0.0, 0.3, 0.6, 0.99])
+INTERVAL = replace(LOSS, kind=LossKind.INTERVAL, second_pass=SecondPass.RESCALE, teacher_steps=4)
+# A step of diffusers' own solver, which adds 1e-8 of noise where ours takes the clean image at 1e-7.
+SOLVER = {"rtol": 2e-3, "atol": 2e-3}
 TIME = torch.tensor([1, 240, 501, 999])
 # Sums of a few thousand float32 products in another order.
 FLOAT32 = {"rtol": 1e-4, "atol": 1e-6}
@@ -80,7 +84,7 @@ def mse(x: Tensor, y: Tensor) -> Tensor:
 
 
 def terms_of(model: ILFModel, rows: Batch, noise: Tensor, loss: Loss = LOSS, **options: Any) -> Tensor:
-    terms: Tensor = Objective(model, ALPHAS, loss, **options)(rows, TIME, noise)
+    terms: Tensor = Objective(model, ALPHAS, loss, **options)(rows, TIME, noise, SHARE)
     return terms
 
 
@@ -163,6 +167,58 @@ def test_the_second_pass_is_conditioned_on(
 ) -> None:
     found = terms_of(model, rows, noise, replace(LOSS, second_pass=second_pass))[0]
     assert torch.allclose(found, mse(student_of(model, rows, noise, TIME // divisor), noise), **FLOAT32)
+
+
+def test_an_interval_is_that_of_a_sampler_s_step_and_never_shorter_than_the_teacher_s_steps(model: ILFModel) -> None:
+    objective = Objective(model, ALPHAS, replace(INTERVAL, fewest_steps=5, most_steps=10))
+    time, later = objective._step(torch.tensor([999, 999, 150, 1]), torch.tensor([0.0, 0.999, 0.0, 0.5]))
+    assert time.tolist() == [999, 999, 150, 4]
+    assert later.tolist() == [799, 899, 0, 0]
+
+
+def test_an_interval_s_second_pass_is_conditioned_on_the_rescaled_time(
+    model: ILFModel, rows: Batch, noise: Tensor
+) -> None:
+    objective = Objective(model, ALPHAS, INTERVAL)
+    time, later = objective._step(TIME, SHARE)
+    t_post = time - (time - later) * (model.loop.size / len(model.adapter.blocks))
+    with torch.no_grad():
+        sample = model(x_at(time, rows.x0, noise), time, rows.call["class_labels"], t_post=t_post).sample[:, :1]
+    assert torch.allclose(terms_of(model, rows, noise, INTERVAL)[0], mse(sample, noise), **FLOAT32)
+
+
+def test_an_interval_s_target_ends_a_single_step_where_diffusers_own_steps_end(
+    model: ILFModel, rows: Batch, noise: Tensor
+) -> None:
+    objective = Objective(model, ALPHAS, INTERVAL)
+    time, later = torch.tensor([800]), torch.tensor([600])
+    one = rows.part(slice(0, 1), torch.device("cpu"))
+    scheduler = DPMSolverMultistepScheduler(solver_order=2, final_sigmas_type="sigma_min", lower_order_final=False)
+    scheduler.set_timesteps(timesteps=[800, 750, 700, 650, 600])
+    x = x_at(time, one.x0, noise[:1])
+    x_t = x
+    with torch.no_grad():
+        for t in scheduler.timesteps[:4]:
+            x = scheduler.step(teacher_of(model, x, t.reshape(1), one), t, x).prev_sample
+        first = model.first_pass(x_t, time, model.adapter.context(one.call))
+        epsilon = objective.interval(x_t, first, later, 4)
+    assert torch.allclose(ddim(x_t, epsilon, time, later, ALPHAS), x, **SOLVER)
+
+
+def test_a_step_to_time_zero_ends_at_the_clean_image() -> None:
+    x, epsilon = torch.randn(2, 1, 1, 4, 4)
+    time, zero = torch.tensor([40]), torch.tensor([0])
+    ended, _ = dpm(x, epsilon, time, zero, ALPHAS, None)
+    a = ALPHAS[40]
+    assert torch.allclose(ended, (x - (1 - a).sqrt() * epsilon) / a.sqrt(), atol=1e-3)
+    assert torch.allclose(straight(x, ended, time, zero, ALPHAS), epsilon, atol=1e-2)
+
+
+def test_an_interval_has_targets_at_every_time(model: ILFModel, rows: Batch, noise: Tensor) -> None:
+    objective = Objective(model, ALPHAS, INTERVAL)
+    for time in (0, 1, 5, 90, 500, 999):
+        found = objective(rows, torch.full((4,), time), noise, SHARE)
+        assert torch.isfinite(found).all()
 
 
 def test_the_total_is_the_weighted_sum_of_both_means(model: ILFModel) -> None:

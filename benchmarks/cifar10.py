@@ -1,0 +1,187 @@
+"""CIFAR-10 in arrays, and the small class-conditional DiT that the study trains its feedback blocks on.
+
+    python benchmarks/cifar10.py --data FOLDER --output build/cifar10/base [--iterations 6000]
+
+FOLDER holds `train_<class>_*.webp` and `test_<class>_*.webp`: lossless mosaics of 32x32 tiles, 50 a row, row by row.
+The base is DiT in diffusers' format, trained to predict the noise; what is kept is the mean of its weights over time.
+"""
+
+import argparse
+import json
+import time
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from diffusers import DiTTransformer2DModel, DPMSolverMultistepScheduler
+from numpy.typing import NDArray
+from PIL import Image
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+CLASSES, SIDE = 10, 32
+NULL_SHARE = 0.1
+BATCH = 128
+LEARNING_RATE = 1e-3
+WARMUP = 300
+MEAN_HALF_LIFE = 200  # iterations of the weights' running mean
+SAVE_EVERY = 250
+
+
+def read(folder: Path, split: str) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
+    """Pictures (N, 32, 32, 3) and labels (N,) of `train` or `test`, class by class."""
+    pictures, labels = [], []
+    for path in sorted(folder.glob(f"{split}_*.webp")):
+        sheet = np.asarray(Image.open(path).convert("RGB"))
+        rows, columns = sheet.shape[0] // SIDE, sheet.shape[1] // SIDE
+        tiles = sheet.reshape(rows, SIDE, columns, SIDE, 3).swapaxes(1, 2).reshape(-1, SIDE, SIDE, 3)
+        count = int(path.stem.rstrip("b").rpartition("_")[2])
+        pictures.append(tiles[:count])
+        labels.append(np.full(count, int(path.stem.split("_")[1])))
+    if not pictures:
+        raise SystemExit(f"{folder} holds no {split}_*.webp; give the folder of the mosaics")
+    return np.concatenate(pictures), np.concatenate(labels)
+
+
+def new_base() -> DiTTransformer2DModel:
+    """The untrained base: 12 blocks, width 128, 64 tokens, 4.2 M parameters; adaptive norms and the head from zero."""
+    model = DiTTransformer2DModel(
+        num_attention_heads=4,
+        attention_head_dim=32,
+        in_channels=3,
+        out_channels=3,
+        num_layers=12,
+        sample_size=SIDE,
+        patch_size=4,
+        num_embeds_ada_norm=CLASSES,
+    )
+    for block in model.transformer_blocks:
+        torch.nn.init.zeros_(block.norm1.linear.weight)
+        torch.nn.init.zeros_(block.norm1.linear.bias)
+    for layer in (model.proj_out_1, model.proj_out_2):
+        torch.nn.init.zeros_(layer.weight)
+        torch.nn.init.zeros_(layer.bias)
+    return model
+
+
+def new_scheduler() -> DPMSolverMultistepScheduler:
+    """DPM-Solver++ of second order over 1,000 linear betas."""
+    return DPMSolverMultistepScheduler(num_train_timesteps=1000, solver_order=2, timestep_spacing="linspace")
+
+
+def train(data: Path, output: Path, *, iterations: int, seed: int, compiled: bool) -> None:
+    """Train the base and write `transformer/` and `scheduler/`; a training that was stopped goes on."""
+    pixels, targets = (torch.from_numpy(array) for array in read(data, "train"))
+    torch.manual_seed(seed)
+    model = new_base().eval()
+    mean = {name: value.clone() for name, value in model.state_dict().items()}
+    optimizer = torch.optim.AdamW(model.parameters(), lr=LEARNING_RATE, betas=(0.9, 0.99), weight_decay=0.01)
+    state, facts = output / "state.safetensors", output / "state.json"
+    first = 1
+    if state.exists():
+        first = json.loads(facts.read_text())["iteration"] + 1
+        _restore(load_file(state), model, mean, optimizer)
+    alphas = new_scheduler().alphas_cumprod
+    forward = torch.compile(model) if compiled else model
+    output.mkdir(parents=True, exist_ok=True)
+    began, total = time.perf_counter(), 0.0
+    for iteration in range(first, iterations + 1):
+        for group in optimizer.param_groups:
+            group["lr"] = LEARNING_RATE * _rate(iteration, iterations)
+        loss = _loss(forward, pixels, targets, alphas, torch.Generator().manual_seed(seed * 1_000_003 + iteration))
+        optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        share = min(0.5 ** (1 / MEAN_HALF_LIFE), iteration / (iteration + 10))
+        for name, value in model.state_dict().items():
+            mean[name].lerp_(value, 1 - share)
+        total += loss.item()
+        if iteration % 50 == 0:
+            row = {"iteration": iteration, "loss": total / 50, "seconds": round(time.perf_counter() - began, 1)}
+            with (output / "log.jsonl").open("a") as log:
+                log.write(json.dumps(row) + "\n")
+            total = 0.0
+        if iteration % SAVE_EVERY == 0 or iteration == iterations:
+            _save(output, model, mean, optimizer, iteration)
+
+
+def _loss(
+    forward: torch.nn.Module, pixels: Tensor, targets: Tensor, alphas: Tensor, generator: torch.Generator
+) -> Tensor:
+    chosen = torch.randint(0, len(pixels), (BATCH,), generator=generator)
+    flipped = torch.rand(BATCH, 1, 1, 1, generator=generator) < 0.5
+    dropped = torch.rand(BATCH, generator=generator) < NULL_SHARE
+    start = torch.rand(1, generator=generator)
+    time_ = ((torch.arange(BATCH) + start) / BATCH * len(alphas)).long()  # stratified: a steadier gradient
+    noise = torch.randn(BATCH, 3, SIDE, SIDE, generator=generator)
+    x0 = pixels[chosen].permute(0, 3, 1, 2) / 127.5 - 1
+    x0 = torch.where(flipped, x0.flip(-1), x0)
+    kept = alphas[time_].reshape(-1, 1, 1, 1)
+    with torch.autocast("cpu", torch.bfloat16):
+        x_t = kept.sqrt() * x0 + (1 - kept).sqrt() * noise
+        labels = torch.where(dropped, CLASSES, targets[chosen])
+        predicted = forward(x_t, time_, class_labels=labels, return_dict=False)[0]
+    return F.mse_loss(predicted.float(), noise)
+
+
+def _rate(iteration: int, iterations: int) -> float:
+    """Warm-up, then constant, then a linear fall over the last third."""
+    return min(1.0, iteration / WARMUP, 3 * (1 - iteration / (iterations + 1)))
+
+
+def _save(
+    output: Path, model: DiTTransformer2DModel, mean: dict[str, Tensor], optimizer: torch.optim.Optimizer, done: int
+) -> None:
+    kept = new_base()
+    kept.load_state_dict(mean)
+    kept.save_pretrained(output / "transformer")
+    new_scheduler().save_pretrained(output / "scheduler")
+    moments = {
+        f"{kind}.{index}": values[kind]
+        for index, values in optimizer.state_dict()["state"].items()
+        for kind in ("step", "exp_avg", "exp_avg_sq")
+    }
+    weights = {f"model.{name}": value for name, value in model.state_dict().items()}
+    means = {f"mean.{name}": value for name, value in mean.items()}
+    save_file({**moments, **weights, **means}, output / "state.partial")
+    (output / "state.partial").replace(output / "state.safetensors")
+    (output / "state.json").write_text(json.dumps({"iteration": done}))
+
+
+def _restore(
+    saved: dict[str, Tensor],
+    model: DiTTransformer2DModel,
+    mean: dict[str, Tensor],
+    optimizer: torch.optim.Optimizer,
+) -> None:
+    model.load_state_dict({name[6:]: value for name, value in saved.items() if name.startswith("model.")})
+    mean.update({name[5:]: value for name, value in saved.items() if name.startswith("mean.")})
+    table = optimizer.state_dict()
+    for index in table["param_groups"][0]["params"]:
+        table["state"][index] = {kind: saved[f"{kind}.{index}"] for kind in ("step", "exp_avg", "exp_avg_sq")}
+    optimizer.load_state_dict(table)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--data", type=Path, required=True, help="folder of the mosaics")
+    parser.add_argument("--output", type=Path, default=Path("build/cifar10/base"))
+    parser.add_argument("--iterations", type=int, default=6000)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--eager", action="store_true", help="without torch.compile")
+    options = parser.parse_args()
+    torch.set_num_threads(options.threads)
+    train(
+        options.data,
+        options.output,
+        iterations=options.iterations,
+        seed=options.seed,
+        compiled=not options.eager,
+    )
+
+
+if __name__ == "__main__":
+    main()
