@@ -1,0 +1,95 @@
+"""The feedback blocks of the study: each a recipe of the package with a few changes, trained on the same frozen base.
+
+python benchmarks/trainings.py --data digits --output build/study/digits [--only fast interval]
+python benchmarks/trainings.py --data cifar10 --output build/study/cifar10 --base build/cifar10/base --pictures FOLDER
+"""
+
+import argparse
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from cifar10 import read
+
+from ilf_trt.checkpoint import base_scheduler, base_source, fingerprint, load_backbone
+from ilf_trt.demo import digits_feed
+from ilf_trt.feed import Batch, Feed, MemoryFeed
+from ilf_trt.recipe import Recipe
+from ilf_trt.surgery import attach
+from ilf_trt.training import Setting, train
+from ilf_trt.training_state import Base
+
+INTERVAL = (
+    "loss.kind=interval",
+    "loss.second_pass=t-i*m/n",
+    "loss.reconstruction=0",
+    "loss.teacher_steps=4",
+    "optimisation.lr=1e-3",
+    "optimisation.scale_lr=5e-3",
+    "optimisation.warm_up=50",
+    "optimisation.ema=100",
+)
+CHANGES: dict[str, Sequence[str]] = {
+    "fast": (),
+    "interval": INTERVAL,
+    "none": ("loss.kind=none",),
+    "half": ("loss.second_pass=t/2",),
+    "fast-lr": (
+        "optimisation.lr=1e-3",
+        "optimisation.scale_lr=5e-3",
+        "optimisation.warm_up=50",
+        "optimisation.ema=100",
+    ),
+    "begin": ("model.initialisation=begin",),
+    "zero": ("model.initialisation=zero",),
+    "loop-0-4": ("model.loop=0:4",),
+    "loop-7-11": ("model.loop=7:11",),
+    "loop-4-6": ("model.loop=4:6",),
+    "loop-2-9": ("model.loop=2:9",),
+    "interval-begin": (*INTERVAL, "model.initialisation=begin"),
+    "interval-2-9": (*INTERVAL, "model.loop=2:9"),
+    "long": ("optimisation.iterations=3000", "checkpoint.every=250", "checkpoint.keep=99"),
+    "standard": ("loss.kind=standard",),
+    "interval-long": (*INTERVAL, "optimisation.iterations=3000"),
+}
+
+
+def feed_of(data: str, pictures: Path | None, recipe: Recipe) -> Feed:
+    """The digits, or CIFAR-10 in memory, every picture also mirrored."""
+    options = {"global_batch": recipe.optimisation.batch_size, "seed": recipe.seed}
+    if data == "digits":
+        return digits_feed(**options)
+    pixels, labels = (torch.from_numpy(array) for array in read(pictures or Path(), "train"))
+    x0 = pixels.permute(0, 3, 1, 2).float() / 127.5 - 1
+    return MemoryFeed(Batch(torch.cat([x0, x0.flip(-1)]), {"class_labels": labels.repeat(2)}), **options)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--data", choices=("digits", "cifar10"), required=True)
+    parser.add_argument("--output", type=Path, required=True)
+    parser.add_argument("--only", nargs="+", choices=CHANGES, default=list(CHANGES))
+    parser.add_argument("--set", nargs="+", default=[], help="changes of every recipe, SECTION.KEY=VALUE")
+    parser.add_argument("--base", default="demo", help="folder of the base")
+    parser.add_argument("--pictures", type=Path, help="CIFAR-10: folder of the mosaics")
+    parser.add_argument("--threads", type=int, default=1)
+    options = parser.parse_args()
+    torch.set_num_threads(options.threads)
+    for name in options.only:
+        folder = options.output / name
+        if (folder / "ilf.json").is_file():
+            continue
+        recipe = Recipe.read("demo" if options.data == "digits" else "cifar10", [*options.set, *CHANGES[name]])
+        source = base_source(options.base)
+        backbone = load_backbone(source)
+        model = attach(backbone, recipe.model.loop, initialisation=recipe.model.initialisation)
+        setting = Setting(folder, Base(source, fingerprint(backbone)), base_scheduler(source), cpu=True)
+        outcome = train(model, recipe, feed_of(options.data, options.pictures, recipe), setting)
+        if name != "long":
+            shutil.rmtree(folder / "steps")
+        print(f"{name}: {outcome.iteration} iterations, mean loss {outcome.mean_loss:.4f}", flush=True)
+
+
+if __name__ == "__main__":
+    main()
