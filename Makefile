@@ -32,9 +32,10 @@ format: $(VENV)/.dev
 
 bench: $(VENV)/.dev
 	$(BIN)/python benchmarks/cpu.py
-	$(BIN)/python benchmarks/quality.py
-	$(BIN)/python benchmarks/quality.py --name quality-precision --precisions fp32 fp16 bf16 fp8 \
-		--plans "plain 20" "plain 12" "ILF 10 outer:2 anneal m/n"
+	$(BIN)/python benchmarks/served.py
+	$(BIN)/python benchmarks/training.py
+	$(BIN)/python benchmarks/trainings.py --data digits --output build/study/digits
+	$(BIN)/python benchmarks/quality.py --data digits --trainings build/study/digits
 	$(BIN)/python benchmarks/hoisting.py
 	$(BIN)/python benchmarks/hoisting.py --text-gain
 	$(BIN)/python benchmarks/build.py

@@ -19,9 +19,10 @@ from typing import Any
 import numpy as np
 import torch
 from diffusers import DiTTransformer2DModel
+from judge import DigitsJudge
 from numpy.typing import NDArray
 from record import write_rows
-from served import BATCH, Judge, sample
+from served import BATCH, sample
 from torch import Tensor, nn
 from unsplit import Unsplit
 
@@ -226,7 +227,7 @@ class Bench:
 
 def demo_quality(folder: Path) -> dict[StepPlan, dict[str, float]]:
     """Distance and accuracy of the demo under the plans that are timed, one noise seed, without guidance."""
-    judge = Judge()
+    judge = DigitsJudge()
     built = build("demo", folder / "quality.ilf", BuildOptions(batch=Batch(1, BATCH, BATCH), guidance=False))
     with Pipeline.load(built.bundle.path) as pipeline:
         plans = [pipeline.plan(20, feedback="none"), pipeline.plan(12, feedback="none"), pipeline.plan(10)]

@@ -1,8 +1,6 @@
-"""Quality of the demo under every plan: Fréchet distance to the real digits, and the accuracy of a classifier on them.
+"""Quality of the demo as it is served, in every precision: Fréchet distance to the real digits, and label accuracy.
 
-    python benchmarks/quality.py [--seeds 3]
-    python benchmarks/quality.py --name quality-precision --precisions fp32 fp16 bf16 fp8 --plans "plain 20" \\
-        "ILF 10 outer:2 anneal m/n"
+    python benchmarks/served.py [--seeds 3]
 
 Every plan draws 1,797 samples, with the labels of the real digits, through the runtime. The distance is between the
 Gaussians of the 64 pixels in [-1, 1]; the classifier is a support vector machine trained on the real digits.
@@ -17,53 +15,18 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from judge import DigitsJudge, rounded
 from numpy.typing import NDArray
 from record import write_rows
-from sklearn.svm import SVC
 
 from ilf_trt.build import BuildOptions, build
 from ilf_trt.contract import Batch, Calibrator, Precision
-from ilf_trt.demo import digits
 from ilf_trt.export.rounding import write_rounded
 from ilf_trt.runtime import Pipeline
 from ilf_trt.schedule import StepPlan
 
 BATCH = 256
-PLAIN_STEPS = (50, 20, 12, 10, 9, 6)
-FED = ((10, "outer:2"), (6, "all"))
-RULES = (
-    ("none", "m/n"),
-    ("uniform", "m/n"),
-    ("rescale", "m/n"),
-    ("rescale", "n/m"),
-    ("anneal", "m/n"),
-    ("anneal", "n/m"),
-)
-
-
-class Judge:
-    """Holds the real digits' statistics and a classifier trained on them."""
-
-    def __init__(self) -> None:
-        pixels, self.labels = digits()
-        self.real = pixels.reshape(len(pixels), -1).astype(np.float64)
-        self.classifier = SVC(gamma=0.05).fit(self.real, self.labels)
-
-    def judge(self, latents: NDArray[np.float32]) -> dict[str, float]:
-        """latents (1797, 1, 8, 8) in the order of the real labels -> distance and accuracy."""
-        made = np.clip(latents.reshape(len(latents), -1).astype(np.float64), -1, 1)
-        return {
-            "frechet": frechet(made, self.real),
-            "accuracy": float((self.classifier.predict(made) == self.labels).mean()),
-        }
-
-
-def frechet(a: NDArray[np.float64], b: NDArray[np.float64]) -> float:
-    """Fréchet distance between the Gaussians of two samples (n, d)."""
-    mean = a.mean(axis=0) - b.mean(axis=0)
-    cov_a, cov_b = np.cov(a, rowvar=False), np.cov(b, rowvar=False)
-    roots = np.sqrt(np.clip(np.linalg.eigvals(cov_a @ cov_b).real, 0, None))  # pixels that are always dark give zeros
-    return float(mean @ mean + np.trace(cov_a) + np.trace(cov_b) - 2 * roots.sum())
+PLAIN_STEPS = (20, 12)
 
 
 def sample(
@@ -82,20 +45,15 @@ def sample(
 
 
 def plans(pipeline: Pipeline) -> dict[str, StepPlan]:
-    """Every plan of the table under its name."""
+    """Every plan of the table under its name: fewer steps, and the bundle's own."""
     table = {f"plain {steps}": pipeline.plan(steps, feedback="none") for steps in PLAIN_STEPS}
-    for steps, feedback in FED:
-        for rule, ratio in RULES:
-            name = f"ILF {steps} {feedback} {rule}" + ("" if rule in ("none", "uniform") else f" {ratio}")
-            table[name] = pipeline.plan(steps, feedback=feedback, rule=rule, ratio=ratio)
-    return table
+    own = pipeline.manifest.plan
+    return {**table, f"ILF {len(own.steps)} {own.feedback} {own.rule} {own.ratio}": own}
 
 
-def measure(
-    checkpoint: str, seeds: int, guidance_scale: float, precision: Precision, chosen: list[str] | None
-) -> list[Mapping[str, Any]]:
+def measure(checkpoint: str, seeds: int, guidance_scale: float, precision: Precision) -> list[Mapping[str, Any]]:
     """A row for every plan and noise seed; bfloat16 runs in float32 that is rounded to it."""
-    judge = Judge()
+    judge = DigitsJudge()
     rows: list[Mapping[str, Any]] = []
     guided = guidance_scale != 1
     with tempfile.TemporaryDirectory() as folder:
@@ -115,8 +73,6 @@ def measure(
             path = write_rounded(path, Path(folder) / "rounded.ilf", built.bundle.manifest)
         with Pipeline.load(path) as pipeline:
             for name, plan in plans(pipeline).items():
-                if chosen and name not in chosen:
-                    continue
                 for seed in range(1, seeds + 1):
                     latents = sample(pipeline, plan, judge.labels, seed, guidance_scale)
                     row = {
@@ -126,7 +82,7 @@ def measure(
                         "block_forwards": plan.block_forwards,
                         "guidance_scale": guidance_scale,
                         "seed": seed,
-                        **{key: round(value, 4) for key, value in judge.judge(latents).items()},
+                        **rounded(judge.judge(latents)),
                     }
                     print(row, flush=True)
                     rows.append(row)
@@ -138,15 +94,14 @@ def main() -> None:
     parser.add_argument("--checkpoint", default="demo")
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--guidance-scale", type=float, default=1.0, help="1 builds without guidance")
-    parser.add_argument("--precisions", nargs="+", type=Precision, default=[Precision.FP32])
-    parser.add_argument("--plans", nargs="+", help="names of plans, as they stand in the table; by default all")
-    parser.add_argument("--name", default="quality-demo", help="CSV to write under benchmarks/results/")
+    parser.add_argument("--precisions", nargs="+", type=Precision, default=list(Precision))
+    parser.add_argument("--name", default="quality-precision", help="CSV to write under benchmarks/results/")
     options = parser.parse_args()
-    command = shlex.join(["benchmarks/quality.py", *sys.argv[1:]])
+    command = shlex.join(["benchmarks/served.py", *sys.argv[1:]])
     rows = [
         row
         for precision in options.precisions
-        for row in measure(options.checkpoint, options.seeds, options.guidance_scale, precision, options.plans)
+        for row in measure(options.checkpoint, options.seeds, options.guidance_scale, precision)
     ]
     print(write_rows(options.name, command, rows))
 
