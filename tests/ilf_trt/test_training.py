@@ -196,7 +196,7 @@ def final(tmp_path: Path, name: str, **sections: Any) -> tuple[Tensor, Tensor]:
 
 
 def test_accumulation_changes_nothing_but_rounding(tmp_path: Path) -> None:
-    # Without clipping AdamW's step would hide a gradient of another size; with SGD's plain sum it would show.
+    # AdamW's steps hide a gradient of another size, its norm does not.
     one, four = (final(tmp_path, str(n), optimisation={"accumulate": n}) for n in (1, 4))
     assert torch.allclose(one[0], four[0], **FLOAT32)
     norms = [torch.tensor([line["grad_norm"] for line in log_of(tmp_path / str(n))]) for n in (1, 4)]
