@@ -80,7 +80,9 @@ def main() -> None:
         folder = options.output / name
         if (folder / "ilf.json").is_file():
             continue
-        recipe = Recipe.read("demo" if options.data == "digits" else "cifar10", [*options.set, *CHANGES[name]])
+        recipe = Recipe.read(
+            "demo" if options.data == "digits" else "cifar10", ["logging.samples_every=0", *options.set, *CHANGES[name]]
+        )
         source = base_source(options.base)
         backbone = load_backbone(source)
         model = attach(backbone, recipe.model.loop, initialisation=recipe.model.initialisation)

@@ -326,6 +326,9 @@ class Training:
         if not Sampler.serves(self.model):
             logger.warning("no sample grids: %s is not a model of classes in pixels", self.model.adapter.model_class)
             return None
+        if not self.setting.labels:
+            logger.warning("no sample grids: the setting has no labels; give some, or set logging.samples_every=0")
+            return None
         return Sampler(self.setting.folder, settings, dict(self.setting.scheduler), list(self.setting.labels))
 
 
