@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 from gpu_tables import gpu_aims, gpu_facts, gpu_latency, gpu_parity
 from record import read_rows
+from study_tables import STUDY
 
 ROOT = Path(__file__).parent.parent
 Row = dict[str, str]
@@ -40,25 +41,6 @@ def process() -> str:
     for row in read_rows("cpu-process"):
         overhead, seconds, memory = (row[name] for name in ("overhead_us_per_step", "import_s", "serving_peak_mib"))
         lines += [f"| {row['model']} | {overhead} µs | {seconds} s | {memory} MiB |"]
-    return "\n".join(lines)
-
-
-def quality() -> str:
-    """Distance and accuracy of the demo under every plan, all noise seeds."""
-    plans: dict[str, list[Row]] = {}
-    for row in read_rows("quality-demo"):
-        plans.setdefault(row["plan"], []).append(row)
-    lines = [
-        "| plan | block forwards | Fréchet distance, mean (each seed) | accuracy, mean |",
-        "|---|---|---|---|",
-    ]
-    for name, rows in plans.items():
-        distances = [float(row["frechet"]) for row in rows]
-        accuracy = np.mean([float(row["accuracy"]) for row in rows])
-        lines.append(
-            f"| {name} | {rows[0]['block_forwards']} | "
-            f"{np.mean(distances):.3f} ({' '.join(f'{d:.3f}' for d in distances)}) | {accuracy:.3f} |"
-        )
     return "\n".join(lines)
 
 
@@ -162,7 +144,6 @@ TABLES: dict[str, dict[str, Callable[[], str]]] = {
     "README.md": {
         "cpu-latency": latency,
         "cpu-process": process,
-        "quality-demo": quality,
         "quality-precision": precision,
         "build": full_size,
     },
@@ -171,12 +152,13 @@ TABLES: dict[str, dict[str, Callable[[], str]]] = {
 }
 
 ANYWHERE: dict[str, Callable[[], str]] = {
+    **STUDY,
     "gpu-latency": gpu_latency,
     "gpu-aims": lambda: "\n".join(f"- {line}" for line in gpu_aims()),
     "gpu-facts": gpu_facts,
     "gpu-parity": gpu_parity,
 }
-"""Tables of a GPU's numbers, written wherever a document has a place for them."""
+"""Tables that are written wherever a document has a place for them."""
 
 
 def main() -> None:

@@ -165,11 +165,11 @@ class Training:
                     facts |= {"processes": self.world, "rows_per_second": rows / (perf_counter() - began)}
                     log.write(iteration, facts | {"scales": self.model.feedback.scales.tolist()})
                     began, rows = perf_counter(), 0
-                if sampler and self.main and (iteration % recipe.logging.samples_every == 0 or iteration == last):
-                    sampler.write(self.served, iteration, self.autocast)
                 if iteration % recipe.checkpoint.every == 0 or iteration == last:
                     standing.judge(self.measure())
                     self.save()
+                if sampler and self.main and (iteration % recipe.logging.samples_every == 0 or iteration == last):
+                    sampler.write(self.served, iteration, self.autocast)
             if standing.iteration != self.saved:
                 self.save()
             if self.main and standing.iteration == last:

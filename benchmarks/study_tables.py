@@ -1,0 +1,57 @@
+"""Tables of the study from its CSVs: every sampler of a part, its cost, and its numbers over the seeds."""
+
+from collections.abc import Callable, Iterable
+
+import numpy as np
+from record import read_rows
+
+Row = dict[str, str]
+COLUMNS = ("accuracy", "precision", "recall", "density", "coverage", "psnr_db", "feature_distance")
+HEADS = {"psnr_db": "PSNR to 50 steps, dB", "feature_distance": "features apart"}
+
+
+def study(data: str, part: str) -> str:
+    """Rows in the order of their cost; Fréchet distances with every seed, the other numbers as means."""
+    groups: dict[tuple[str, str], list[Row]] = {}
+    for row in read_rows(f"quality-{data}"):
+        if row["part"] == part:
+            groups.setdefault((row["sampler"], row["training"]), []).append(row)
+    if not groups:
+        return "Not measured."
+    shown = [
+        name for name in COLUMNS if any(_number(row[name]) is not None for rows in groups.values() for row in rows)
+    ]
+    heads = " | ".join(HEADS.get(name, name) for name in shown)
+    lines = [
+        f"| sampler | training | block forwards | Fréchet distance, mean (each seed) | {heads} |",
+        "|---|---|---|---|" + "---|" * len(shown),
+    ]
+    for (sampler, training), rows in sorted(groups.items(), key=lambda item: -int(item[1][0]["block_forwards"])):
+        cells = [sampler, training or "–", rows[0]["block_forwards"], distances(rows)]
+        cells += [_mean(row[name] for row in rows) for name in shown]
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def distances(rows: list[Row]) -> str:
+    """`0.111 (0.122 0.109 0.101)`, or the one number of a single seed."""
+    found = [float(row["frechet"]) for row in rows]
+    every = f" ({' '.join(f'{distance:.3f}' for distance in found)})" if len(found) > 1 else ""
+    return f"{np.mean(found):.3f}{every}"
+
+
+def _mean(values: Iterable[str]) -> str:
+    found = [number for number in map(_number, values) if number is not None]
+    return f"{np.mean(found):.3f}" if found else "–"
+
+
+def _number(text: str) -> float | None:
+    return None if text in ("", "nan") else float(text)
+
+
+PARTS = ("main", "rules", "patterns", "trainings", "duration")
+STUDY: dict[str, Callable[[], str]] = {
+    f"study-{data}-{part}": lambda data=data, part=part: study(data, part)  # type: ignore[misc]
+    for data in ("digits", "cifar10")
+    for part in PARTS
+}

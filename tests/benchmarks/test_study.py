@@ -1,0 +1,210 @@
+"""The study's parts against what can be said of them by hand: judges, samplers, traces and tables."""
+
+import sys
+from collections.abc import Iterator
+from importlib import import_module
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from sklearn.metrics import pairwise_distances
+
+from ilf_trt import attach
+from ilf_trt.contract import Loop
+from ilf_trt.reference import generate
+from ilf_trt.schedule import SCHEDULERS, Ratio, Rule, make_plan
+from tests.conftest import BLOCKS, CLASSES, LOOP, small_dit
+
+BENCHMARKS = Path(__file__).parent.parent.parent / "benchmarks"
+SOLVER = SCHEDULERS["dpmsolver++"]
+CLOSE = 1e-9  # sums of a few hundred numbers in float64
+FLOAT32 = {"rtol": 1e-4, "atol": 1e-5}
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _importable() -> Iterator[None]:
+    sys.path.insert(0, str(BENCHMARKS))
+    yield
+    sys.path.remove(str(BENCHMARKS))
+
+
+@pytest.fixture(scope="module")
+def judge() -> ModuleType:
+    return import_module("judge")
+
+
+@pytest.fixture(scope="module")
+def digits_judge(judge: ModuleType) -> Any:
+    return judge.DigitsJudge()
+
+
+def pictures(count: int, seed: int = 0) -> np.ndarray[Any, Any]:
+    return np.random.default_rng(seed).uniform(-1, 1, (count, 1, 8, 8)).astype(np.float32)
+
+
+# --- judges
+
+
+def test_the_distance_of_two_gaussians_is_the_closed_form(judge: ModuleType) -> None:
+    a = judge.Gaussian(np.array([0.0, 0.0]), np.diag([1.0, 4.0]))
+    b = judge.Gaussian(np.array([3.0, 4.0]), np.diag([9.0, 16.0]))
+    assert a.distance(b) == pytest.approx(25 + (3 - 1) ** 2 + (4 - 2) ** 2, abs=CLOSE)
+    assert a.distance(a) == pytest.approx(0, abs=CLOSE)
+
+
+def test_the_real_digits_are_at_no_distance_and_have_their_labels(digits_judge: Any) -> None:
+    real = digits_judge.real.reshape(-1, 1, 8, 8).astype(np.float32)
+    found = digits_judge.judge(real)
+    assert found["frechet"] == pytest.approx(0, abs=1e-3)
+    assert found["accuracy"] > 0.99
+    assert (found["precision"], found["recall"], found["coverage"]) == (1, 1, 1)
+
+
+def test_noise_is_far_from_the_digits(digits_judge: Any) -> None:
+    found = digits_judge.judge(pictures(len(digits_judge.labels)))
+    assert found["frechet"] > 10
+    assert found["accuracy"] < 0.3
+    assert found["precision"] < 0.1
+    assert found["coverage"] < 0.1
+
+
+def test_one_class_alone_is_precise_but_recalls_little(digits_judge: Any) -> None:
+    ones = digits_judge.real[digits_judge.labels == 1]
+    found = import_module("judge").manifold(digits_judge.real, ones)
+    assert found["precision"] == 1
+    assert found["recall"] < 0.5
+    assert found["coverage"] < 0.5
+
+
+def test_precision_and_density_are_counts_of_balls(judge: ModuleType) -> None:
+    random = np.random.default_rng(1)
+    real, made, k = random.normal(size=(40, 3)), random.normal(size=(30, 3)), 5
+    among = np.sort(pairwise_distances(real), axis=1)[:, k]
+    inside = pairwise_distances(made, real) <= among[None]
+    found = judge.manifold(real, made)
+    assert found["precision"] == pytest.approx(inside.any(1).mean(), abs=CLOSE)
+    assert found["density"] == pytest.approx(inside.sum() / (k * len(made)), abs=CLOSE)
+    assert found["coverage"] == pytest.approx(inside.any(0).mean(), abs=CLOSE)
+
+
+def test_psnr_of_a_known_error_and_of_none(judge: ModuleType) -> None:
+    same = np.zeros((2, 1, 4, 4), np.float32)
+    assert judge.psnr(same + 0.2, same) == pytest.approx(20, abs=1e-4)  # 10 log10(4 / 0.04)
+    assert judge.psnr(same, same) > 90
+
+
+def test_the_classifier_reads_its_public_names_and_tells_pictures_apart(tmp_path: Path) -> None:
+    resnet = import_module("resnet")
+    network = resnet.ResNet(2).eval()
+    torch.save({"state_dict": {f"module.{n}": v for n, v in network.state_dict().items()}}, tmp_path / "small.th")
+    loaded = resnet.load(tmp_path / "small.th")
+    seen = torch.rand(3, 3, 32, 32) * 2 - 1
+    with torch.no_grad():
+        stages = loaded.stages(seen)
+        assert [tuple(stage.shape) for stage in stages] == [(3, 16, 32, 32), (3, 32, 16, 16), (3, 64, 8, 8)]
+        assert torch.equal(stages[-1], network.stages(seen)[-1])
+    assert import_module("judge").stages(loaded, seen, seen) == pytest.approx(0, abs=1e-6)
+    assert import_module("judge").stages(loaded, seen, -seen) > 0.1
+
+
+def test_mosaics_are_cut_row_by_row(tmp_path: Path) -> None:
+    cifar10 = import_module("cifar10")
+    sheet = np.zeros((64, 96, 3), np.uint8)
+    for index in range(6):
+        sheet[index // 3 * 32 : index // 3 * 32 + 32, index % 3 * 32 : index % 3 * 32 + 32] = index
+    Image.fromarray(sheet).save(tmp_path / "train_4_deer_5.webp", lossless=True)
+    found, labels = cifar10.read(tmp_path, "train")
+    assert [int(picture.mean()) for picture in found] == [0, 1, 2, 3, 4]
+    assert labels.tolist() == [4] * 5
+
+
+# --- samplers
+
+
+def test_every_sampler_is_named_once_for_each_training() -> None:
+    every = import_module("samplers").samplers()
+    names = [(sampler.name, sampler.training) for sampler in every if sampler.part != "rules"]
+    assert len(set(names)) == len(names)
+
+
+def test_every_training_of_a_sampler_is_one_that_is_made() -> None:
+    changes = import_module("trainings").CHANGES
+    for sampler in import_module("samplers").samplers():
+        assert not sampler.training or sampler.training.partition("/")[0] in changes
+
+
+def test_every_training_is_a_recipe() -> None:
+    recipe = import_module("ilf_trt.recipe").Recipe
+    for changes in import_module("trainings").CHANGES.values():
+        assert recipe.read("demo", changes) is not None
+        assert recipe.read("cifar10", changes) is not None
+
+
+def test_the_paper_s_equal_costs_are_equal() -> None:
+    def cost(steps: int, feedback: str) -> int:
+        return make_plan(SOLVER, steps, blocks=12, loop=Loop(3, 7), feedback=feedback).block_forwards
+
+    assert cost(12, "none") == cost(10, "outer:2") == cost(8, "all") == 144
+    assert cost(9, "none") == cost(6, "all") == 108
+
+
+# --- traces
+
+
+@pytest.mark.parametrize("feedback", ["none", "all", "outer:1"])
+def test_a_trace_leads_to_the_same_picture_as_generation(feedback: str) -> None:
+    trace_class = import_module("features").Trace
+    model = attach(small_dit(), LOOP)
+    torch.nn.init.constant_(model.feedback.scales, 0.3)
+    plan = make_plan(
+        SOLVER, 4, blocks=BLOCKS, loop=model.loop, feedback=feedback, rule=Rule.ANNEAL, ratio=Ratio.LOOP_TO_MODEL
+    )
+    noise, labels = torch.randn(2, *model.adapter.latent), torch.tensor([0, 1]) % CLASSES
+    last: list[torch.Tensor] = []
+    trace = trace_class(model)
+    step = trace._step
+    trace._step = lambda *given: last.append(step(*given)[1]) or step(*given)
+    list(trace.run(plan, SOLVER, labels, noise))
+    seen: list[torch.Tensor] = []
+    model.register_forward_hook(lambda _m, _i, output: seen.append(output.sample[:, : model.adapter.latent[0]]))
+    generate(model, plan, SOLVER, {"class_labels": labels}, noise, guidance_scale=1.0, guidance=False)
+    assert torch.allclose(last[-1], seen[-1], **FLOAT32)
+
+
+def test_a_cached_trace_runs_the_middle_blocks_only_when_they_are_due() -> None:
+    features = import_module("features")
+    model = attach(small_dit(), LOOP)
+    plan = make_plan(SOLVER, 4, blocks=BLOCKS, loop=model.loop, feedback="none")
+    ran: list[int] = []
+    block = model.adapter.block
+    model.adapter.block = lambda one, *given: ran.append(list(model.adapter.blocks).index(one)) or block(one, *given)
+    trace = features.Trace(model, every=3)
+    list(trace.run(plan, SOLVER, torch.zeros(1, dtype=torch.long), torch.randn(1, *model.adapter.latent)))
+    kept = list(trace.cached)
+    assert kept
+    assert [ran.count(number) for number in kept] == [2] * len(kept)  # steps 0 and 3
+    assert all(ran.count(number) == 4 for number in range(BLOCKS) if number not in kept)
+
+
+# --- tables
+
+
+def test_a_table_has_means_over_seeds_in_the_order_of_cost(monkeypatch: pytest.MonkeyPatch) -> None:
+    tables = import_module("study_tables")
+    shared = {"part": "main", "training": "", "feature_distance": "nan", "psnr_db": "20", "accuracy": "0.9"}
+    shared |= dict.fromkeys(("precision", "recall", "density", "coverage"), "0.5")
+    rows = [
+        {**shared, "sampler": "plain 6", "block_forwards": "72", "frechet": "0.5"},
+        {**shared, "sampler": "plain 20", "block_forwards": "240", "frechet": "0.1"},
+        {**shared, "sampler": "plain 20", "block_forwards": "240", "frechet": "0.3"},
+    ]
+    monkeypatch.setattr(tables, "read_rows", lambda _: rows)
+    lines = tables.study("digits", "main").splitlines()
+    assert "features apart" not in lines[0]
+    assert lines[2].startswith("| plain 20 | – | 240 | 0.200 (0.100 0.300) | 0.900 |")
+    assert lines[3].startswith("| plain 6 | – | 72 | 0.500 |")
+    assert tables.study("digits", "rules") == "Not measured."
