@@ -1,6 +1,7 @@
 """CIFAR-10 in arrays, and the small class-conditional DiT that the study trains its feedback blocks on.
 
-    python benchmarks/cifar10.py --data FOLDER --output build/cifar10/base [--iterations 6000]
+    python benchmarks/cifar10.py --data FOLDER --output build/cifar10/base
+    python benchmarks/cifar10.py --data FOLDER --width 384 --patch 2 --iterations 100000   # the recipe's, for a GPU
 
 FOLDER holds `train_<class>_*.webp` and `test_<class>_*.webp`: lossless mosaics of 32x32 tiles, 50 a row, row by row.
 The base is DiT in diffusers' format, trained to predict the noise; what is kept is the mean of its weights over time.
@@ -20,7 +21,7 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-CLASSES, SIDE = 10, 32
+CLASSES, SIDE, HEAD_WIDTH = 10, 32, 32
 NULL_SHARE = 0.1
 BATCH = 128
 LEARNING_RATE = 1e-3
@@ -44,16 +45,16 @@ def read(folder: Path, split: str) -> tuple[NDArray[np.uint8], NDArray[np.int64]
     return np.concatenate(pictures), np.concatenate(labels)
 
 
-def new_base() -> DiTTransformer2DModel:
-    """The untrained base: 12 blocks, width 128, 64 tokens, 4.2 M parameters; adaptive norms and the head from zero."""
+def new_base(width: int, patch: int) -> DiTTransformer2DModel:
+    """The untrained base: 12 blocks of `width`, patches of `patch` pixels; adaptive norms and the head from zero."""
     model = DiTTransformer2DModel(
-        num_attention_heads=4,
-        attention_head_dim=32,
+        num_attention_heads=width // HEAD_WIDTH,
+        attention_head_dim=HEAD_WIDTH,
         in_channels=3,
         out_channels=3,
         num_layers=12,
         sample_size=SIDE,
-        patch_size=4,
+        patch_size=patch,
         num_embeds_ada_norm=CLASSES,
     )
     for block in model.transformer_blocks:
@@ -70,11 +71,11 @@ def new_scheduler() -> DPMSolverMultistepScheduler:
     return DPMSolverMultistepScheduler(num_train_timesteps=1000, solver_order=2, timestep_spacing="linspace")
 
 
-def train(data: Path, output: Path, *, iterations: int, seed: int, compiled: bool) -> None:
+def train(data: Path, output: Path, *, width: int, patch: int, iterations: int, seed: int, compiled: bool) -> None:
     """Train the base and write `transformer/` and `scheduler/`; a training that was stopped goes on."""
     pixels, targets = (torch.from_numpy(array) for array in read(data, "train"))
     torch.manual_seed(seed)
-    model = new_base().eval()
+    model = new_base(width, patch).eval().to(device)
     mean = {name: value.clone() for name, value in model.state_dict().items()}
     optimizer = torch.optim.AdamW(model.parameters(), lr=LEARNING_RATE, betas=(0.9, 0.99), weight_decay=0.01)
     state, facts = output / "state.safetensors", output / "state.json"
@@ -89,7 +90,8 @@ def train(data: Path, output: Path, *, iterations: int, seed: int, compiled: boo
     for iteration in range(first, iterations + 1):
         for group in optimizer.param_groups:
             group["lr"] = LEARNING_RATE * _rate(iteration, iterations)
-        loss = _loss(forward, pixels, targets, alphas, torch.Generator().manual_seed(seed * 1_000_003 + iteration))
+        generator = torch.Generator().manual_seed(seed * 1_000_003 + iteration)
+        loss = _loss(forward, *_batch(pixels, targets, alphas, generator, device))
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
@@ -107,9 +109,10 @@ def train(data: Path, output: Path, *, iterations: int, seed: int, compiled: boo
             _save(output, model, mean, optimizer, iteration)
 
 
-def _loss(
-    forward: torch.nn.Module, pixels: Tensor, targets: Tensor, alphas: Tensor, generator: torch.Generator
-) -> Tensor:
+def _batch(
+    pixels: Tensor, targets: Tensor, alphas: Tensor, generator: torch.Generator, device: str
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """x_t and noise (B, 3, 32, 32), time and labels (B,), drawn on the CPU whatever the device."""
     chosen = torch.randint(0, len(pixels), (BATCH,), generator=generator)
     flipped = torch.rand(BATCH, 1, 1, 1, generator=generator) < 0.5
     dropped = torch.rand(BATCH, generator=generator) < NULL_SHARE
@@ -119,9 +122,13 @@ def _loss(
     x0 = pixels[chosen].permute(0, 3, 1, 2) / 127.5 - 1
     x0 = torch.where(flipped, x0.flip(-1), x0)
     kept = alphas[time_].reshape(-1, 1, 1, 1)
-    with torch.autocast("cpu", torch.bfloat16):
-        x_t = kept.sqrt() * x0 + (1 - kept).sqrt() * noise
-        labels = torch.where(dropped, CLASSES, targets[chosen])
+    x_t = kept.sqrt() * x0 + (1 - kept).sqrt() * noise
+    labels = torch.where(dropped, CLASSES, targets[chosen])
+    return x_t.to(device), noise.to(device), time_.to(device), labels.to(device)
+
+
+def _loss(forward: torch.nn.Module, x_t: Tensor, noise: Tensor, time_: Tensor, labels: Tensor) -> Tensor:
+    with torch.autocast(x_t.device.type, torch.bfloat16):
         predicted = forward(x_t, time_, class_labels=labels, return_dict=False)[0]
     return F.mse_loss(predicted.float(), noise)
 
@@ -134,8 +141,8 @@ def _rate(iteration: int, iterations: int) -> float:
 def _save(
     output: Path, model: DiTTransformer2DModel, mean: dict[str, Tensor], optimizer: torch.optim.Optimizer, done: int
 ) -> None:
-    kept = new_base()
-    kept.load_state_dict(mean)
+    kept = type(model).from_config(model.config)
+    kept.load_state_dict({name: value.cpu() for name, value in mean.items()})
     kept.save_pretrained(output / "transformer")
     new_scheduler().save_pretrained(output / "scheduler")
     moments = {
@@ -168,18 +175,24 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--data", type=Path, required=True, help="folder of the mosaics")
     parser.add_argument("--output", type=Path, default=Path("build/cifar10/base"))
-    parser.add_argument("--iterations", type=int, default=6000)
+    parser.add_argument("--width", type=int, default=128)
+    parser.add_argument("--patch", type=int, default=4)
+    parser.add_argument("--iterations", type=int, default=4500)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--device", default="cpu")
     parser.add_argument("--eager", action="store_true", help="without torch.compile")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     train(
         options.data,
         options.output,
+        width=options.width,
+        patch=options.patch,
         iterations=options.iterations,
         seed=options.seed,
         compiled=not options.eager,
+        device=options.device,
     )
 
 

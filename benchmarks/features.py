@@ -1,6 +1,6 @@
 """How much every block's output changes from step to step: plain, with the paper's cache, with feedback (figures 3, 4).
 
-    python benchmarks/features.py --training build/study/digits/fast [--name features-digits]
+    python benchmarks/features.py --training build/study/digits/tuned [--name features-digits]
 
 A change is |f_k - f_(k-1)| / |f_(k-1)| over all tokens and samples, f the output of a block at a step; of a step with
 feedback, that of its second pass where there is one.

@@ -14,12 +14,14 @@ mpl.use("Agg")
 from matplotlib import pyplot as plt
 
 Row = dict[str, str]
+OWN = ("ILF 10 outer:2 anneal m/n", "ILF 6 all anneal m/n")
 DATA = ("digits", "cifar10")
 LINES: tuple[tuple[str, str, Callable[[Row], bool]], ...] = (
     ("fewer steps", "tab:gray", lambda row: row["sampler"].startswith("plain")),
     ("caching (the paper's)", "tab:orange", lambda row: row["sampler"].startswith("cache ")),
     ("cache-dit", "tab:red", lambda row: row["sampler"].startswith("cache-dit")),
-    ("ILF, trained as the paper", "tab:blue", lambda row: row["training"] == "fast" and "anneal m/n" in row["sampler"]),
+    ("ILF", "tab:blue", lambda row: row["training"] == "tuned" and row["sampler"] in OWN),
+    ("ILF, the paper's rates", "tab:cyan", lambda row: row["training"] == "paper"),
     ("ILF, trained on intervals", "tab:green", lambda row: row["training"] == "interval"),
 )
 

@@ -13,6 +13,7 @@ import shlex
 import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from hashlib import file_digest
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +26,7 @@ from record import append_rows, read_rows
 from samplers import Kind, Sampler, samplers
 
 from ilf_trt import load_ilf
-from ilf_trt.checkpoint import base_scheduler, load_backbone
+from ilf_trt.checkpoint import WEIGHTS_FILE, base_scheduler, load_backbone
 from ilf_trt.contract import Loop
 from ilf_trt.errors import MissingDependency
 from ilf_trt.losses import autocasting
@@ -41,8 +42,8 @@ KEY = ("sampler", "training", "seed", "weights")
 class Study:
     """One data set: its base, its judge, and the trainings that were made on the base."""
 
-    def __init__(self, base: str, judge: Judge, trainings: Path, autocast: torch.dtype | None) -> None:
-        self.base, self.judge, self.trainings, self.autocast = base, judge, trainings, autocast
+    def __init__(self, base: str, judge: Judge, trainings: Path, autocast: torch.dtype | None, device: str) -> None:
+        self.base, self.judge, self.trainings, self.autocast, self.device = base, judge, trainings, autocast, device
         self.scheduler = base_scheduler(base)
         self.long: dict[int, NDArray[np.float32]] = {}
 
@@ -56,10 +57,8 @@ class Study:
         """What tells one training of a name from another."""
         if not training:
             return "base"
-        with (self.trainings / training / "ilf.safetensors").open("rb") as file:
-            import hashlib
-
-            return hashlib.file_digest(file, "sha256").hexdigest()[:12]
+        with (self.trainings / training / WEIGHTS_FILE).open("rb") as file:
+            return file_digest(file, "sha256").hexdigest()[:12]
 
     def draw(self, sampler: Sampler, seed: int) -> tuple[NDArray[np.float32], int]:
         """Pictures (N, C, H, W) for all labels of the judge, and what one of them cost in block forwards."""
@@ -77,12 +76,12 @@ class Study:
         labels = torch.from_numpy(self.judge.labels)
         shape = (len(labels), *model.adapter.latent)
         noise = torch.from_numpy(np.random.default_rng(seed).standard_normal(shape, np.float32))
-        eager = Eager(model, scheduler, 1.0, "cpu", torch.float32, guidance=False)
+        eager = Eager(model, scheduler, 1.0, self.device, torch.float32, guidance=False)
         parts = []
-        with self._run(eager, sampler, plan) as (run, cost), autocasting("cpu", self.autocast):
+        with self._run(eager, sampler, plan) as (run, cost), autocasting(self.device, self.autocast):
             for begin in range(0, len(labels), BATCH):
                 rows = slice(begin, begin + BATCH)
-                parts.append(run({"class_labels": labels[rows]}, noise[rows]).float().numpy())
+                parts.append(run({"class_labels": labels[rows]}, noise[rows]).float().cpu().numpy())
             return np.concatenate(parts), cost()
 
     def measure(self, sampler: Sampler, seed: int) -> dict[str, Any]:
@@ -123,9 +122,9 @@ class Study:
 def study_of(options: argparse.Namespace) -> Study:
     """Digits need nothing; CIFAR-10 needs its pictures, its base and the classifier."""
     if options.data == "digits":
-        return Study("demo", DigitsJudge(options.rounds), options.trainings, None)
+        return Study("demo", DigitsJudge(options.rounds), options.trainings, None, options.device)
     judge = CifarJudge(options.pictures, options.classifier, options.samples)
-    return Study(str(options.base), judge, options.trainings, torch.bfloat16)
+    return Study(str(options.base), judge, options.trainings, torch.bfloat16, options.device)
 
 
 def done(name: str) -> set[tuple[str, ...]]:
@@ -163,6 +162,7 @@ def main() -> None:
     parser.add_argument("--pictures", type=Path, help="CIFAR-10: folder of the mosaics")
     parser.add_argument("--classifier", type=Path, help="CIFAR-10: file of the ResNet's weights")
     parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     study = study_of(options)

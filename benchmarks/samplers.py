@@ -13,7 +13,7 @@ RULES = (
     (Rule.ANNEAL, Ratio.LOOP_TO_MODEL),
     (Rule.ANNEAL, Ratio.MODEL_TO_LOOP),
 )
-PAPER, INTERVAL = "fast", "interval"
+TUNED, PAPER, SHORT = "tuned", "paper", "long/steps/00000750"
 
 
 class Kind(StrEnum):
@@ -47,14 +47,18 @@ class Sampler:
 def samplers() -> list[Sampler]:
     """All of the study, what matters most first."""
     main = [_plain(steps, every_seed=True) for steps in (20, 12, 9)]
+    main += [_fed("main", 10, "outer:2", Rule.ANNEAL, training=TUNED, every_seed=True)]
+    main += [_fed("main", 6, "all", Rule.ANNEAL, training=TUNED, every_seed=True)]
+    main += [Sampler("main", f"cache {steps}", Kind.CACHED, steps, every_seed=True) for steps in (20, 14)]
     main += [_fed("main", 10, "outer:2", Rule.ANNEAL, training=PAPER, every_seed=True)]
     main += [_fed("main", 6, "all", Rule.ANNEAL, training=PAPER, every_seed=True)]
-    main += [_interval("main", steps, every_seed=True) for steps in (8, 6)]
-    main += [Sampler("main", f"cache {steps}", Kind.CACHED, steps, every_seed=True) for steps in (20, 14)]
     main += [Sampler("main", "cache-dit 20", Kind.CACHE_DIT, 20)]
     main += [_plain(steps) for steps in (50, 16, 10, 8, 6)]
-    main += [_interval("main", steps) for steps in (13, 10, 5, 4)]
-    main += [_fed("main", steps, "all", Rule.ANNEAL, training=PAPER) for steps in (13, 8, 5, 4)]
+    main += [
+        _fed("main", 8, "all", Rule.ANNEAL, training=TUNED),
+        _fed("main", 5, "outer:2", Rule.ANNEAL, training=TUNED),
+    ]
+    main += [_interval(steps) for steps in (8, 6)]
     return [*main, *_rules(), *_patterns(), *_trainings(), *_duration()]
 
 
@@ -62,29 +66,27 @@ def _rules() -> list[Sampler]:
     """Rules and ratios, for a second pass that was trained at t and at t/2."""
     return [
         _fed("rules", steps, feedback, rule, ratio, training=training)
-        for training in (PAPER, "half")
+        for training in (SHORT, "half")
         for steps, feedback in ((10, "outer:2"), (6, "all"))
         for rule, ratio in RULES
     ]
 
 
 def _patterns() -> list[Sampler]:
-    """Which of 10 steps get feedback (figure 10), at 144 and 180 block forwards of 12 blocks."""
-    few = [_fed("patterns", 10, pattern, Rule.ANNEAL, training=PAPER) for pattern in ("first:4", "last:4", "3,4,5,6")]
-    return [*few, *(_fed("patterns", 10, p, Rule.ANNEAL, training=PAPER) for p in ("alternate", "inner:2", "all"))]
+    """Which of 10 steps get feedback (figure 10)."""
+    patterns = ("first:4", "last:4", "3,4,5,6", "alternate", "inner:2", "all")
+    return [_fed("patterns", 10, pattern, Rule.ANNEAL, training=TUNED) for pattern in patterns]
 
 
 def _trainings() -> list[Sampler]:
-    """One change of the training each: losses (figure 11), loops (table 3), starts and rates."""
-    names = ("none", "standard", "begin", "zero", "long", "fast-lr", "loop-0-4", "loop-7-11", "loop-4-6", "loop-2-9")
-    paper = [_fed("trainings", 10, "outer:2", Rule.ANNEAL, training=name) for name in names]
-    own = [_interval("trainings", 8, training=name) for name in ("interval-long", "interval-begin", "interval-2-9")]
-    return [*paper, *own, *(_interval("trainings", 6, training=name) for name in ("interval-long", "interval-2-9"))]
+    """One change of the training each: losses (figure 11), starts, and loops (table 3)."""
+    losses, loops = ("none", "standard", "distillation"), ("loop-0-4", "loop-7-11", "loop-4-6", "loop-2-9")
+    return [_fed("trainings", 10, "outer:2", Rule.ANNEAL, training=name) for name in (*losses, "begin", "zero", *loops)]
 
 
 def _duration() -> list[Sampler]:
     """Quality over the iterations of a training (figure 8)."""
-    marks = (250, 500, 1000, 1500, 2000, 3000)
+    marks = (750, 1500, 2250, 3000, 3750, 4500)
     return [_fed("duration", 10, "outer:2", Rule.ANNEAL, training=f"long/steps/{mark:08d}") for mark in marks]
 
 
@@ -106,7 +108,7 @@ def _fed(
     return Sampler(part, name, Kind.ILF, steps, feedback, rule, ratio, training, every_seed=every_seed)
 
 
-def _interval(part: str, steps: int, *, training: str = INTERVAL, every_seed: bool = False) -> Sampler:
+def _interval(steps: int) -> Sampler:
     """A block that was trained on whole intervals: feedback on all steps, a solver of first order."""
     name = f"ILF {steps} all rescale m/n, first order"
-    return Sampler(part, name, Kind.ILF, steps, "all", Rule.RESCALE, training=training, order=1, every_seed=every_seed)
+    return Sampler("main", name, Kind.ILF, steps, "all", Rule.RESCALE, training="interval", order=1)
