@@ -71,7 +71,9 @@ def new_scheduler() -> DPMSolverMultistepScheduler:
     return DPMSolverMultistepScheduler(num_train_timesteps=1000, solver_order=2, timestep_spacing="linspace")
 
 
-def train(data: Path, output: Path, *, width: int, patch: int, iterations: int, seed: int, compiled: bool) -> None:
+def train(
+    data: Path, output: Path, *, width: int, patch: int, iterations: int, seed: int, compiled: bool, device: str
+) -> None:
     """Train the base and write `transformer/` and `scheduler/`; a training that was stopped goes on."""
     pixels, targets = (torch.from_numpy(array) for array in read(data, "train"))
     torch.manual_seed(seed)
