@@ -170,11 +170,11 @@ def main() -> None:
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     study = study_of(options)
-    there = {path.parent.name for path in options.trainings.glob("*/ilf.json")}
     chosen = [
         sampler
         for sampler in samplers()
-        if (not options.parts or sampler.part in options.parts) and (not sampler.training or sampler.training in there)
+        if (not options.parts or sampler.part in options.parts)
+        and (not sampler.training or (options.trainings / sampler.training / WEIGHTS_FILE).is_file())
     ]
     run(study, chosen, options.seeds, f"quality-{options.data}", shlex.join(["benchmarks/quality.py", *sys.argv[1:]]))
 
