@@ -31,11 +31,14 @@ format: $(VENV)/.dev
 	$(BIN)/ruff format .
 
 bench: $(VENV)/.dev
+	$(PIP) --editable '.[dev,bench]'
 	$(BIN)/python benchmarks/cpu.py
 	$(BIN)/python benchmarks/served.py
 	$(BIN)/python benchmarks/training.py
 	$(BIN)/python benchmarks/trainings.py --data digits --output build/study/digits
 	$(BIN)/python benchmarks/quality.py --data digits --trainings build/study/digits
+	$(BIN)/python benchmarks/features.py --training build/study/digits/tuned
+	$(BIN)/python benchmarks/plots.py
 	$(BIN)/python benchmarks/hoisting.py
 	$(BIN)/python benchmarks/hoisting.py --text-gain
 	$(BIN)/python benchmarks/build.py
