@@ -86,7 +86,7 @@ def _trainings() -> list[Sampler]:
 
 def _duration() -> list[Sampler]:
     """Quality over the iterations of a training (figure 8)."""
-    marks = (750, 1500, 2250, 3000, 3750, 4500)
+    marks = (750, 1500, 2250, 3000, 3750)
     return [_fed("duration", 10, "outer:2", Rule.ANNEAL, training=f"long/steps/{mark:08d}") for mark in marks]
 
 

@@ -39,7 +39,7 @@ CHANGES: dict[str, Sequence[str]] = {
     "tuned": TUNED,
     "paper": (),
     "interval": INTERVAL,
-    "long": (*TUNED, "optimisation.iterations=4500", f"checkpoint.every={SHORTER}", "checkpoint.keep=99"),
+    "long": (*TUNED, "optimisation.iterations=3750", f"checkpoint.every={SHORTER}", "checkpoint.keep=99"),
     "half": (*SHORT, "loss.second_pass=t/2"),
     "none": (*SHORT, "loss.kind=none"),
     "standard": (*SHORT, "loss.kind=standard"),
