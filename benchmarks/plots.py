@@ -14,14 +14,14 @@ mpl.use("Agg")
 from matplotlib import pyplot as plt
 
 Row = dict[str, str]
-OWN = ("ILF 10 outer:2 anneal m/n", "ILF 6 all anneal m/n")
+OWN = ("ILF 10 outer:2 anneal m/n", "ILF 7 outer:2 anneal m/n", "ILF 5 outer:2 anneal m/n")
 DATA = ("digits", "cifar10")
 LINES: tuple[tuple[str, str, Callable[[Row], bool]], ...] = (
     ("fewer steps", "tab:gray", lambda row: row["sampler"].startswith("plain")),
     ("caching (the paper's)", "tab:orange", lambda row: row["sampler"].startswith("cache ")),
     ("cache-dit", "tab:red", lambda row: row["sampler"].startswith("cache-dit")),
     ("ILF", "tab:blue", lambda row: row["training"] == "tuned" and row["sampler"] in OWN),
-    ("ILF, the paper's rates", "tab:cyan", lambda row: row["training"] == "paper"),
+    ("ILF, a smaller learning rate", "tab:cyan", lambda row: row["training"] == "small-lr"),
     ("ILF, trained on intervals", "tab:green", lambda row: row["training"] == "interval"),
 )
 

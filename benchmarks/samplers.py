@@ -13,7 +13,7 @@ RULES = (
     (Rule.ANNEAL, Ratio.LOOP_TO_MODEL),
     (Rule.ANNEAL, Ratio.MODEL_TO_LOOP),
 )
-TUNED, PAPER, SHORT = "tuned", "paper", "long/steps/00000750"
+TUNED, SMALL, SHORT = "tuned", "small-lr", "long/steps/00000750"
 
 
 class Kind(StrEnum):
@@ -48,16 +48,14 @@ def samplers() -> list[Sampler]:
     """All of the study, what matters most first."""
     main = [_plain(steps, every_seed=True) for steps in (20, 12, 9)]
     main += [_fed("main", 10, "outer:2", Rule.ANNEAL, training=TUNED, every_seed=True)]
-    main += [_fed("main", 6, "all", Rule.ANNEAL, training=TUNED, every_seed=True)]
+    main += [_fed("main", 7, "outer:2", Rule.ANNEAL, training=TUNED, every_seed=True)]
     main += [Sampler("main", f"cache {steps}", Kind.CACHED, steps, every_seed=True) for steps in (20, 14)]
-    main += [_fed("main", 10, "outer:2", Rule.ANNEAL, training=PAPER, every_seed=True)]
-    main += [_fed("main", 6, "all", Rule.ANNEAL, training=PAPER, every_seed=True)]
+    main += [_fed("main", 10, "outer:2", Rule.ANNEAL, training=SMALL, every_seed=True)]
+    main += [_fed("main", 7, "outer:2", Rule.ANNEAL, training=SMALL, every_seed=True)]
     main += [Sampler("main", "cache-dit 20", Kind.CACHE_DIT, 20)]
     main += [_plain(steps) for steps in (50, 16, 10, 8, 6)]
-    main += [
-        _fed("main", 8, "all", Rule.ANNEAL, training=TUNED),
-        _fed("main", 5, "outer:2", Rule.ANNEAL, training=TUNED),
-    ]
+    few = ((11, "outer:1"), (9, "outer:3"), (8, "all"), (8, "outer:1"), (6, "all"), (5, "outer:2"))
+    main += [_fed("main", steps, feedback, Rule.ANNEAL, training=TUNED) for steps, feedback in few]
     main += [_interval(steps) for steps in (8, 6)]
     return [*main, *_rules(), *_patterns(), *_trainings(), *_duration()]
 
@@ -65,9 +63,9 @@ def samplers() -> list[Sampler]:
 def _rules() -> list[Sampler]:
     """Rules and ratios, for a second pass that was trained at t and at t/2."""
     return [
-        _fed("rules", steps, feedback, rule, ratio, training=training)
+        _fed("rules", steps, "outer:2", rule, ratio, training=training)
         for training in (SHORT, "half")
-        for steps, feedback in ((10, "outer:2"), (6, "all"))
+        for steps in (10, 7)
         for rule, ratio in RULES
     ]
 

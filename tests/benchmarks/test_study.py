@@ -149,7 +149,8 @@ def test_the_paper_s_equal_costs_are_equal() -> None:
         return make_plan(SOLVER, steps, blocks=12, loop=Loop(3, 7), feedback=feedback).block_forwards
 
     assert cost(12, "none") == cost(10, "outer:2") == cost(8, "all") == 144
-    assert cost(9, "none") == cost(6, "all") == 108
+    assert cost(9, "none") == cost(6, "all") == cost(7, "outer:2") == cost(8, "outer:1") == 108
+    assert cost(11, "outer:1") == cost(9, "outer:3") == 144
 
 
 # --- traces
