@@ -49,8 +49,9 @@ CHANGES: dict[str, Sequence[str]] = {
     "loop-4-6": (*SHORT, "model.loop=4:6"),
     "loop-2-9": (*SHORT, "model.loop=2:9"),
 }
-"""`tuned` is the recipe as it stands; `small-lr` has a tenth of its learning rate, a fifth of that of the scales, and no
-running mean. What is compared one change at a time is trained for SHORTER iterations, and stands beside `long` at as many."""
+"""`tuned` is the recipe as it stands; `small-lr` has a tenth of its learning rate, a fifth of that of the scales, and
+no running mean. What is compared one change at a time is trained for SHORTER iterations, and stands beside `long` at
+as many."""
 
 
 def feed_of(data: str, pictures: Path | None, recipe: Recipe) -> Feed:
