@@ -31,13 +31,14 @@ SHORT = (f"optimisation.iterations={SHORTER}",)
 CHANGES: dict[str, Sequence[str]] = {
     "tuned": (),
     "small-lr": (
+        "optimisation.iterations=1500",
         "optimisation.lr=1e-4",
         "optimisation.scale_lr=1e-3",
         "optimisation.warm_up=0",
         "optimisation.ema=0",
     ),
-    "interval": INTERVAL,
-    "long": ("optimisation.iterations=3750", f"checkpoint.every={SHORTER}", "checkpoint.keep=99"),
+    "interval": (*INTERVAL, "optimisation.iterations=1500"),
+    "long": (f"checkpoint.every={SHORTER}", "checkpoint.keep=99"),
     "half": (*SHORT, "loss.second_pass=t/2"),
     "none": (*SHORT, "loss.kind=none"),
     "standard": (*SHORT, "loss.kind=standard"),
