@@ -47,8 +47,9 @@ def test_the_demo_s_scales_were_trained(demo: ILFModel) -> None:
 
 
 def test_the_demo_knows_how_it_was_trained() -> None:
-    training = read_checkpoint("demo").training
-    assert {"iterations", "batch_size", "learning_rate", "seed", "teacher", "second_pass", "data"} <= training.keys()
+    training, recipe = read_checkpoint("demo").training, Recipe.read("demo")
+    assert training["iteration"] == recipe.optimisation.iterations
+    assert {name: training[name] for name in recipe.facts()} == recipe.facts()
 
 
 def test_the_demo_finds_its_scheduler() -> None:
