@@ -12,6 +12,7 @@ from ilf_trt.checkpoint import read_checkpoint
 from ilf_trt.contract import Loop
 from ilf_trt.demo import batches, digits_feed, train
 from ilf_trt.errors import CheckpointError
+from ilf_trt.recipe import Recipe
 
 MAX_PARAMETERS = 1_500_000
 MAX_BYTES = 6_000_000
