@@ -22,7 +22,7 @@ from diffusers import DiTTransformer2DModel
 from judge import DigitsJudge
 from numpy.typing import NDArray
 from record import write_rows
-from served import BATCH, sample
+from served import BATCH, SHOWN, sample
 from torch import Tensor, nn
 from unsplit import Unsplit
 
@@ -233,7 +233,9 @@ def demo_quality(folder: Path) -> dict[StepPlan, dict[str, float]]:
         plans = [pipeline.plan(20, feedback="none"), pipeline.plan(12, feedback="none"), pipeline.plan(10)]
         return {
             plan: {
-                key: round(value, 4) for key, value in judge.judge(sample(pipeline, plan, judge.labels, 1, 1.0)).items()
+                key: round(value, 4)
+                for key, value in judge.judge(sample(pipeline, plan, judge.labels, 1, 1.0)).items()
+                if key in SHOWN
             }
             for plan in plans
         }
