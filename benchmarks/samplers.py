@@ -78,7 +78,7 @@ def _patterns() -> list[Sampler]:
 
 def _trainings() -> list[Sampler]:
     """One change of the training each: losses (figure 11), starts, and loops (table 3)."""
-    losses, loops = ("none", "standard", "distillation"), ("loop-0-4", "loop-7-11", "loop-4-6", "loop-2-9")
+    losses, loops = (SHORT, "none", "standard", "distillation"), ("loop-0-4", "loop-7-11", "loop-4-6", "loop-2-9")
     return [_fed("trainings", 10, "outer:2", Rule.ANNEAL, training=name) for name in (*losses, "begin", "zero", *loops)]
 
 

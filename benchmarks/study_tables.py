@@ -4,6 +4,7 @@ from collections.abc import Callable, Iterable
 
 import numpy as np
 from record import read_rows
+from samplers import samplers
 
 Row = dict[str, str]
 COLUMNS = ("accuracy", "precision", "recall", "density", "coverage", "psnr_db", "feature_distance")
@@ -13,8 +14,9 @@ HEADS = {"psnr_db": "PSNR to 50 steps, dB", "feature_distance": "features apart"
 def study(data: str, part: str) -> str:
     """Rows in the order of their cost; Fréchet distances with every seed, the other numbers as means."""
     groups: dict[tuple[str, str], list[Row]] = {}
+    wanted = {(sampler.name, sampler.training) for sampler in samplers() if sampler.part == part}
     for row in read_rows(f"quality-{data}"):
-        if row["part"] == part:
+        if (row["sampler"], row["training"]) in wanted:  # a row may serve two parts
             groups.setdefault((row["sampler"], row["training"]), []).append(row)
     if not groups:
         return "Not measured."
