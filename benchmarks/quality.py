@@ -47,6 +47,7 @@ class Study:
         self.base, self.judge, self.trainings, self.autocast, self.device = base, judge, trainings, autocast, device
         self.scheduler = base_scheduler(base)
         self.long: NDArray[np.float32] | None = None
+        self.far = True
 
     def model(self, training: str) -> ILFModel:
         """The model of a training; without a name the base, whose feedback does nothing."""
@@ -89,7 +90,7 @@ class Study:
         """One row of the table."""
         pictures, cost = self.draw(sampler, seed)
         apart = {}
-        if seed == FIRST_SEED:
+        if seed == FIRST_SEED and self.far:
             if self.long is None:
                 self.long = self.draw(Sampler("main", f"plain {LONG}", Kind.PLAIN, LONG), seed)[0]
             apart = self.judge.apart(pictures, self.long)
@@ -165,11 +166,13 @@ def main() -> None:
     parser.add_argument("--base", type=Path, default=Path("build/cifar10/base"))
     parser.add_argument("--pictures", type=Path, help="CIFAR-10: folder of the mosaics")
     parser.add_argument("--classifier", type=Path, help="CIFAR-10: file of the ResNet's weights")
+    parser.add_argument("--near", action="store_true", help="leave out the distances to long runs, which cost most")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     study = study_of(options)
+    study.far = not options.near
     chosen = [
         sampler
         for sampler in samplers()
