@@ -14,6 +14,7 @@ mpl.use("Agg")
 from matplotlib import pyplot as plt
 
 Row = dict[str, str]
+MOST_CHANGE = 0.4
 OWN = ("ILF 10 outer:2 anneal m/n", "ILF 7 outer:2 anneal m/n", "ILF 5 outer:2 anneal m/n")
 DATA = ("digits", "cifar10")
 LINES: tuple[tuple[str, str, Callable[[Row], bool]], ...] = (
@@ -74,7 +75,7 @@ def features(data: str) -> Path | None:
     for axes, (name, rows) in zip(every, runs.items(), strict=True):
         times = list(dict.fromkeys(row["t"] for row in rows))
         grid = np.array([float(row["change"]) for row in rows]).reshape(len(times), -1).T
-        image = axes.imshow(grid, aspect="auto", origin="lower", vmin=0, vmax=1, cmap="viridis")
+        image = axes.imshow(grid, aspect="auto", origin="lower", vmin=0, vmax=MOST_CHANGE, cmap="viridis")
         axes.set(title=name, xlabel="t")
         shown = range(0, len(times), max(1, len(times) // 4))
         axes.set_xticks(list(shown), [f"{float(times[i]):.0f}" for i in shown])
