@@ -15,14 +15,16 @@ from pathlib import Path
 import numpy as np
 import torch
 import torch.nn.functional as F
-from diffusers import DiTTransformer2DModel, DPMSolverMultistepScheduler
+from diffusers import DiTTransformer2DModel
 from numpy.typing import NDArray
 from PIL import Image
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from ilf_trt.demo import NULL_SHARE, new_scheduler, start_from_zero
+from ilf_trt.losses import noised
+
 CLASSES, SIDE, HEAD_WIDTH = 10, 32, 32
-NULL_SHARE = 0.1
 BATCH = 128
 LEARNING_RATE = 1e-3
 WARMUP = 300
@@ -57,18 +59,8 @@ def new_base(width: int, patch: int) -> DiTTransformer2DModel:
         patch_size=patch,
         num_embeds_ada_norm=CLASSES,
     )
-    for block in model.transformer_blocks:
-        torch.nn.init.zeros_(block.norm1.linear.weight)
-        torch.nn.init.zeros_(block.norm1.linear.bias)
-    for layer in (model.proj_out_1, model.proj_out_2):
-        torch.nn.init.zeros_(layer.weight)
-        torch.nn.init.zeros_(layer.bias)
+    start_from_zero(model)
     return model
-
-
-def new_scheduler() -> DPMSolverMultistepScheduler:
-    """DPM-Solver++ of second order over 1,000 linear betas."""
-    return DPMSolverMultistepScheduler(num_train_timesteps=1000, solver_order=2, timestep_spacing="linspace")
 
 
 def train(
@@ -123,8 +115,7 @@ def _batch(
     noise = torch.randn(BATCH, 3, SIDE, SIDE, generator=generator)
     x0 = pixels[chosen].permute(0, 3, 1, 2) / 127.5 - 1
     x0 = torch.where(flipped, x0.flip(-1), x0)
-    kept = alphas[time_].reshape(-1, 1, 1, 1)
-    x_t = kept.sqrt() * x0 + (1 - kept).sqrt() * noise
+    x_t = noised(x0, noise, time_, alphas)
     labels = torch.where(dropped, CLASSES, targets[chosen])
     return x_t.to(device), noise.to(device), time_.to(device), labels.to(device)
 

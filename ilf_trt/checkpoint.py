@@ -61,7 +61,7 @@ def save_ilf(
     Raises CheckpointError when a weight is not finite.
     """
     folder = Path(folder)
-    _check_finite(model.feedback.state_dict(), "the feedback block")
+    state = _feedback_state(model)
     folder.mkdir(parents=True, exist_ok=True)
     if base is None:
         base = BASE_FOLDER
@@ -74,7 +74,7 @@ def save_ilf(
         "config": plain_config(model.backbone),
         "training": training or {},
     }
-    save_feedback(model, folder / WEIGHTS_FILE)
+    save_file(state, folder / WEIGHTS_FILE)
     (folder / FACTS_FILE).write_text(json.dumps(facts, indent=2) + "\n")
 
 
@@ -111,8 +111,8 @@ def load_ilf(folder: str | Path, *, base: str | Path | None = None) -> ILFModel:
 
 def load_backbone(source: str) -> Any:
     """A base to train on: a diffusers folder, a hub id, or `demo`; raises CheckpointError, UnsupportedBackbone."""
-    if source == DEMO and not Path(DEMO).is_dir():
-        source = base_source(DEMO)
+    if _is_packaged_demo(source):
+        source = base_source(source)
     options = {} if Path(source).is_dir() or source.count("/") != 1 else {"subfolder": BASE_FOLDER}
     path = Path(source) / BASE_FOLDER if (Path(source) / BASE_FOLDER).is_dir() else Path(source)
     try:
@@ -129,7 +129,7 @@ def load_backbone(source: str) -> Any:
 
 def base_source(base: str) -> str:
     """Where a base is found from any folder: a folder's absolute path, a hub id as it is, and the package's demo."""
-    if base == DEMO and not Path(DEMO).is_dir():
+    if _is_packaged_demo(base):
         return str(files("ilf_trt") / DEMO / BASE_FOLDER)
     return str(Path(base).resolve()) if Path(base).is_dir() else base
 
@@ -143,9 +143,14 @@ def base_scheduler(base: str) -> dict[str, Any]:
     return dict(DEFAULT_SCHEDULER)
 
 
+def _is_packaged_demo(name: str) -> bool:
+    """`demo`, unless a folder of that name lies here."""
+    return name == DEMO and not Path(DEMO).is_dir()
+
+
 def read_checkpoint(folder: str | Path) -> Checkpoint:
     """What `ilf.json` says, checked; raises CheckpointError."""
-    folder = Path(str(files("ilf_trt") / DEMO)) if str(folder) == DEMO and not Path(DEMO).is_dir() else Path(folder)
+    folder = Path(str(files("ilf_trt") / DEMO)) if _is_packaged_demo(str(folder)) else Path(folder)
     path = folder / FACTS_FILE
     if not path.is_file():
         raise CheckpointError(f"{folder} is not an ILF checkpoint: {FACTS_FILE} is missing; write one with save_ilf")
@@ -213,9 +218,14 @@ def _load_base(kind: str, source: str) -> Any:
 
 def save_feedback(model: ILFModel, path: Path) -> None:
     """Write F and s into one file; raises CheckpointError when a weight is not finite."""
+    save_file(_feedback_state(model), path)
+
+
+def _feedback_state(model: ILFModel) -> dict[str, Tensor]:
+    """F and s on the CPU, checked; raises CheckpointError when a weight is not finite."""
     state = {name: tensor.detach().contiguous().cpu() for name, tensor in model.feedback.state_dict().items()}
     _check_finite(state, "the feedback block")
-    save_file(state, path)
+    return state
 
 
 def load_feedback(model: ILFModel, path: Path) -> None:

@@ -59,13 +59,18 @@ def new_base() -> DiTTransformer2DModel:
         patch_size=2,
         num_embeds_ada_norm=CLASSES,
     )
+    start_from_zero(model)
+    return model
+
+
+def start_from_zero(model: DiTTransformer2DModel) -> None:
+    """Put the adaptive norms and the head of an untrained DiT at zero, in place."""
     for block in model.transformer_blocks:
         torch.nn.init.zeros_(block.norm1.linear.weight)
         torch.nn.init.zeros_(block.norm1.linear.bias)
     for layer in (model.proj_out_1, model.proj_out_2):
         torch.nn.init.zeros_(layer.weight)
         torch.nn.init.zeros_(layer.bias)
-    return model
 
 
 def new_scheduler() -> DPMSolverMultistepScheduler:
