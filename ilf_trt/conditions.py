@@ -12,6 +12,22 @@ from ilf_trt.contract import Port
 from ilf_trt.errors import BundleError, InvalidRequest
 
 
+def numbers_of(text: str, what: str) -> list[int]:
+    """`"3,8"` -> [3, 8]; `"0-9"` -> 0 to 9; raises InvalidRequest, which calls them `what`."""
+    numbers: list[int] = []
+    for part in text.split(","):
+        first, dash, last = part.strip().partition("-")
+        if not first.isdecimal() or (dash and not last.isdecimal()):
+            raise InvalidRequest(f"{what} {text!r} is not a list of numbers; give 3,8 or 0-9")
+        span = range(int(first), int(last if dash else first) + 1)
+        if not span:
+            raise InvalidRequest(f"{what} {text!r} is empty: {part} counts down; give 3,8 or 0-9")
+        numbers += span
+    if not numbers:
+        raise InvalidRequest(f"{what} {text!r} is empty; give 3,8 or 0-9")
+    return numbers
+
+
 def read_conditions(path: Path) -> dict[str, NDArray[Any]]:
     """The arrays of an .npz under their names; raises InvalidRequest."""
     try:

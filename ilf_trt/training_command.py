@@ -16,6 +16,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
 
+from ilf_trt.conditions import numbers_of
 from ilf_trt.errors import InvalidRequest, MissingDependency
 from ilf_trt.recipe import Recipe
 
@@ -127,13 +128,11 @@ def _train(recipe: Recipe, output: Path, *, resume: str, cpu: bool, stop: Callab
 
 def labels_of(text: str, classes: int) -> tuple[int, ...]:
     """`"0-9,207"` -> the numbers; raises InvalidRequest for what is no class of the model."""
-    labels: list[int] = []
-    for part in text.split(","):
-        first, dash, last = part.strip().partition("-")
-        if not first.isdecimal() or (dash and not last.isdecimal()):
-            raise InvalidRequest(f"logging.labels is {text!r}; give numbers and ranges, such as 0-9,207")
-        labels += range(int(first), int(last if dash else first) + 1)
-    if not labels or max(labels) >= classes:
+    try:
+        labels = numbers_of(text, "labels")
+    except InvalidRequest as error:
+        raise InvalidRequest(f"logging.labels is {text!r}; give numbers and ranges, such as 0-9,207") from error
+    if max(labels) >= classes:
         raise InvalidRequest(f"logging.labels is {text!r}; this base has the classes 0 to {classes - 1}")
     return tuple(labels)
 

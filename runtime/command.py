@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from rich.console import Console
 from rich.table import Table
 
-from ilf_trt.conditions import read_conditions
+from ilf_trt.conditions import numbers_of, read_conditions
 from ilf_trt.errors import InvalidRequest
 from ilf_trt.schedule import Rule, StepPlan
 
@@ -95,8 +95,8 @@ def generate(
         raise InvalidRequest("nothing to write; pass -o PICTURE.png or --latents-out LATENTS.npy")
     given: dict[str, Any] = {} if conditions is None else read_conditions(conditions)
     if labels is not None:
-        given["class_labels"] = _numbers(labels, "labels")
-    seeds = _numbers(seed, "seed")
+        given["class_labels"] = numbers_of(labels, "labels")
+    seeds = numbers_of(seed, "seed")
     with Pipeline.load(bundle, device=device, engine=engine, threads=threads) as pipeline:
         if output is not None and pipeline.manifest.spec.latent[0] not in (1, 3):
             pixels_from_latents(np.zeros((1, *pipeline.manifest.spec.latent), np.float32))
@@ -161,22 +161,6 @@ def _print_result(result: Result, written: list[Path]) -> None:
     )
     for path in written:
         console.print(f"wrote {path}", highlight=False, markup=False, soft_wrap=True)
-
-
-def _numbers(text: str, what: str) -> list[int]:
-    """`"3,8"` -> [3, 8]; `"0-9"` -> 0 to 9."""
-    numbers: list[int] = []
-    for part in text.split(","):
-        first, dash, last = part.strip().partition("-")
-        if not first.isdecimal() or (dash and not last.isdecimal()):
-            raise InvalidRequest(f"{what} {text!r} is not a list of numbers; give 3,8 or 0-9")
-        span = range(int(first), int(last if dash else first) + 1)
-        if not span:
-            raise InvalidRequest(f"{what} {text!r} is empty: {part} counts down; give 3,8 or 0-9")
-        numbers += span
-    if not numbers:
-        raise InvalidRequest(f"{what} {text!r} is empty; give 3,8 or 0-9")
-    return numbers
 
 
 def _plan(path: Path) -> StepPlan:
