@@ -138,10 +138,10 @@ def done(name: str) -> set[tuple[str, ...]]:
 
 
 def run(study: Study, chosen: list[Sampler], seeds: list[int], name: str, command: str) -> None:
-    """Every sampler with every seed, those that are due for one seed alone with the first."""
+    """Every sampler with every seed."""
     there = done(name)
     for sampler in chosen:
-        for seed in seeds if sampler.every_seed else seeds[:1]:
+        for seed in seeds:
             key = (sampler.name, sampler.training, str(seed), study.weights(sampler.training))
             if key in there:
                 continue
@@ -160,8 +160,14 @@ def main() -> None:
     parser.add_argument("--data", choices=("digits", "cifar10"), required=True)
     parser.add_argument("--trainings", type=Path, required=True, help="folder of trainings, by name")
     parser.add_argument("--parts", nargs="+", help="parts of the study; by default all")
+    parser.add_argument("--names", nargs="+", help="samplers by name; by default all of the parts")
     parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3])
-    parser.add_argument("--rounds", type=int, default=1, help="digits: samples for each real digit")
+    parser.add_argument(
+        "--rounds",
+        type=int,
+        default=1,
+        help="digits: samples for each real digit; more than one has a table of its own",
+    )
     parser.add_argument("--samples", type=int, default=2000, help="CIFAR-10: samples of a row")
     parser.add_argument("--base", type=Path, default=Path("build/cifar10/base"))
     parser.add_argument("--pictures", type=Path, help="CIFAR-10: folder of the mosaics")
@@ -177,9 +183,17 @@ def main() -> None:
         sampler
         for sampler in samplers()
         if (not options.parts or sampler.part in options.parts)
+        and (not options.names or sampler.name in options.names)
         and (not sampler.training or (options.trainings / sampler.training / WEIGHTS_FILE).is_file())
     ]
-    run(study, chosen, options.seeds, f"quality-{options.data}", shlex.join(["benchmarks/quality.py", *sys.argv[1:]]))
+    more = f"-{options.rounds}-rounds" if options.data == "digits" and options.rounds > 1 else ""
+    run(
+        study,
+        chosen,
+        options.seeds,
+        f"quality-{options.data}{more}",
+        shlex.join(["benchmarks/quality.py", *sys.argv[1:]]),
+    )
 
 
 if __name__ == "__main__":

@@ -27,10 +27,7 @@ class Kind(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Sampler:
-    """One row of the study; `training` names the feedback block, `order` is the solver's.
-
-    `every_seed` is false where one seed of noise will do.
-    """
+    """One row of the study; `training` names the feedback block, `order` is the solver's."""
 
     part: str
     name: str
@@ -41,17 +38,16 @@ class Sampler:
     ratio: Ratio = Ratio.LOOP_TO_MODEL
     training: str = ""
     order: int = 2
-    every_seed: bool = False
 
 
 def samplers() -> list[Sampler]:
     """All of the study, what matters most first."""
-    main = [_plain(steps, every_seed=True) for steps in (20, 12, 9)]
-    main += [_fed("main", 10, "outer:2", Rule.ANNEAL, training=TUNED, every_seed=True)]
-    main += [_fed("main", 7, "outer:2", Rule.ANNEAL, training=TUNED, every_seed=True)]
-    main += [Sampler("main", f"cache {steps}", Kind.CACHED, steps, every_seed=True) for steps in (20, 14)]
-    main += [_fed("main", 10, "outer:2", Rule.ANNEAL, training=SMALL, every_seed=True)]
-    main += [_fed("main", 7, "outer:2", Rule.ANNEAL, training=SMALL, every_seed=True)]
+    main = [_plain(steps) for steps in (20, 12, 9)]
+    main += [_fed("main", 10, "outer:2", Rule.ANNEAL, training=TUNED)]
+    main += [_fed("main", 7, "outer:2", Rule.ANNEAL, training=TUNED)]
+    main += [Sampler("main", f"cache {steps}", Kind.CACHED, steps) for steps in (20, 14)]
+    main += [_fed("main", 10, "outer:2", Rule.ANNEAL, training=SMALL)]
+    main += [_fed("main", 7, "outer:2", Rule.ANNEAL, training=SMALL)]
     main += [Sampler("main", "cache-dit 20", Kind.CACHE_DIT, 20)]
     main += [_plain(steps) for steps in (50, 16, 10, 8, 6)]
     few = ((11, "outer:1"), (9, "outer:3"), (8, "all"), (8, "outer:1"), (6, "all"), (5, "outer:2"))
@@ -88,8 +84,8 @@ def _duration() -> list[Sampler]:
     return [_fed("duration", 10, "outer:2", Rule.ANNEAL, training=f"long/steps/{mark:08d}") for mark in marks]
 
 
-def _plain(steps: int, *, every_seed: bool = False) -> Sampler:
-    return Sampler("main", f"plain {steps}", Kind.PLAIN, steps, every_seed=every_seed)
+def _plain(steps: int) -> Sampler:
+    return Sampler("main", f"plain {steps}", Kind.PLAIN, steps)
 
 
 def _fed(
@@ -100,10 +96,9 @@ def _fed(
     ratio: Ratio = Ratio.LOOP_TO_MODEL,
     *,
     training: str,
-    every_seed: bool = False,
 ) -> Sampler:
     name = f"ILF {steps} {feedback} {rule}" + ("" if rule in (Rule.NONE, Rule.UNIFORM) else f" {ratio}")
-    return Sampler(part, name, Kind.ILF, steps, feedback, rule, ratio, training, every_seed=every_seed)
+    return Sampler(part, name, Kind.ILF, steps, feedback, rule, ratio, training)
 
 
 def _interval(steps: int) -> Sampler:
