@@ -12,6 +12,7 @@ from enum import StrEnum
 from ilf_trt.errors import InvalidRequest
 
 GRAPHS = ("cond", "pre", "loop_body", "loop_feedback", "post")
+TEXT, DECODE = "text", "decode"
 BLOCKS, FEEDBACK = "transformer_blocks", "feedback"
 COEFFICIENTS = ("guidance", "c_x", "c_out", "a", "b_0", "b_1", "b_2", "unused")
 
@@ -205,6 +206,48 @@ class ModelSpec:
         if block < self.loop.begin:
             return "pre"
         return "loop_body" if block <= self.loop.end else "post"
+
+
+@dataclass(frozen=True, slots=True)
+class TextSpec:
+    """A text encoder: `tokens` numbers below `vocabulary` to a prompt, `channels` values to a token.
+
+    `precision` is fp32 or bf16: T5 overflows fp16. It is served by graph `text`, which embeds B prompts.
+    """
+
+    tokens: int
+    vocabulary: int
+    channels: int
+    precision: Precision
+
+    @property
+    def graph(self) -> Graph:
+        """The border of graph `text`; the mask is 1 for a token and 0 for padding."""
+        ids = Port("ids", ("B", self.tokens), "int32", below=self.vocabulary)
+        mask = Port("ids_mask", ("B", self.tokens), "float32")
+        return Graph(TEXT, (ids, mask), (Port("text", ("B", self.tokens, self.channels), "float32"),))
+
+
+@dataclass(frozen=True, slots=True)
+class DecoderSpec:
+    """An image decoder: `channels` of a latent to RGB, `scale` pixels to a side of a latent's cell.
+
+    Graph `decode` takes one latent of `size` (height, width); with `overlap` above 0 that is a tile, and neighbours
+    share so many cells. A latent's own scaling and shift are undone inside the graph.
+    """
+
+    channels: int
+    scale: int
+    size: tuple[Dim, Dim]
+    overlap: int
+    precision: Precision
+
+    @property
+    def graph(self) -> Graph:
+        """The border of graph `decode`; a symbol H of a latent is 8H of a picture where `scale` is 8."""
+        pixels = tuple(f"{self.scale}{side}" if isinstance(side, str) else side * self.scale for side in self.size)
+        latents = Port("latents", (1, self.channels, *self.size), "float32")
+        return Graph(DECODE, (latents,), (Port("pixels", (1, *pixels, 3), "uint8"),))
 
 
 def graphs_of(spec: ModelSpec, precision: Precision) -> tuple[Graph, ...]:
