@@ -1,0 +1,80 @@
+"""Sizes of pictures: the model's own that is nearest to the asked one, and pixels brought from the one to the other."""
+
+import math
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ilf_trt.errors import InvalidRequest
+
+Size = tuple[int, int]  # height, width
+
+
+def bin_of(height: int, width: int, bins: Mapping[str, Size]) -> Size:
+    """The size among `bins`, keyed by height / width as text, whose key is nearest to the asked ratio.
+
+    Of two keys equally near the first one counts, as in diffusers' `classify_height_width_bin`. Raises InvalidRequest
+    for a side below 1, and without bins.
+    """
+    _check_sides(height, width)
+    if not bins:
+        raise InvalidRequest("this model has no bins of aspect ratios; ask for one of its own sizes")
+    ratio = height / width
+    return bins[min(bins, key=lambda key: abs(float(key) - ratio))]
+
+
+def nearest(height: int, width: int, sizes: Sequence[Size]) -> Size:
+    """The one of `sizes` nearest to the asked by the logarithm of its aspect ratio, among equals by its area.
+
+    Raises InvalidRequest for a side below 1, and without sizes.
+    """
+    _check_sides(height, width)
+    if not sizes:
+        raise InvalidRequest("no sizes to choose from; give at least one")
+
+    def distance(size: Size) -> tuple[float, int]:
+        return abs(math.log(size[0] / size[1]) - math.log(height / width)), abs(size[0] * size[1] - height * width)
+
+    return min(sizes, key=distance)
+
+
+def resized_and_cropped(pixels: NDArray[np.uint8], height: int, width: int) -> NDArray[np.uint8]:
+    """pixels (B, H, W, 3), uint8 -> (B, height, width, 3): scaled to cover the asked size, then cut to its centre.
+
+    Bilinear between the centres of pixels and without smoothing, as diffusers' `resize_and_crop_tensor`. Pixels that
+    have the asked size are returned as they are, not copied. Raises InvalidRequest for other pixels and a side below 1.
+    """
+    _check_sides(height, width)
+    if pixels.dtype != np.uint8 or pixels.ndim != 4 or pixels.shape[3] != 3 or 0 in pixels.shape[1:3]:
+        raise InvalidRequest(f"pixels are {pixels.dtype} of shape {pixels.shape}, expected uint8 of (B, H, W, 3)")
+    if pixels.shape[1:3] == (height, width):
+        return pixels
+    # Diffusers rounds the product down: 1472 * (1480 / 1472) makes 1479 columns, and its crop leaves 1 column of them.
+    ratio = max(height / pixels.shape[1], width / pixels.shape[2])
+    covering = [max(int(had * ratio), asked) for had, asked in zip(pixels.shape[1:3], (height, width), strict=True)]
+    above, below, down = _neighbours(pixels.shape[1], covering[0], height)
+    left, right, across = _neighbours(pixels.shape[2], covering[1], width)
+    rows = _between(pixels[:, above], pixels[:, below], down[:, None, None])  # (B, height, W, 3)
+    mixed = _between(rows[:, :, left], rows[:, :, right], across[:, None])  # (B, height, width, 3)
+    return np.round(mixed).astype(np.uint8)
+
+
+def _neighbours(had: int, covering: int, asked: int) -> tuple[NDArray[np.intp], NDArray[np.intp], NDArray[np.float32]]:
+    """The two pixels of `had` between which each of the middle `asked` of `covering` lies, and its distance from the
+    first, 0 to 1; each (asked,)."""
+    places = np.arange(asked) + (covering - asked) // 2
+    centres = np.clip((places + 0.5) * (had / covering) - 0.5, 0, had - 1)
+    first = centres.astype(np.intp)
+    return first, np.minimum(first + 1, had - 1), (centres - first).astype(np.float32)
+
+
+def _between(a: NDArray[np.generic], b: NDArray[np.generic], weight: NDArray[np.float32]) -> NDArray[np.float32]:
+    """a (1 - weight) + b weight, in float32."""
+    start = a.astype(np.float32)
+    return start + (b.astype(np.float32) - start) * weight
+
+
+def _check_sides(height: int, width: int) -> None:
+    if height < 1 or width < 1:
+        raise InvalidRequest(f"a picture of {height} x {width} pixels has no pixels; ask for sides of at least 1")
