@@ -143,7 +143,7 @@ class Bench:
         engine = OnnxRuntimeEngine(whole.graph, path, threads=0)
         border = next(graph for graph in manifest.graphs if graph.name == "cond")
         cond = OnnxRuntimeEngine(border, self.pipeline.bundle.graph_path("cond"), threads=0)
-        sizes = {"B": 1, "2B": 2, "T": len(plan.times)}
+        sizes = {"B": 1, "R": 2, "T": len(plan.times)}
         tables = {port.name: np.zeros(port.resolve(sizes), port.dtype) for port in cond.graph.outputs}
         times, labels = np.array(plan.times, np.float32), np.array([self.label], np.int32)
         constants = self.pipeline.bundle.constants()

@@ -68,7 +68,7 @@ class Trace:
             outputs.append(tokens)
             if number == loop.end and step.feedback:
                 tokens = self._again(outputs, time, later, context)
-        sample = adapter.head(tokens, adapter.head_row(later, context, len(latents)))
+        sample = adapter.head(tokens, adapter.head_row(later, context, len(latents)), adapter.grid)
         return outputs, sample[:, : adapter.latent[0]]
 
     def _again(self, outputs: list[Tensor], time: Tensor, later: Tensor, context: Any) -> Tensor:

@@ -58,7 +58,7 @@ def rows_of(name: str, *, hoist_text: bool) -> list[Mapping[str, Any]]:
     )
     runs = runs_of(plan)
     shared = {"model": name, "text": "once a picture" if hoist_text else "in every block"}
-    sizes = {"B": 1, "2B": 2, "T": len(plan.times)}
+    sizes = {"B": 1, "R": 2, "T": len(plan.times)}
     rows: list[dict[str, Any]] = []
     for graph, segment in segments_of(model, spec, Precision.FP32).items():
         inputs = meta_inputs(segment, sizes)
@@ -98,7 +98,7 @@ def runs_of(plan: StepPlan) -> dict[str, int]:
 def linear_flop(model: ILFModel, spec: ModelSpec, plan: StepPlan, pictures: int) -> float:
     """Operations of the Linears in all graph runs of a plan, two a multiply-add; `model` is on the meta device."""
     runs, total = runs_of(plan), 0.0
-    sizes = {"B": pictures, "2B": 2 * pictures, "T": len(plan.times)}
+    sizes = {"B": pictures, "R": 2 * pictures, "T": len(plan.times)}
     for graph, segment in segments_of(model, spec, Precision.FP32).items():
         with torch.no_grad(), LinearCounter() as counter:
             segment(*meta_inputs(segment, sizes))

@@ -1,26 +1,39 @@
 """The shapes an engine is built for: smallest, best and largest, from the contract and the bundle's batch."""
 
-from ilf_trt.contract import Batch, Graph, Port
+from ilf_trt.contract import PICTURES, ROWS, Batch, Graph, ModelSpec, Port
 
 MAX_TIMES = 128
 
 Profile = dict[str, tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]]]
 
 
-def profile_of(graph: Graph, batch: Batch, *, times: int) -> Profile:
+def profile_of(graph: Graph, batch: Batch, spec: ModelSpec, *, times: int) -> Profile:
     """(min, opt, max) shape of every input that varies; `times` is the number of distinct times of the bundle's plan.
 
     `cond` takes 1 to 128 times, enough for 64 steps that all get feedback, and is tuned for the bundle's own; what it
-    works in grows with the most, 784 MiB for 1024 times of DiT-XL/2.
+    works in grows with the most, 784 MiB for 1024 times of DiT-XL/2. Sides run from the least to the most of the
+    bundle's sizes and are tuned for the default. A guided batch may have one row a picture, or two.
     """
-    return {port.name: _range(port, batch, times) for port in graph.inputs if _varies(port, batch)}
+    ends = _ends(batch, spec, times)
+    return {port.name: _range(port, ends) for port in graph.inputs if _varies(port, batch)}
 
 
 def _varies(port: Port, batch: Batch) -> bool:
-    return any(isinstance(dim, str) and (dim == "T" or not batch.fixed) for dim in port.shape)
+    fixed = (PICTURES, ROWS) if batch.fixed else ()
+    return any(isinstance(dim, str) and dim not in fixed for dim in port.shape)
 
 
-def _range(port: Port, batch: Batch, times: int) -> tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]]:
-    ends = ((batch.min, 1), (batch.opt, times), (batch.max, max(times, MAX_TIMES)))
-    low, best, high = (port.resolve({"B": pictures, "2B": 2 * pictures, "T": count}) for pictures, count in ends)
+def _ends(batch: Batch, spec: ModelSpec, times: int) -> tuple[dict[str, int], dict[str, int], dict[str, int]]:
+    """What the symbols stand for, at least, at best and at most."""
+    least, most = (tuple(pick(size[axis] for size in spec.sizes) for axis in (0, 1)) for pick in (min, max))
+    twice = 2 * batch.max
+    return (
+        {PICTURES: batch.min, ROWS: twice if batch.fixed else batch.min, "T": 1, **spec.sides(least)},
+        {PICTURES: batch.opt, ROWS: 2 * batch.opt, "T": times, **spec.sides(spec.latent[1:])},
+        {PICTURES: batch.max, ROWS: twice, "T": max(times, MAX_TIMES), **spec.sides(most)},
+    )
+
+
+def _range(port: Port, ends: tuple[dict[str, int], ...]) -> tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]]:
+    low, best, high = (port.resolve(sizes) for sizes in ends)
     return low, best, high

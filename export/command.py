@@ -6,15 +6,17 @@ from functools import partial
 from importlib.metadata import version
 from math import isfinite
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from ilf_trt.build import BuildOptions
 from ilf_trt.bundle import CONSTANTS_FILE, REFERENCE_FILE, WEIGHTS_SUFFIX, graph_file, write_manifest
-from ilf_trt.contract import Precision, graphs_of
+from ilf_trt.contract import Precision
 from ilf_trt.errors import MissingDependency
-from ilf_trt.manifest import Manifest
+from ilf_trt.manifest import Manifest, all_graphs
 from ilf_trt.schedule import make_plan, read_scheduler
+from ilf_trt.solver import DEFAULT_SCHEDULER
 from ilf_trt.store import Store, note_of, taken_or_made
 
 TOOLS = ("torch", "diffusers", "onnx", "onnxscript", "numpy")
@@ -44,15 +46,20 @@ def export_bundle(checkpoint: str, folder: Path, options: BuildOptions, progress
         from .golden import write_golden
         from .graph import export_segment
         from .segments import constants_of, segments_of, spec_of
+        from .surroundings import Surroundings, cells_of, text_tokens
     except ImportError as error:
         raise MissingDependency(f"building needs {error.name}; pip install 'ilf-trt[build]'") from error
 
     progress("load checkpoint")
     facts = read_checkpoint(checkpoint)
-    if options.base is not None:
-        facts = replace(facts, base=options.base)
-    scheduler = read_scheduler(options.scheduler) if options.scheduler else facts.scheduler_config()
-    model = load_ilf(checkpoint, base=options.base).float()
+    pipeline = _pipeline(facts.folder, options)
+    own = None if pipeline is None else pipeline.transformer
+    base = options.base or (None if own is None or Path(facts.base).is_dir() else str(own))
+    if base is not None:
+        facts = replace(facts, base=base)
+    scheduler = _scheduler(options, facts, pipeline)
+    model = load_ilf(checkpoint, base=base).float()
+    around = Surroundings.of(model, options, pipeline)
     plan = make_plan(
         scheduler,
         options.steps,
@@ -65,11 +72,12 @@ def export_bundle(checkpoint: str, folder: Path, options: BuildOptions, progress
     spec = spec_of(
         model,
         guidance=options.guidance,
-        text_tokens=options.text_tokens,
+        text_tokens=text_tokens(options, pipeline),
         train_timesteps=int(scheduler.get("num_train_timesteps", 1000)),
         precision=options.precision,
         wide_residual=options.wide_residual,
         hoist_text=options.hoist_text,
+        sizes=cells_of(model, options, pipeline),
     )
 
     if options.verify:
@@ -85,6 +93,7 @@ def export_bundle(checkpoint: str, folder: Path, options: BuildOptions, progress
             guidance_scale=options.guidance_scale,
             precision=options.precision,
             device=options.device,
+            beside=around.golden(),
         )
 
     fp8 = None
@@ -123,6 +132,7 @@ def export_bundle(checkpoint: str, folder: Path, options: BuildOptions, progress
         note = note_of(spec, name, options.precision, target="onnx")
         if taken_or_made(store, key, places, note, partial(export_segment, segment, options.batch, path, amax=amax)):
             reused.append(name)
+    reused += around.export(folder, spec, store, progress)
 
     manifest = write_manifest(
         folder,
@@ -130,7 +140,7 @@ def export_bundle(checkpoint: str, folder: Path, options: BuildOptions, progress
             spec=spec,
             precision=options.precision,
             batch=options.batch,
-            graphs=graphs_of(spec, options.precision),
+            graphs=all_graphs(spec, options.precision, around.text, around.decoder),
             scales=scales,
             plan=plan,
             scheduler={name: value for name, value in scheduler.items() if _is_plain(value)},
@@ -138,11 +148,33 @@ def export_bundle(checkpoint: str, folder: Path, options: BuildOptions, progress
             base_sha256=facts.base_sha256,
             tools={tool: version(tool) for tool in ("ilf-trt", *TOOLS)},
             fp8=fp8,
+            text=around.text,
+            decoder=around.decoder,
+            picture=around.picture,
             engines=(),
             files={},
         ),
     )
     return Exported(manifest, tuple(reused))
+
+
+def _pipeline(checkpoint: Path, options: BuildOptions) -> Any:
+    """The pipeline's folder: as given, or the checkpoint's own where it is one."""
+    from .pipeline_folder import MODEL_INDEX, PipelineFolder
+
+    if options.pipeline is not None:
+        return PipelineFolder.open(options.pipeline)
+    return PipelineFolder.open(checkpoint) if (checkpoint / MODEL_INDEX).is_file() else None
+
+
+def _scheduler(options: BuildOptions, facts: Any, pipeline: Any) -> dict[str, Any]:
+    """As asked for, the checkpoint's own or its base's, or the pipeline's."""
+    if options.scheduler:
+        return read_scheduler(options.scheduler)
+    config: dict[str, Any] = facts.scheduler_config()
+    if pipeline is not None and pipeline.scheduler is not None and config == DEFAULT_SCHEDULER:
+        return read_scheduler(str(pipeline.scheduler))
+    return config
 
 
 def _is_plain(value: object) -> bool:

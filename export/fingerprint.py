@@ -23,7 +23,7 @@ def fingerprint_of_graph(segment: Segment, precision: Precision, batch: Batch, a
 
     The weights are those of its blocks and of the backbone outside blocks; the feedback block's reach `cond` as inputs.
     """
-    digest = hashlib.sha256(_source().encode())
+    digest = hashlib.sha256(source_digest().encode())
     facts = {
         "graph": asdict(segment.graph),
         "spec": asdict(segment.spec),
@@ -43,7 +43,7 @@ def fingerprint_of_graph(segment: Segment, precision: Precision, batch: Batch, a
 
 
 @cache
-def _source() -> str:
+def source_digest() -> str:
     """Versions, and hashes of the files that can change a graph: a changed exporter never meets its old work."""
     folders = (Path(ilf_trt.__file__).parent, Path(__file__).parent)
     files = sorted(path for folder in folders for path in folder.rglob("*.py"))

@@ -1,5 +1,6 @@
 """Writes down what torch in float32 gives for every graph and one trajectory, so that `verify` runs anywhere."""
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -9,9 +10,10 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from ilf_trt import reference
+from ilf_trt.conditions import row_conditions
 from ilf_trt.contract import ModelSpec, Port, Precision
 from ilf_trt.model import ILFModel
-from ilf_trt.probe import CASES, TRAJECTORY, TRAJECTORY_NOISE
+from ilf_trt.probe import ASKED, CASES, TRAJECTORY, TRAJECTORY_NOISE
 from ilf_trt.schedule import StepPlan
 
 from .segments import Segment, constants_of
@@ -34,8 +36,11 @@ def write_golden(
     guidance_scale: float,
     precision: Precision,
     device: str = "cpu",
+    beside: Mapping[str, NDArray[Any]],
 ) -> None:
     """Write the probe's tensors as `path` (.npz). `segments` and `model` are in float32; `device` runs the trajectory.
+
+    `beside` are the tensors of what stands around the model.
 
     Tensors past a million values are stored in the bundle's own dtype, whose rounding is far below its parity limit,
     but for a wide residual, whose values may pass it. The constants lie in the bundle already.
@@ -45,8 +50,11 @@ def write_golden(
         torch.manual_seed(SEED)
         conditions = _conditions(spec, pictures)
         noise = torch.randn(pictures, *spec.latent)
-        tensors = _step(model, segments, plan, conditions | constants, noise, guidance_scale)
-    tensors |= conditions
+        asked = {name: value.numpy() for name, value in conditions.items()}
+        rows = row_conditions(spec, asked, guided=spec.guidance)
+        given = {name: torch.from_numpy(value) for name, value in rows.items()}
+        tensors = _step(model, segments, plan, given | constants, noise, guidance_scale)
+    tensors |= {f"{ASKED}{name}": value for name, value in conditions.items()}
     tensors[TRAJECTORY_NOISE] = noise
     with reference.placed(model, device):
         tensors[TRAJECTORY] = reference.generate(
@@ -54,7 +62,7 @@ def write_golden(
         ).cpu()
     dtype = Precision.FP32.dtype if spec.wide_residual else precision.array_dtype
     kept = {name: _stored(tensor, dtype) for name, tensor in tensors.items() if name not in constants}
-    np.savez(path, allow_pickle=False, **kept)
+    np.savez(path, allow_pickle=False, **kept, **beside)
 
 
 def _step(
@@ -68,7 +76,8 @@ def _step(
     # not the first step: predicting the clean latent there multiplies a rounded output by a hundred, and has no history
     fed = [step for step in plan.steps if step.feedback] or list(plan.steps)
     step = fed[len(fed) // 2]
-    size = model.loop.size
+    size, pictures = model.loop.size, torch.arange(len(noise), dtype=torch.int32)
+    places = model.adapter.positions_of(model.adapter.grid_of(noise.shape))
     tensors = {
         "times": torch.tensor([step.t, step.t_post]),
         "latent": noise,
@@ -77,6 +86,10 @@ def _step(
         "coefficients": torch.tensor([guidance_scale, *step.solver, 0.0]),
         "scales": model.feedback.scales.detach() + PROBE_SCALE,
         "no_scales": torch.zeros(size),
+        "positions": places.unflatten(1, model.adapter.grid_of(noise.shape))[0],
+        "picture": pictures.repeat(2),
+        "conditional": pictures,
+        "unconditional": pictures + len(noise),
         **conditions,
     }
     per_time: set[str] = set()

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.export import Dim
 
-from ilf_trt.contract import Batch, Graph, Port
+from ilf_trt.contract import PICTURES, ROWS, Batch, Graph, ModelSpec, Port
 from ilf_trt.errors import PortMismatch
 
 from .passes import name_linears, share_equal, strip_metadata
@@ -32,7 +32,7 @@ def export_segment(segment: Segment, batch: Batch, path: Path, *, amax: Mapping[
     CPU provider).
     """
     graph = segment.graph
-    sizes = _traced_sizes(batch)
+    sizes = _traced_sizes(segment.spec, batch)
     inputs = tuple(_example(port, sizes) for port in graph.inputs)
     with _quiet(), torch.no_grad():
         program: Any = torch.onnx.export(
@@ -42,7 +42,7 @@ def export_segment(segment: Segment, batch: Batch, path: Path, *, amax: Mapping[
             opset_version=OPSET,
             input_names=[port.name for port in graph.inputs],
             output_names=[port.name for port in graph.outputs],
-            dynamic_shapes=_dynamic_shapes(graph, batch),
+            dynamic_shapes=_dynamic_shapes(segment.spec, graph, batch),
             verbose=False,
         )
     name_linears(program.model, segment.name_in_model)
@@ -59,18 +59,18 @@ def export_segment(segment: Segment, batch: Batch, path: Path, *, amax: Mapping[
 def _check_border(exported: Any, graph: Graph, batch: Batch) -> None:
     """The exporter may fix a dimension that was asked to vary, and says nothing."""
     for value, port in zip((*exported.inputs, *exported.outputs), (*graph.inputs, *graph.outputs), strict=True):
-        varying = [
-            axis for axis, dim in enumerate(port.shape) if dim == "T" or (isinstance(dim, str) and not batch.fixed)
-        ]
+        fixed = (PICTURES, ROWS) if batch.fixed else ()
+        varying = [axis for axis, dim in enumerate(port.shape) if isinstance(dim, str) and dim not in fixed]
         if [axis for axis, dim in enumerate(value.shape) if not isinstance(dim, int)] != varying:
             raise PortMismatch(
                 f"{graph.name}: {port.name} was exported as {value.shape}, the contract says {port.shape}"
             )
 
 
-def _traced_sizes(batch: Batch) -> dict[str, int]:
+def _traced_sizes(spec: ModelSpec, batch: Batch) -> dict[str, int]:
+    """Sizes to trace with, no two symbols of the batch alike, or the exporter takes them for one."""
     pictures = batch.max if batch.fixed else TRACED_PICTURES
-    return {"B": pictures, "2B": 2 * pictures, "T": TRACED_TIMES}
+    return {PICTURES: pictures, ROWS: 2 * pictures, "T": TRACED_TIMES, **spec.sides(spec.latent[1:])}
 
 
 def _example(port: Port, sizes: dict[str, int]) -> Tensor:
@@ -78,12 +78,16 @@ def _example(port: Port, sizes: dict[str, int]) -> Tensor:
     return torch.zeros(shape, dtype=dtype) if dtype.is_floating_point else torch.ones(shape, dtype=dtype)
 
 
-def _dynamic_shapes(graph: Graph, batch: Batch) -> tuple[tuple[dict[int, Any], ...]]:
-    pictures = Dim("B", min=1, max=max(batch.max, TRACED_PICTURES))
+def _dynamic_shapes(spec: ModelSpec, graph: Graph, batch: Batch) -> tuple[tuple[dict[int, Any], ...]]:
     symbols: dict[str, Any] = {"T": Dim("T", min=1, max=MAX_TIMES)}
     if not batch.fixed:
-        derived = any("B" in port.shape for port in (*graph.inputs, *graph.outputs))
-        symbols |= {"B": pictures, "2B": 2 * pictures if derived else Dim("B2", min=2, max=2 * batch.max)}
+        most = max(batch.max, TRACED_PICTURES)
+        symbols |= {PICTURES: Dim(PICTURES, min=1, max=most), ROWS: Dim(ROWS, min=1, max=2 * most)}
+    for axis, (cells, patches) in enumerate((("H", "h"), ("W", "w"))):
+        sides = [size[axis] // spec.patch for size in spec.sizes]
+        if min(sides) != max(sides):
+            symbols[patches] = Dim(patches, min=min(sides), max=max(sides))
+            symbols[cells] = spec.patch * symbols[patches]
     return (
         tuple({axis: symbols[dim] for axis, dim in enumerate(port.shape) if dim in symbols} for port in graph.inputs),
     )

@@ -8,9 +8,9 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 
-from ilf_trt.bundle import GRAPH_FOLDER, graph_file, write_manifest
-from ilf_trt.contract import Precision, graphs_of
-from ilf_trt.manifest import Manifest
+from ilf_trt.bundle import GRAPH_FOLDER, TOKENIZER_FILE, graph_file, write_manifest
+from ilf_trt.contract import Precision
+from ilf_trt.manifest import Manifest, all_graphs
 
 BF16, FP32 = ir.DataType.BFLOAT16, ir.DataType.FLOAT
 
@@ -22,16 +22,29 @@ def write_rounded(bundle: Path, folder: Path, manifest: Manifest) -> Path:
         model = ir.load(bundle / graph_file(graph.name))
         emulate_bfloat16(model)
         ir.save(model, folder / graph_file(graph.name), external_data=f"{graph.name}.onnx.data")
-    for path in bundle.glob("*.npz"):
+    for path in (*bundle.glob("*.npz"), *bundle.glob(TOKENIZER_FILE)):
         shutil.copyfile(path, folder / path.name)
     wide = Precision.FP32
-    spec = manifest.spec
-    spec = replace(
-        spec,
-        context=tuple(replace(port, dtype=wide.dtype) for port in spec.context),
-        per_block=tuple(replace(port, dtype=wide.dtype) for port in spec.per_block),
+    precision = wide if manifest.precision is Precision.BF16 else manifest.precision
+    text, decoder = (
+        None if part is None else replace(part, precision=wide) for part in (manifest.text, manifest.decoder)
     )
-    write_manifest(folder, replace(manifest, spec=spec, precision=wide, graphs=graphs_of(spec, wide)))
+    spec = manifest.spec
+    if precision is not manifest.precision:
+        spec = replace(
+            spec,
+            context=tuple(replace(port, dtype=wide.dtype) for port in spec.context),
+            per_block=tuple(replace(port, dtype=wide.dtype) for port in spec.per_block),
+        )
+    restated = replace(
+        manifest,
+        spec=spec,
+        precision=precision,
+        graphs=all_graphs(spec, precision, text, decoder),
+        text=text,
+        decoder=decoder,
+    )
+    write_manifest(folder, restated)
     return folder
 
 

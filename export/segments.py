@@ -4,12 +4,22 @@ from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import ClassVar
 
-import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
 from ilf_trt.backbone import TEXT_PAIRS, Backbone, Context
-from ilf_trt.contract import BLOCKS, FEEDBACK, Graph, ModelSpec, Port, Precision, graphs_of
+from ilf_trt.contract import (
+    BLOCKS,
+    BRANCHES,
+    FEEDBACK,
+    PICTURES,
+    ROWS,
+    Graph,
+    ModelSpec,
+    Port,
+    Precision,
+    graphs_of,
+)
 from ilf_trt.model import ILFModel
 
 
@@ -22,25 +32,32 @@ def spec_of(
     precision: Precision,
     wide_residual: bool = False,
     hoist_text: bool = False,
+    sizes: Sequence[tuple[int, int]] = (),
 ) -> ModelSpec:
     """The dimensions of `model`, as served with or without classifier-free guidance.
 
+    `sizes` are latents' (H, W), the first of them the default; without any, the model's own.
     `hoist_text` makes the keys and values of the text once a picture, in `cond`, instead of in every block.
     """
     adapter = model.adapter
     hoisted = adapter.hoisted_parameters(model.feedback.block, hoist_text=hoist_text)
-    rows = "2B" if guidance else "B"
+    rows = ROWS if guidance else PICTURES
+    channels, *own = adapter.latent
+    made = tuple(dict.fromkeys(sizes)) or (tuple(own),)
     return ModelSpec(
         kind=adapter.kind,
         blocks=len(adapter.blocks),
         width=adapter.width,
-        tokens=adapter.grid[0] * adapter.grid[1],
-        latent=adapter.latent,
+        patch=adapter.patch,
+        latent=(channels, *made[0]),
+        sizes=made,
+        positions=adapter.positions,
         loop=model.loop,
         guidance=guidance,
         shares_rows=adapter.shares_rows,
         train_timesteps=train_timesteps,
         conditions=adapter.condition_ports(text_tokens, guidance=guidance),
+        null=adapter.null_label,
         context=adapter.context_ports(rows, text_tokens, precision.dtype, hoist_text=hoist_text),
         per_block=adapter.per_block_ports(rows, text_tokens, precision.dtype, hoist_text=hoist_text),
         constants=tuple(
@@ -102,12 +119,17 @@ class Segment(nn.Module):
     def run(
         self, tokens: Tensor, ports: dict[str, Tensor], feedback: Tensor | None = None, scales: Tensor | None = None
     ) -> Tensor:
-        """The segment's blocks over tokens (R, N, D)."""
+        """The segment's blocks over tokens and feedback (R, h, w, D)."""
         if not self.blocks:
             return tokens
+        grid = tokens.shape[1:3]
         rows = next(ports[name] for name in ports if name.startswith("modulation") and name != "modulation_head")
         context = Context.from_ports(ports, self.name)
-        return self.adapter.run(list(self.blocks), tokens, rows, context, feedback=feedback, scales=scales)
+        fed_back = None if feedback is None else feedback.flatten(1, 2)
+        made = self.adapter.run(
+            list(self.blocks), tokens.flatten(1, 2), rows, context, feedback=fed_back, scales=scales
+        )
+        return made.unflatten(1, grid)
 
 
 class Cond(Segment):
@@ -125,7 +147,7 @@ class Cond(Segment):
     def forward(self, *tensors: Tensor) -> tuple[Tensor, ...]:
         ports = self.named(tensors)
         times = ports["times"].unsqueeze(1)  # (T, 1)
-        call = self.adapter.call(ports, guidance=self.spec.guidance)
+        call = self.adapter.call(ports, guidance=False)
         rows = next(value.shape[0] for value in call.values() if isinstance(value, Tensor))
         context = self.adapter.context(call)
         blocks = list(self.blocks)
@@ -168,15 +190,17 @@ class _Hoisted(nn.Module):
 
 
 class Pre(Segment):
-    """Patch embedding and the blocks before the loop; doubles the batch for guidance."""
+    """Patch embedding and the blocks before the loop; a guided picture's tokens go to two rows."""
 
     name = "pre"
 
     def forward(self, *tensors: Tensor) -> Tensor:
         ports = self.named(tensors)
-        tokens = self.adapter.embed(ports["latent"])
+        latent, places = ports["latent"], ports.get("positions")
+        tokens = self.adapter.embed(latent, None if places is None else places.flatten(0, 1).unsqueeze(0))
         tokens = tokens.float() if self.spec.wide_residual else tokens
-        return self.run(torch.cat([tokens, tokens]) if self.spec.guidance else tokens, ports)
+        tokens = tokens.unflatten(1, self.adapter.grid_of(latent.shape))
+        return self.run(tokens.index_select(0, ports["picture"]) if self.spec.guidance else tokens, ports)
 
 
 class LoopBody(Segment):
@@ -207,11 +231,12 @@ class Post(Segment):
     def forward(self, *tensors: Tensor) -> tuple[Tensor, Tensor]:
         ports = self.named(tensors)
         tokens = self.run(ports["features"], ports)
-        output = self.adapter.head(tokens, ports["modulation_head"])[:, : self.spec.latent[0]].float()
+        head = self.adapter.head(tokens.flatten(1, 2), ports["modulation_head"], (tokens.shape[1], tokens.shape[2]))
+        output = head[:, : self.spec.latent[0]].float()
         guidance, c_x, c_out, a, b_0, b_1, b_2, _ = ports["coefficients"].unbind()
         latent = ports["latent"]
         if self.spec.guidance:
-            conditional, unconditional = output.unflatten(0, (2, latent.shape[0])).unbind()
+            conditional, unconditional = (output.index_select(0, ports[name]) for name in BRANCHES)
             output = unconditional + guidance * (conditional - unconditional)
         prediction = c_x * latent + c_out * output
         following = a * latent + b_0 * prediction + b_1 * ports["history_1"] + b_2 * ports["history_2"]

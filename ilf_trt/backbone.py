@@ -3,13 +3,14 @@
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, ClassVar
+from typing import Any, ClassVar, cast
 
 import torch
+from diffusers.models.embeddings import get_2d_sincos_pos_embed
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from ilf_trt.contract import Port
+from ilf_trt.contract import Port, Positions
 from ilf_trt.errors import InvalidRequest
 
 TEXT_PAIRS = "text_pairs"
@@ -87,20 +88,51 @@ class Backbone(ABC):
         return None
 
     @property
+    def null_label(self) -> int | None:
+        """The class that asks for nothing, of a backbone of classes."""
+        return None
+
+    @property
     def grid(self) -> tuple[int, int]:
-        """Patches in a column and in a row."""
-        return self.latent[1] // self.patch, self.latent[2] // self.patch
+        """Patches in a column and in a row, of the size that the model was made for."""
+        return self.grid_of(self.latent)
+
+    def grid_of(self, shape: Sequence[int]) -> tuple[int, int]:
+        """Patches in a column and in a row of a latent of shape (…, H, W)."""
+        return shape[-2] // self.patch, shape[-1] // self.patch
+
+    @property
+    def positions(self) -> Positions:
+        """What the position embedding is made by."""
+        embedder = self.model.pos_embed
+        return Positions(int(embedder.base_size), float(embedder.interpolation_scale))
+
+    def positions_of(self, grid: tuple[int, int]) -> Tensor:
+        """The position embedding of a grid, (1, N, D); of the model's own it is the one that the model holds."""
+        embedder = self.model.pos_embed
+        if grid == self.grid:
+            return cast(Tensor, embedder.pos_embed)
+        made = get_2d_sincos_pos_embed(
+            self.width,
+            grid,
+            base_size=self.positions.base,
+            interpolation_scale=self.positions.scale,
+            device=embedder.pos_embed.device,
+            output_type="pt",
+        )
+        return made.float().unsqueeze(0)
 
     def last_layers(self, block: Any) -> list[nn.Module]:
         """The last layer of every branch of a block: with all of them at zero the block passes its input on."""
         attentions = [part for part in (block.attn1, block.attn2) if part is not None]
         return [block.ff.net[-1], *(part.to_out[0] for part in attentions)]
 
-    def embed(self, latent: Tensor) -> Tensor:
-        """latent (R, C, H, W) -> tokens (R, N, D), positions added."""
+    def embed(self, latent: Tensor, positions: Tensor | None = None) -> Tensor:
+        """latent (R, C, H, W), positions (1, N, D) or those of its grid -> tokens (R, N, D), positions added."""
         embedder = self.model.pos_embed
         patches = embedder.proj(latent.to(embedder.proj.weight.dtype)).flatten(2).transpose(1, 2)
-        return (patches + embedder.pos_embed).to(patches.dtype)
+        places = self.positions_of(self.grid_of(latent.shape)) if positions is None else positions
+        return (patches + places).to(patches.dtype)
 
     def bind(self, values: Sequence[Any], named: Mapping[str, Any]) -> dict[str, Any]:
         """The backbone's own positional and named arguments after the latent, by name; raises InvalidRequest."""
@@ -174,8 +206,8 @@ class Backbone(ABC):
         """One block: tokens (R, N, D), row (R, 6, D) -> (R, N, D)."""
 
     @abstractmethod
-    def head(self, tokens: Tensor, row: Tensor) -> Tensor:
-        """tokens (R, N, D), row (R, 2, D) -> the model's output (R, C_out, H, W)."""
+    def head(self, tokens: Tensor, row: Tensor, grid: tuple[int, int]) -> Tensor:
+        """tokens (R, N, D) of a grid, row (R, 2, D) -> the model's output (R, C_out, H, W)."""
 
     def run(
         self,

@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from enum import StrEnum
 from importlib import import_module
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -10,7 +11,7 @@ from time import perf_counter
 from typing import Any
 
 from ilf_trt.bundle import Bundle, strip_graphs
-from ilf_trt.contract import GRAPHS, Batch, Calibrator, Precision
+from ilf_trt.contract import DECODE, GRAPHS, TEXT, Batch, Calibrator, Precision
 from ilf_trt.draft import drafted
 from ilf_trt.errors import InvalidRequest
 from ilf_trt.manifest import Manifest
@@ -21,10 +22,24 @@ from ilf_trt.target import EngineOptions
 DEFAULT_BATCH = Batch(1, 4, 16)
 
 
+class Stage(StrEnum):
+    """What of a diffusers pipeline stands around the transformer."""
+
+    TEXT = "text"
+    DECODER = "decoder"
+
+    @property
+    def graph(self) -> str:
+        return TEXT if self is Stage.TEXT else DECODE
+
+
 @dataclass(frozen=True, slots=True)
 class BuildOptions:
     """Everything that changes what a build makes.
 
+    `pipeline` is a diffusers pipeline folder whose text encoder and decoder become graphs too, but for those in
+    `without`; `text_tokens` None takes its length of a text. `sizes` are (height, width) in pixels, the first the
+    default; `decoder_tile` is the side in pixels past which a picture is decoded in tiles.
     `engines` None ends at ONNX. `cache` is the folder of the build cache, None builds everything anew; it changes how
     long a build takes and nothing else.
     """
@@ -41,7 +56,13 @@ class BuildOptions:
     rule: Rule = Rule.ANNEAL
     ratio: Ratio = Ratio.LOOP_TO_MODEL
     scheduler: str | None = None
-    text_tokens: int = 300
+    text_tokens: int | None = None
+    pipeline: Path | None = None
+    without: tuple[Stage, ...] = ()
+    sizes: tuple[tuple[int, int], ...] = ()
+    text_precision: Precision = Precision.FP32
+    decoder_precision: Precision = Precision.FP32
+    decoder_tile: int | None = None
     calibration: Path | None = None
     calibrator: Calibrator = Calibrator.AUTO
     fp8_exclude: tuple[str, ...] = ()
@@ -58,6 +79,17 @@ class BuildOptions:
             raise InvalidRequest("--strip-graphs would leave nothing: pass a --target to build engines for")
         if self.precision is not Precision.FP8 and (self.fp8_exclude or self.calibration):
             raise InvalidRequest("--fp8-exclude and --calibration are for --precision fp8")
+        if self.text_precision not in (Precision.FP32, Precision.BF16):
+            raise InvalidRequest(
+                f"--text-precision is {self.text_precision}, T5 takes fp32 or bf16 alone: it overflows"
+            )
+        if self.decoder_precision is Precision.FP8:
+            raise InvalidRequest("--decoder-precision is fp8, it takes fp32, fp16 or bf16")
+
+    @property
+    def beside(self) -> tuple[str, ...]:
+        """Graphs beside the model's own, as far as the options tell."""
+        return tuple(stage.graph for stage in Stage if self.pipeline and stage not in self.without)
 
     @property
     def stages(self) -> tuple[str, ...]:
@@ -68,9 +100,9 @@ class BuildOptions:
             "load checkpoint",
             *(("reference",) if self.verify else ()),
             *fp8,
-            *(f"export {name}" for name in GRAPHS),
+            *(f"export {name}" for name in (*GRAPHS, *self.beside)),
             *(("verify",) if self.verify else ()),
-            *(f"engine {name}" for name in GRAPHS if self.engines),
+            *(f"engine {name}" for name in (*GRAPHS, *self.beside) if self.engines),
         )
 
 
@@ -169,7 +201,8 @@ def _compiler(engines: EngineOptions, precision: Precision, cache: Path | None) 
 @contextmanager
 def _runnable(draft: Path, manifest: Manifest) -> Iterator[Path]:
     """The bundle as the CPU can run it: a bfloat16 one is restated in float32 that is rounded to bfloat16."""
-    if manifest.precision is not Precision.BF16:
+    beside = (part.precision for part in (manifest.text, manifest.decoder) if part is not None)
+    if Precision.BF16 not in (manifest.precision, *beside):
         yield draft
         return
     with TemporaryDirectory() as folder:

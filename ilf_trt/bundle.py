@@ -20,6 +20,7 @@ from ilf_trt.manifest import FileFacts, Manifest
 MANIFEST_FILE = "manifest.json"
 REFERENCE_FILE = "reference.npz"
 CONSTANTS_FILE = "constants.npz"
+TOKENIZER_FILE = "tokenizer.json"
 GRAPH_FOLDER = "graphs"
 WEIGHTS_SUFFIX = ".data"
 ENGINE_FOLDER = "engines"

@@ -19,6 +19,8 @@ from ilf_trt.bundle import Bundle, graph_file
 from ilf_trt.contract import Batch, Calibrator, Loop, Precision
 from ilf_trt.engine_flags import EngineFlags
 from ilf_trt.errors import InvalidRequest, MissingDependency
+from ilf_trt.manifest import Manifest
+from ilf_trt.pipeline_flags import PipelineFlags
 from ilf_trt.schedule import (
     DEFAULT_FEEDBACK,
     Ratio,
@@ -48,7 +50,8 @@ def build(
     scheduler: str | None = None,
     guidance: bool = True,
     guidance_scale: float = 1.5,
-    text_tokens: int = 300,
+    text_tokens: int | None = None,
+    pipeline: PipelineFlags = PipelineFlags(),  # noqa: B008
     hoist_text: Annotated[bool, Parameter(negative=())] = False,
     calibration: Path | None = None,
     calibrator: Calibrator = Calibrator.AUTO,
@@ -92,7 +95,7 @@ def build(
     guidance_scale
         Default strength of guidance; it can be replaced at run time.
     text_tokens
-        Length of the text that the graphs take; shorter text is padded under the mask.
+        Length of the text that the graphs take; by default the pipeline's (PixArt-alpha 120, Sigma 300), or 300.
     hoist_text
         Make the text's keys and values once a picture instead of in every block (PixArt).
     calibration
@@ -112,7 +115,7 @@ def build(
     force
         Replace an existing bundle.
     """
-    if text_tokens < 1:
+    if text_tokens is not None and text_tokens < 1:
         raise InvalidRequest(f"text_tokens is {text_tokens}, it must be at least 1")
     if not math.isfinite(guidance_scale):
         raise InvalidRequest(f"guidance_scale is {guidance_scale}, it must be finite")
@@ -129,6 +132,7 @@ def build(
         ratio=Ratio(ratio),
         scheduler=scheduler,
         text_tokens=text_tokens,
+        **pipeline.options(),
         hoist_text=hoist_text,
         calibration=calibration,
         calibrator=calibrator,
@@ -240,10 +244,13 @@ def inspect(
         print(json.dumps(opened.manifest.as_json(), indent=2))  # noqa: T201
         return
     console, manifest, spec = Console(), opened.manifest, opened.manifest.spec
+    cell = manifest.picture.cell
     facts = {
-        "model": f"{spec.kind}, {spec.blocks} blocks, width {spec.width}, {spec.tokens} tokens",
+        "model": f"{spec.kind}, {spec.blocks} blocks, width {spec.width}",
         "loop": f"blocks {spec.loop.begin} to {spec.loop.end}",
         "latent": " x ".join(str(side) for side in spec.latent),
+        "sizes": ", ".join(f"{height * cell}x{width * cell}" for height, width in spec.sizes),
+        **_beside(manifest),
         "precision": manifest.precision.value + (", residual fp32" if spec.wide_residual else ""),
         "batch": str(manifest.batch),
         "guidance": f"scale {manifest.guidance_scale}" if spec.guidance else "off",
@@ -268,6 +275,19 @@ def inspect(
         graphs.add_row(graph.name, *ports, f"{size_bytes / MIB:.2f}")
     console.print(graphs)
     _print_plan(manifest.plan, tuple(step.block_forwards for step in manifest.plan.steps), console)
+
+
+def _beside(manifest: Manifest) -> dict[str, str]:
+    """What stands around the model."""
+    facts, text, decoder = {}, manifest.text, manifest.decoder
+    if text is not None:
+        facts["text"] = f"{text.tokens} tokens of {text.vocabulary}, {text.channels} channels, {text.precision}"
+    if decoder is not None:
+        tiles = f", in tiles of {decoder.size[0]}x{decoder.size[1]} cells" if decoder.overlap else ""
+        facts["decoder"] = f"{decoder.scale} pixels to a cell, {decoder.precision}{tiles}"
+    if manifest.picture.names:
+        facts["classes"] = f"{len(set(manifest.picture.names.values()))} by name"
+    return facts
 
 
 def _engine_facts(bundle: Bundle) -> dict[str, str]:

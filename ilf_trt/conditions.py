@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ilf_trt.bundle import read_arrays
-from ilf_trt.contract import Port
+from ilf_trt.contract import NEGATIVE, ModelSpec, Port
 from ilf_trt.errors import BundleError, InvalidRequest
 
 
@@ -65,6 +65,22 @@ def check_conditions(conditions: tuple[Port, ...], given: Mapping[str, Any]) -> 
         if count != pictures:
             raise InvalidRequest(f"{name!r} is for {count} pictures, another condition for {pictures}; give the same")
     return arrays, pictures
+
+
+def row_conditions(spec: ModelSpec, asked: Mapping[str, NDArray[Any]], *, guided: bool) -> dict[str, NDArray[Any]]:
+    """Checked conditions of B pictures -> those of the R rows that the graphs see, under the same names.
+
+    A guided batch has the pictures' rows first, then as many that ask for nothing, or for what `negative_…` says.
+    """
+    rows = {}
+    for port in spec.row_conditions:
+        own = asked[port.name]
+        if guided:
+            other = asked.get(f"{NEGATIVE}{port.name}", own)
+            null = port.below is not None and spec.null is not None
+            own = np.concatenate([own, np.full_like(own, spec.null) if null else other])
+        rows[port.name] = own
+    return rows
 
 
 def as_array(name: str, value: Any) -> NDArray[Any]:

@@ -1,18 +1,21 @@
 """Names, shapes and dtypes of everything that crosses a border between graphs.
 
-Legend of the dimensions: B pictures, 2B rows of a guided batch (first the B conditional, then the B unconditional),
-T distinct times of a plan, N tokens, D width, C H W latent channels and sides, L text tokens, m blocks of the loop,
-K blocks of a graph.
+Legend of the dimensions: B pictures, R rows of a guided batch (first the B conditional, then the B unconditional; B of
+them where guidance is off), T distinct times of a plan, h and w patches of a column and of a row, D width, C H W latent
+channels and sides, L text tokens, m blocks of the loop, K blocks of a graph.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import StrEnum
 
 from ilf_trt.errors import InvalidRequest
 
 GRAPHS = ("cond", "pre", "loop_body", "loop_feedback", "post")
 TEXT, DECODE = "text", "decode"
+PICTURES, ROWS = "B", "R"
+NEGATIVE = "negative_"
+BRANCHES = ("conditional", "unconditional")
 BLOCKS, FEEDBACK = "transformer_blocks", "feedback"
 COEFFICIENTS = ("guidance", "c_x", "c_out", "a", "b_0", "b_1", "b_2", "unused")
 
@@ -160,24 +163,40 @@ class Graph:
 
 
 @dataclass(frozen=True, slots=True)
+class Positions:
+    """What the sinusoids of the position embedding are made by: the side they are scaled to, and a divisor.
+
+    Source: diffusers' PatchEmbed (`base_size`, `interpolation_scale`).
+    """
+
+    base: int
+    scale: float
+
+
+@dataclass(frozen=True, slots=True)
 class ModelSpec:
     """The dimensions of an ILF model, and what one picture asks of it.
 
-    `per_block` is the context that each block takes its own of: a graph takes K of it, at axis 1. `constants` are
-    tensors of the feedback block that `cond` needs and takes as inputs, so that a block trained anew changes no graph
-    but its own. `wide_residual`: the sum that runs through the blocks is kept in float32 whatever the precision.
+    `latent` is (C, H, W) of the size that it makes when none is asked for, `sizes` all (H, W) that it can make.
+    `conditions` are what a caller gives for a picture; graphs see `row_conditions`. `null` is the class that asks for
+    nothing. `per_block` is the context that each block takes its own of: a graph takes K of it, at axis 1. `constants`
+    are tensors of the feedback block that `cond` needs and takes as inputs, so that a block trained anew changes no
+    graph but its own. `wide_residual`: the sum that runs through the blocks is kept in float32 whatever the precision.
     """
 
     kind: str
     blocks: int
     width: int
-    tokens: int
+    patch: int
     latent: tuple[int, int, int]
+    sizes: tuple[tuple[int, int], ...]
+    positions: Positions
     loop: Loop
     guidance: bool
     shares_rows: bool
     train_timesteps: int
     conditions: tuple[Port, ...]
+    null: int | None
     context: tuple[Port, ...]
     per_block: tuple[Port, ...]
     constants: tuple[Port, ...]
@@ -185,8 +204,38 @@ class ModelSpec:
 
     @property
     def rows(self) -> str:
-        """Symbol of the rows that the blocks see: the guided batch carries every picture twice."""
-        return "2B" if self.guidance else "B"
+        """Symbol of the rows that the blocks see: a guided batch carries a picture twice."""
+        return ROWS if self.guidance else PICTURES
+
+    @property
+    def varies(self) -> bool:
+        """Whether the graphs take more than one size; they then take the positions too."""
+        return len(self.sizes) > 1
+
+    @property
+    def grid(self) -> tuple[Dim, Dim]:
+        """Patches of a column and of a row, as symbols h and w where they differ from size to size."""
+        return (self._side(0, "h", self.patch), self._side(1, "w", self.patch))
+
+    @property
+    def latent_dims(self) -> Shape:
+        """(C, H, W) of a port, H and W as symbols where they differ from size to size."""
+        return (self.latent[0], self._side(0, "H", 1), self._side(1, "W", 1))
+
+    def sides(self, size: tuple[int, int]) -> dict[str, int]:
+        """What the symbols of a size (H, W) stand for."""
+        height, width = size
+        return {"H": height, "W": width, "h": height // self.patch, "w": width // self.patch}
+
+    @property
+    def row_conditions(self) -> tuple[Port, ...]:
+        """The conditions as the graphs take them, a row for each picture and one more where it is guided."""
+        own = [port for port in self.conditions if not port.name.startswith(NEGATIVE)]
+        return tuple(replace(port, shape=(self.rows, *port.shape[1:])) for port in own)
+
+    def _side(self, axis: int, symbol: str, cells: int) -> Dim:
+        found = {size[axis] for size in self.sizes}
+        return symbol if len(found) > 1 else found.pop() // cells
 
     def graph_of_linear(self, name: str) -> str:
         """The graph that runs a Linear of a block, by its name in the model, `transformer_blocks.8.attn1.to_q`.
@@ -251,10 +300,14 @@ class DecoderSpec:
 
 
 def graphs_of(spec: ModelSpec, precision: Precision) -> tuple[Graph, ...]:
-    """The five graphs' borders, in the order of GRAPHS."""
+    """The five graphs' borders, in the order of GRAPHS.
+
+    `picture` names the picture of every row, `conditional` and `unconditional` the rows of every picture, so that a
+    guided bundle runs without a second row where guidance is off.
+    """
     rows, loop, width = spec.rows, spec.loop, spec.width
-    tokens: Shape = (rows, spec.tokens, width)
-    latent: Shape = ("B", *spec.latent)
+    tokens: Shape = (rows, *spec.grid, width)
+    latent: Shape = (PICTURES, *spec.latent_dims)
     dtype = Precision.FP32.dtype if spec.wide_residual else precision.dtype
     hidden, features, feedback = (Port(name, tokens, dtype) for name in ("hidden", "features", "feedback"))
 
@@ -277,18 +330,21 @@ def graphs_of(spec: ModelSpec, precision: Precision) -> tuple[Graph, ...]:
     }
     of_blocks = {graph: (tables[graph], *own[graph], *spec.context) if graph in tables else () for graph in counts}
     per_time = dict.fromkeys([*tables.values(), head])
+    places = (Port("positions", (*spec.grid, width), "float32"),) if spec.varies else ()
+    doubled = (Port("picture", (ROWS,), "int32"),) if spec.guidance else ()
+    branches = tuple(Port(name, (PICTURES,), "int32") for name in BRANCHES) if spec.guidance else ()
 
     return (
         Graph(
             "cond",
-            (Port("times", ("T",), "float32"), *spec.conditions, *spec.constants),
+            (Port("times", ("T",), "float32"), *spec.row_conditions, *spec.constants),
             (
                 *(Port(port.name, ("T", *port.shape), port.dtype) for port in per_time),
                 *(port for ports in own.values() for port in ports),
                 *spec.context,
             ),
         ),
-        Graph("pre", (Port("latent", latent, "float32"), *of_blocks["pre"]), (hidden,)),
+        Graph("pre", (Port("latent", latent, "float32"), *places, *doubled, *of_blocks["pre"]), (hidden,)),
         Graph(
             "loop_body",
             (hidden, feedback, Port("scales", (loop.size,), "float32"), *of_blocks["loop_body"]),
@@ -301,6 +357,7 @@ def graphs_of(spec: ModelSpec, precision: Precision) -> tuple[Graph, ...]:
                 features,
                 *of_blocks["post"],
                 head,
+                *branches,
                 *(Port(name, latent, "float32") for name in ("latent", "history_1", "history_2")),
                 Port("coefficients", (len(COEFFICIENTS),), "float32"),
             ),

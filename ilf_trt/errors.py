@@ -2,6 +2,7 @@
 
 IlfError
 ├── InvalidRequest        an argument, label, seed or shape that cannot be served
+├── Cancelled             a generation that its caller ended between two steps
 ├── UnsupportedBackbone   a model class, or an option of it, that has no adapter
 ├── UnsupportedScheduler  a scheduler, or an option of it, that is not linear and deterministic
 ├── CheckpointError       an ILF checkpoint or its base that is missing, damaged or of another model
@@ -24,6 +25,10 @@ class IlfError(Exception):
 
 class InvalidRequest(IlfError, ValueError):
     """An argument that cannot be served."""
+
+
+class Cancelled(IlfError):
+    """A generation that its caller ended between two steps."""
 
 
 class UnsupportedBackbone(IlfError):

@@ -97,7 +97,7 @@ class Objective(nn.Module):
         first forward is the student's own first pass, so it costs only the blocks after the loop.
         """
         x, time = x_t.float(), first.time
-        epsilon = self._epsilon(self.model.finish(first.features, time, first.context))
+        epsilon = self._epsilon(self.model.finish(first.features, time, first.context, first.grid))
         for step in range(1, steps):
             later = first.time - (first.time - first.time // 2) * step // (steps - 1)
             x = ddim(x, epsilon, time, later, self.alphas_cumprod)
@@ -112,7 +112,7 @@ class Objective(nn.Module):
         (arXiv 2202.00512).
         """
         x, time, before = x_t.float(), first.time, None
-        epsilon = self._epsilon(self.model.finish(first.features, time, first.context))
+        epsilon = self._epsilon(self.model.finish(first.features, time, first.context, first.grid))
         for step in range(1, steps + 1):
             following = first.time - (first.time - later) * step // steps
             x, before = dpm(x, epsilon, time, following, self.alphas_cumprod, before)
@@ -123,7 +123,7 @@ class Objective(nn.Module):
 
     def _plain(self, x: Tensor, time: Tensor, context: Context) -> Tensor:
         first = self.model.first_pass(x, time, context, residual=torch.float32)
-        return self._epsilon(self.model.finish(first.features, time, context))
+        return self._epsilon(self.model.finish(first.features, time, context, first.grid))
 
     def _epsilon(self, sample: Tensor) -> Tensor:
         """The predicted noise in float32, without a learned variance."""

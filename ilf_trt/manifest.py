@@ -5,11 +5,23 @@ from dataclasses import asdict, dataclass
 from math import isfinite
 from typing import Any
 
-from ilf_trt.contract import Batch, Calibrator, Graph, Loop, ModelSpec, Port, Precision, graphs_of
+from ilf_trt.contract import (
+    Batch,
+    Calibrator,
+    DecoderSpec,
+    Graph,
+    Loop,
+    ModelSpec,
+    Port,
+    Positions,
+    Precision,
+    TextSpec,
+    graphs_of,
+)
 from ilf_trt.errors import BundleError, InvalidRequest
 from ilf_trt.schedule import StepPlan
 
-SCHEMA = 2
+SCHEMA = 3
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,6 +42,19 @@ class Calibration:
     calibrator: Calibrator
     pictures: int
     amax: dict[str, float]
+
+
+@dataclass(frozen=True, slots=True)
+class PictureFacts:
+    """What a picture is to people: `cell` pixels to a side of a latent's cell, classes by `names`.
+
+    `bins` are the sizes (height, width) in pixels that the model was trained on, by their ratio; a request is brought
+    to the nearest of them where there are any.
+    """
+
+    cell: int
+    names: dict[str, int]
+    bins: dict[str, tuple[int, int]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,7 +80,10 @@ class EngineFacts:
 
 @dataclass(frozen=True, slots=True)
 class Manifest:
-    """Everything the runtime needs to know before it opens a graph; `scales` (m,) are the learned feedback scales."""
+    """Everything the runtime needs to know before it opens a graph; `scales` (m,) are the learned feedback scales.
+
+    `text` and `decoder` are None where a bundle takes embedded text, or gives latents.
+    """
 
     spec: ModelSpec
     precision: Precision
@@ -68,6 +96,9 @@ class Manifest:
     base_sha256: str
     tools: dict[str, str]
     fp8: Calibration | None
+    text: TextSpec | None
+    decoder: DecoderSpec | None
+    picture: PictureFacts
     engines: tuple[EngineFacts, ...]
     files: dict[str, FileFacts]
 
@@ -90,6 +121,8 @@ class Manifest:
                     **{
                         **spec,
                         "latent": tuple(spec["latent"]),
+                        "sizes": tuple((int(height), int(width)) for height, width in spec["sizes"]),
+                        "positions": Positions(**spec["positions"]),
                         "loop": Loop(**spec["loop"]),
                         "conditions": _ports(spec["conditions"]),
                         **{name: _ports(spec[name]) for name in ("context", "per_block", "constants")},
@@ -107,6 +140,9 @@ class Manifest:
                 base_sha256=str(data["base_sha256"]),
                 tools=dict(data["tools"]),
                 fp8=None if data["fp8"] is None else _calibration(data["fp8"]),
+                text=None if data["text"] is None else _text(data["text"]),
+                decoder=None if data["decoder"] is None else _decoder(data["decoder"]),
+                picture=_picture(data["picture"]),
                 engines=tuple(EngineFacts(**{**facts, "gpus": tuple(facts["gpus"])}) for facts in data["engines"]),
                 files={
                     str(name): FileFacts(str(facts["sha256"]), int(facts["size_bytes"]))
@@ -121,14 +157,17 @@ class Manifest:
     def check(self) -> None:
         """Raise InvalidRequest when parts of the manifest contradict one another."""
         spec, plan = self.spec, self.plan
-        sizes = (spec.blocks, spec.width, spec.tokens, *spec.latent, spec.train_timesteps, *asdict(spec.loop).values())
+        sides = (side for size in spec.sizes for side in size)
+        sizes = (spec.blocks, spec.width, *spec.latent, *sides, spec.train_timesteps, *asdict(spec.loop).values())
         if not all(isinstance(size, int) for size in sizes):
             raise InvalidRequest("the model's dimensions are not whole numbers")
+        if spec.latent[1:] not in spec.sizes:
+            raise InvalidRequest(f"the default size {spec.latent[1:]} is not among {spec.sizes}")
         spec.loop.check(spec.blocks)
         if not all(isinstance(n, int) for n in asdict(self.batch).values()):
             raise InvalidRequest("the batch is not in whole numbers")
         Batch.parse(f"{self.batch.min}:{self.batch.opt}:{self.batch.max}")
-        if self.graphs != graphs_of(spec, self.precision):
+        if self.graphs != all_graphs(spec, self.precision, self.text, self.decoder):
             raise InvalidRequest("the graphs' ports are not those of the model")
         if (plan.blocks, plan.loop) != (spec.blocks, spec.loop):
             raise InvalidRequest("the plan is for another model or loop")
@@ -144,6 +183,27 @@ class Manifest:
                 raise InvalidRequest(f"the FP8 scale of {name!r} is {value}, it must be finite and not negative")
         if len(self.scales) != spec.loop.size or not all(map(isfinite, (*self.scales, self.guidance_scale))):
             raise InvalidRequest(f"{len(self.scales)} scales for {spec.loop.size} loop blocks, or one is not finite")
+
+
+def all_graphs(
+    spec: ModelSpec, precision: Precision, text: TextSpec | None, decoder: DecoderSpec | None
+) -> tuple[Graph, ...]:
+    """The borders of all graphs of a bundle: the model's five, then those of the text encoder and of the decoder."""
+    return (*graphs_of(spec, precision), *(part.graph for part in (text, decoder) if part is not None))
+
+
+def _text(data: Mapping[str, Any]) -> TextSpec:
+    return TextSpec(**{**data, "precision": Precision(data["precision"])})
+
+
+def _decoder(data: Mapping[str, Any]) -> DecoderSpec:
+    height, width = data["size"]
+    return DecoderSpec(**{**data, "size": (height, width), "precision": Precision(data["precision"])})
+
+
+def _picture(data: Mapping[str, Any]) -> PictureFacts:
+    bins = {str(ratio): (int(height), int(width)) for ratio, (height, width) in data["bins"].items()}
+    return PictureFacts(int(data["cell"]), {str(name): int(label) for name, label in data["names"].items()}, bins)
 
 
 def _calibration(data: Mapping[str, Any]) -> Calibration:

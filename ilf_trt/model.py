@@ -17,7 +17,7 @@ from ilf_trt.feedback import Feedback
 class FirstPass:
     """A latent at its own time, as the frozen part sees it: tokens before and after the loop, each (R, N, D).
 
-    `rows` (R, K, 6, D) are those of the loop's blocks at `time`.
+    `rows` (R, K, 6, D) are those of the loop's blocks at `time`, `grid` the patches of a column and of a row.
     """
 
     tokens: Tensor
@@ -25,6 +25,7 @@ class FirstPass:
     rows: Tensor
     time: Tensor
     context: Context
+    grid: tuple[int, int]
 
 
 class ILFModel(nn.Module):
@@ -55,22 +56,23 @@ class ILFModel(nn.Module):
         return_dict: bool = True,
         **conditions: Any,
     ) -> Transformer2DModelOutput | tuple[Tensor]:
-        """hidden_states (R, C, H, W), timestep and t_post scalar or (R,) -> sample (R, C_out, H, W).
+        """hidden_states (R, C, H, W) of any size, timestep and t_post scalar or (R,) -> sample (R, C_out, H, W).
 
         With `feedback` the loop runs twice and everything after it is conditioned on `t_post` (default: the timestep);
         without, this is the plain backbone and `t_post` is not used. Raises InvalidRequest for unknown arguments,
-        and for a latent of another size than the model was made for.
+        and for a latent of other channels or of a size that its patches do not fill.
         """
         call = self.adapter.bind(args, conditions)
-        if tuple(hidden_states.shape[1:]) != self.adapter.latent:
+        patch, shape = self.adapter.patch, tuple(hidden_states.shape)
+        if len(shape) != 4 or shape[1] != self.adapter.latent[0] or shape[2] % patch or shape[3] % patch:
             raise InvalidRequest(
-                f"hidden_states are {tuple(hidden_states.shape)}, expected (R, *{self.adapter.latent})"
+                f"hidden_states are {shape}, expected (R, {self.adapter.latent[0]}, H, W), H and W multiples of {patch}"
             )
         time = _per_row(call["timestep"], hidden_states)
         later = time if t_post is None or not feedback else _per_row(t_post, hidden_states)
         context = self.adapter.context(call)
         first = self.first_pass(hidden_states, time, context)
-        sample = self.second_pass(first, later) if feedback else self.finish(first.features, time, context)
+        sample = self.second_pass(first, later) if feedback else self.finish(first.features, time, context, first.grid)
         return Transformer2DModelOutput(sample=sample) if return_dict else (sample,)
 
     def first_pass(
@@ -87,7 +89,7 @@ class ILFModel(nn.Module):
         inside = blocks[loop.begin : loop.end + 1]
         rows = self.adapter.rows(inside, time, context, tokens.shape[0])
         features = self.adapter.run(inside, tokens, rows, context)
-        return FirstPass(tokens, features, rows, time, context)
+        return FirstPass(tokens, features, rows, time, context, self.adapter.grid_of(hidden_states.shape))
 
     def second_pass(self, first: FirstPass, t_post: Tensor, *, recompute: bool = False) -> Tensor:
         """F, the loop again on its feedback, and what follows, at `t_post` (R,) -> sample (R, C_out, H, W).
@@ -107,13 +109,15 @@ class ILFModel(nn.Module):
             scales=self.feedback.scales,
             recompute=recompute,
         )
-        return self.finish(features, t_post, context, recompute=recompute)
+        return self.finish(features, t_post, context, first.grid, recompute=recompute)
 
-    def finish(self, features: Tensor, time: Tensor, context: Context, *, recompute: bool = False) -> Tensor:
+    def finish(
+        self, features: Tensor, time: Tensor, context: Context, grid: tuple[int, int], *, recompute: bool = False
+    ) -> Tensor:
         """The blocks after the loop and the head, at `time` (R,): features (R, N, D) -> sample (R, C_out, H, W)."""
         after = list(self.adapter.blocks)[self.loop.end + 1 :]
         features = self._run(after, features, time, context, recompute=recompute)
-        return self.adapter.head(features, self.adapter.head_row(time, context, features.shape[0]))
+        return self.adapter.head(features, self.adapter.head_row(time, context, features.shape[0]), grid)
 
     def _run(
         self, blocks: list[nn.Module], tokens: Tensor, time: Tensor, context: Context, *, recompute: bool = False

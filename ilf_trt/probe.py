@@ -4,6 +4,8 @@ from dataclasses import dataclass, field
 
 TRAJECTORY = "trajectory"
 TRAJECTORY_NOISE = "trajectory_noise"
+ASKED = "asked_"
+"""What stands before the conditions of the trajectory, a row for each picture; the graphs' are by rows of the batch."""
 AT_T, AT_T_POST = 0, 1
 
 

@@ -1,7 +1,8 @@
 """Serves a bundle without PyTorch: numpy, an engine library, nothing else."""
 
 from .noise import NoiseSource
-from .pipeline import Pipeline, Result
+from .pipeline import Pipeline
+from .result import Result
 from .session import Timings
 
 __all__ = ["NoiseSource", "Pipeline", "Result", "Timings"]

@@ -7,7 +7,7 @@ from math import prod
 from .cuda import ALIGNMENT
 from .route import PREDICTIONS, Route, Tensor
 
-ITEM_BYTES = {"float32": 4, "float16": 2, "bfloat16": 2, "int32": 4}
+ITEM_BYTES = {"float32": 4, "float16": 2, "bfloat16": 2, "int32": 4, "uint8": 1}
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,8 +36,8 @@ class Arena:
 
 def arena_of(route: Route) -> Arena:
     """Lay out a route's tensors: what the host writes first, so that one copy brings it all; then what is cleared."""
-    staged = ["times", "scales", *route.given]
-    others = [name for name in route.tensors if name not in staged and name not in PREDICTIONS]
+    staged, fixed = list(route.given), list(route.fixed)
+    others = [name for name in route.tensors if name not in (*staged, *fixed, *PREDICTIONS)]
     slots: dict[str, Slot] = {}
     end = 0
 
@@ -53,6 +53,7 @@ def arena_of(route: Route) -> Arena:
 
     _, staged_bytes = place(staged)
     cleared = place(list(PREDICTIONS))
+    place(fixed)
     place(others)
     return Arena(slots, staged_bytes, cleared, end)
 

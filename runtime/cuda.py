@@ -175,6 +175,17 @@ class CapturedGraph:
         self._core.close()
 
 
+def upload(gpu: Gpu, stream: Stream, target: Memory, array: NDArray[Any]) -> None:
+    """Bring an array to the GPU and wait until it is there; `target` has its size."""
+    pinned = gpu.pinned(array.nbytes)
+    try:
+        pinned.host_bytes()[: array.nbytes] = np.frombuffer(np.ascontiguousarray(array).tobytes(), np.uint8)
+        stream.copy(target, pinned.part(0, target.size_bytes))
+        stream.sync()
+    finally:
+        pinned.close()
+
+
 def _driver(system: Any) -> tuple[int, ...]:
     try:
         return tuple(system.get_kernel_mode_driver_version())

@@ -1,6 +1,6 @@
 """A bundle on one GPU: its engines and constants there once, and sessions that run them on streams of their own."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack, suppress
 from functools import partial
 from math import prod
@@ -14,18 +14,18 @@ from ilf_trt.bundle import Bundle
 from ilf_trt.contract import Graph, Port
 from ilf_trt.errors import DeviceError
 from ilf_trt.manifest import Manifest
-from ilf_trt.schedule import StepPlan
 from ilf_trt.target import Library
 
 from .arena import ITEM_BYTES
 from .compatibility import EngineKind, library_for
-from .cuda import Gpu, Memory, Stream
+from .cuda import Gpu, Memory, Stream, upload
 from .cuda_errors import translated
+from .device_call import DeviceCall
 from .device_trajectory import DeviceTrajectory
 from .engine import Array, DeviceEngine
 from .onnxruntime_cuda_engine import OnnxRuntimeCudaEngine
 from .route import route_of
-from .session import Session
+from .session import Job, Session
 from .tensorrt_engine import TensorRT
 
 BFLOAT16 = "bfloat16"
@@ -58,8 +58,10 @@ class Device:
         self._binding = Lock()
 
     @classmethod
-    def open(cls, bundle: Bundle, ordinal: int, kind: EngineKind | None) -> "Device":
-        """Check that the bundle's engines fit, then load them; a failure frees what was loaded.
+    def open(
+        cls, bundle: Bundle, ordinal: int, kind: EngineKind | None, *, graphs: Sequence[str] | None = None
+    ) -> "Device":
+        """Check that the bundle's engines fit, then load them, or some; a failure frees what was loaded.
 
         Raises MissingDependency, DeviceError and its kinds, EngineError, BundleError, PortMismatch.
         """
@@ -78,6 +80,8 @@ class Device:
             engines: dict[str, DeviceEngine] = {}
             files = {facts.graph: bundle.path / facts.file for facts in manifest.engines if facts.target == library}
             for graph in manifest.graphs:
+                if graphs is not None and graph.name not in graphs:
+                    continue
                 engine: DeviceEngine
                 if library is None:
                     engine = OnnxRuntimeCudaEngine(graph, bundle.graph_path(graph.name), gpu=gpu, stream=stream)
@@ -89,7 +93,7 @@ class Device:
             for name, array in bundle.constants().items():
                 constants[name] = gpu.allocate(array.nbytes, stream)
                 stack.callback(constants[name].close)
-                _upload(gpu, stream, constants[name], array)
+                upload(gpu, stream, constants[name], array)
             name = "ONNX Runtime" if library is None else f"{library} {opened[library].version}"
             return cls(
                 gpu,
@@ -115,7 +119,8 @@ class Device:
             if scratch_bytes:
                 scratch = self._gpu.allocate(scratch_bytes, stream)
                 stack.callback(scratch.close)
-            return Session(partial(self._bind, stream, scratch), stack.pop_all().close)
+            bind_call = partial(DeviceCall, self._gpu, stream, scratch, self.engines)
+            return Session(partial(self._bind, stream, scratch), bind_call, stack.pop_all().close)
 
     def run(self, graph: Graph, arrays: Mapping[str, Array], outputs: Mapping[str, Array]) -> None:
         """One run of a graph, from the arrays of its inputs into those of its outputs; bfloat16 stands in float32."""
@@ -132,7 +137,7 @@ class Device:
 
             places = {port.name: memory(port) for port in ports}
             for port in graph.inputs:
-                _upload(self._gpu, stream, places[port.name], _stored(arrays[port.name], port.dtype))
+                upload(self._gpu, stream, places[port.name], _stored(arrays[port.name], port.dtype))
             engine = self.engines[graph.name]
             scratch = None
             if engine.scratch_bytes:
@@ -149,20 +154,10 @@ class Device:
             self._gpu.use()
             self._closing.close()
 
-    def _bind(self, stream: Stream, scratch: Memory | None, plan: StepPlan, pictures: int) -> DeviceTrajectory:
+    def _bind(self, stream: Stream, scratch: Memory | None, job: Job) -> DeviceTrajectory:
         with self._binding:
-            route = route_of(self._manifest, plan, pictures)
+            route = route_of(self._manifest, job)
             return DeviceTrajectory(self._gpu, self.engines, self._constants, route, stream, scratch)
-
-
-def _upload(gpu: Gpu, stream: Stream, target: Memory, array: Array) -> None:
-    pinned = gpu.pinned(array.nbytes)
-    try:
-        pinned.host_bytes()[: array.nbytes] = np.frombuffer(np.ascontiguousarray(array).tobytes(), np.uint8)
-        stream.copy(target, pinned.part(0, target.size_bytes))
-        stream.sync()
-    finally:
-        pinned.close()
 
 
 def _download(gpu: Gpu, stream: Stream, source: Memory, array: Array, dtype: str) -> None:

@@ -12,13 +12,13 @@ from numpy.typing import NDArray
 from ilf_trt.errors import DeviceError, DeviceLost, EngineError
 
 from .arena import arena_of
-from .cuda import CapturedGraph, Gpu, Memory, Stream
+from .cuda import CapturedGraph, Gpu, Memory, Stream, upload
 from .cuda_errors import translated
 from .device_array import DeviceArray, borrowed, is_on_gpu
 from .engine import Array, DeviceContext, DeviceEngine, Launch
 from .ranges import range_of
-from .route import COEFFICIENT_ROWS, LATENTS, Route, Run, View
-from .session import Timings
+from .route import COEFFICIENT_ROWS, LAST, LATENTS, Route, Run, View
+from .session import Timings, Watch
 
 log = logging.getLogger(__name__)
 
@@ -63,9 +63,9 @@ class DeviceTrajectory:
             stack.callback(self._last.close)
 
             stream.zero(self._memory)
-            self._fields = {name: self._field(name) for name in ("times", "scales", *route.given)}
-            self._fields["times"][:] = route.plan.times
-            self._fields["scales"][:] = route.scales
+            self._fields = {name: self._field(name) for name in route.given}
+            for name, array in route.fixed.items():
+                upload(gpu, stream, self._part(name), array)
             self._fields[COEFFICIENT_ROWS][:, 1:7] = [step.solver for step in route.plan.steps]
             self._contexts: dict[str, DeviceContext] = {}
             for run in route.runs:
@@ -84,7 +84,14 @@ class DeviceTrajectory:
             self._close = stack.pop_all().close
 
     def run(
-        self, noise: Any, conditions: Mapping[str, Array], guidance_scale: float, *, profile: bool, on_device: bool
+        self,
+        noise: Any,
+        conditions: Mapping[str, Array],
+        guidance_scale: float,
+        *,
+        profile: bool,
+        on_device: bool,
+        watch: Watch | None = None,
     ) -> tuple[NDArray[np.float32] | DeviceArray, Timings]:
         begin = perf_counter_ns()
         self._gpu.use()
@@ -96,12 +103,12 @@ class DeviceTrajectory:
             self._stream.copy(self._staged, self._staging)
             if given is not None and as_it_is:
                 self._stream.copy(self._start, given)
-            graph = None if profile else self._graph
+            graph = None if profile or watch is not None else self._graph
             marks = self._marks_for_profile() if profile else []
             self._stream.record(self._first)
             then = perf_counter_ns()
             if graph is None:
-                self._enqueue(marks)
+                self._enqueue(marks, watch)
             else:
                 with self._range:
                     graph.launch()
@@ -126,7 +133,7 @@ class DeviceTrajectory:
         timings = Timings(
             total_ms, graph_ms, step_ms, len(self._route.plan.steps), device_ms, launch_us, captured=graph is not None
         )
-        if self._capturable and self._graph is None:
+        if self._capturable and self._graph is None and watch is None:
             self._capture()
         return latents, timings
 
@@ -162,7 +169,7 @@ class DeviceTrajectory:
         self._stream.sync()
         return self._landing.host_bytes().view(np.float32).reshape(self._latent_shape)
 
-    def _enqueue(self, marks: Sequence[Any] = ()) -> None:
+    def _enqueue(self, marks: Sequence[Any] = (), watch: Watch | None = None) -> None:
         self._stream.zero(self._cleared)
         if marks:
             self._stream.record(marks[0])
@@ -174,6 +181,9 @@ class DeviceTrajectory:
                     self._stream.copy(target, source)
             if marks:
                 self._stream.record(marks[index + 1])
+            if watch is not None and self._route.runs[index].graph == LAST:
+                self._stream.sync()
+                watch()
 
     def _capture(self) -> None:
         try:

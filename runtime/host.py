@@ -1,6 +1,6 @@
 """A bundle on the CPU: its graphs in ONNX Runtime, its tensors in numpy."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from time import perf_counter_ns
 from typing import Any
@@ -9,15 +9,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ilf_trt.bundle import Bundle
-from ilf_trt.contract import Graph, Precision
+from ilf_trt.contract import GRAPHS, Graph, Precision
 from ilf_trt.errors import InvalidRequest
 from ilf_trt.manifest import Manifest
-from ilf_trt.schedule import StepPlan
 
 from .engine import Array, Engine, Launch
 from .onnxruntime_engine import OnnxRuntimeEngine
-from .route import COEFFICIENT_ROWS, LATENTS, PREDICTIONS, Route, View, route_of
-from .session import Session, Timings
+from .route import COEFFICIENT_ROWS, LAST, LATENTS, PREDICTIONS, Route, View, route_of
+from .session import Job, Session, Timings, Watch
 
 
 class Host:
@@ -31,18 +30,25 @@ class Host:
         self._constants = constants
 
     @classmethod
-    def open(cls, bundle: Bundle, *, threads: int) -> "Host":
-        """Load every graph; raises InvalidRequest for bf16, BundleError, EngineError, PortMismatch."""
+    def open(cls, bundle: Bundle, *, threads: int, graphs: Sequence[str] | None = None) -> "Host":
+        """Load every graph, or some; raises InvalidRequest for bf16, BundleError, EngineError, PortMismatch."""
         manifest = bundle.manifest
-        if manifest.precision is Precision.BF16:
-            raise InvalidRequest(
-                f"{bundle.path} is in bf16, which ONNX Runtime does not run on a CPU; build it with --precision fp16"
-            )
+        parts = {"--precision": manifest.precision}
+        parts |= {"--text-precision": manifest.text.precision} if manifest.text else {}
+        parts |= {"--decoder-precision": manifest.decoder.precision} if manifest.decoder else {}
+        for option, precision in parts.items():
+            if precision is Precision.BF16:
+                instead = "fp32" if option == "--text-precision" else "fp16"
+                raise InvalidRequest(
+                    f"{bundle.path} is in bf16, which ONNX Runtime does not run on a CPU; build it with "
+                    f"{option} {instead}"
+                )
 
         def engine(graph: Graph, path: Path) -> Engine:
             return OnnxRuntimeEngine(graph, path, threads=threads)
 
-        engines = {graph.name: engine(graph, bundle.graph_path(graph.name)) for graph in manifest.graphs}
+        wanted = [graph for graph in manifest.graphs if graphs is None or graph.name in graphs]
+        engines = {graph.name: engine(graph, bundle.graph_path(graph.name)) for graph in wanted}
         return cls(engines, manifest, bundle.constants())
 
     @property
@@ -50,7 +56,7 @@ class Host:
         return "CPU, ONNX Runtime"
 
     def session(self) -> Session:
-        return Session(self._bind)
+        return Session(self._bind, self._bind_call)
 
     def run(self, graph: Graph, arrays: Mapping[str, Array], outputs: Mapping[str, Array]) -> None:
         """One run of a graph, from the arrays of its inputs into those of its outputs."""
@@ -60,8 +66,28 @@ class Host:
         for engine in self.engines.values():
             engine.close()
 
-    def _bind(self, plan: StepPlan, pictures: int) -> "HostTrajectory":
-        return HostTrajectory(self.engines, self._constants, route_of(self._manifest, plan, pictures))
+    def _bind(self, job: Job) -> "HostTrajectory":
+        return HostTrajectory(self.engines, self._constants, route_of(self._manifest, job))
+
+    def _bind_call(self, graph: Graph, sizes: Mapping[str, int]) -> "HostCall":
+        return HostCall(self.engines[graph.name], graph, sizes)
+
+
+class HostCall:
+    """One graph in numpy arrays."""
+
+    def __init__(self, engine: Engine, graph: Graph, sizes: Mapping[str, int]) -> None:
+        self.inputs, self.outputs = (
+            {port.name: np.zeros(port.resolve(sizes), port.array_dtype) for port in ports}
+            for ports in (graph.inputs, graph.outputs)
+        )
+        self._launch: Launch = engine.bind({**self.inputs, **self.outputs})
+
+    def __call__(self) -> None:
+        self._launch()
+
+    def close(self) -> None:
+        del self._launch
 
 
 class HostTrajectory:
@@ -69,10 +95,10 @@ class HostTrajectory:
 
     def __init__(self, engines: Mapping[str, Engine], constants: Mapping[str, Array], route: Route) -> None:
         self._route = route
-        self._graphs = tuple(engines)
+        self._graphs = tuple(name for name in engines if name in GRAPHS)
         self._arrays = {name: np.zeros(each.shape, each.dtype) for name, each in route.tensors.items()}
-        self._arrays["times"][:] = route.plan.times
-        self._arrays["scales"][:] = route.scales
+        for name, value in route.fixed.items():
+            self._arrays[name][:] = value
         self._arrays[COEFFICIENT_ROWS][:, 1:7] = [step.solver for step in route.plan.steps]
         self._runs: list[tuple[str, int | None, Launch]] = []
         for run in route.runs:
@@ -87,6 +113,7 @@ class HostTrajectory:
         *,
         profile: bool = False,
         on_device: bool = False,
+        watch: Watch | None = None,
     ) -> tuple[NDArray[Any], Timings]:
         begin = perf_counter_ns()
         route, arrays = self._route, self._arrays
@@ -106,6 +133,8 @@ class HostTrajectory:
             graph_ns[graph] += taken
             if step is not None:
                 step_ns[step] += taken
+            if watch is not None and graph == LAST:
+                watch()
         latents = arrays[route.result].copy()
         total_ms = (perf_counter_ns() - begin) / 1e6
         graph_ms = {name: value / 1e6 for name, value in graph_ns.items()}

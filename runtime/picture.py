@@ -14,14 +14,15 @@ BACKGROUND = 32
 
 
 def pixels_from_latents(latents: NDArray[np.float32]) -> NDArray[np.uint8]:
-    """latents (B, C, H, W) in [-1, 1], C 1 or 3 -> pixels (B, H, W, C); raises InvalidRequest for other C."""
+    """latents (B, C, H, W) in [-1, 1], C 1 or 3 -> pixels (B, H, W, C), NaN black; else InvalidRequest."""
     channels = latents.shape[1]
     if channels not in (1, 3):
         raise InvalidRequest(
             f"latents of {channels} channels are not pixels; "
             "write them with --latents-out and decode them with the model's VAE"
         )
-    return np.round(np.clip(latents * 127.5 + 127.5, 0, 255)).astype(np.uint8).transpose(0, 2, 3, 1)
+    shades = np.clip(np.nan_to_num(latents, nan=-1.0) * 127.5 + 127.5, 0, 255)
+    return np.round(shades).astype(np.uint8).transpose(0, 2, 3, 1)
 
 
 def grid(pixels: NDArray[np.uint8], columns: int) -> NDArray[np.uint8]:
@@ -41,13 +42,17 @@ def grid(pixels: NDArray[np.uint8], columns: int) -> NDArray[np.uint8]:
     return sheet
 
 
-def save_png(path: Path, sheet: NDArray[np.uint8]) -> None:
-    """Write a picture (H, W, C) as PNG; raises InvalidRequest when the place is not writable."""
+def image_of(pixels: NDArray[np.uint8]) -> Any:
+    """pixels (H, W, C) -> a Pillow image."""
     from PIL import Image
 
-    image: Any = Image.fromarray(sheet[..., 0] if sheet.shape[2] == 1 else sheet)
+    return Image.fromarray(pixels[..., 0] if pixels.shape[2] == 1 else pixels)
+
+
+def save_png(path: Path, sheet: NDArray[np.uint8]) -> None:
+    """Write a picture (H, W, C) as PNG; raises InvalidRequest when the place is not writable."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        image.save(path, format="PNG")
+        image_of(sheet).save(path, format="PNG")
     except OSError as error:
         raise InvalidRequest(f"cannot write {path}: {error.strerror or error}; choose another --output") from error

@@ -1,58 +1,60 @@
 """The public face of the runtime: load a bundle, generate, close."""
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from numbers import Integral, Real
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from functools import partial
+from numbers import Real
 from pathlib import Path
-from queue import LifoQueue
+from threading import Event
+from time import perf_counter_ns
 from types import TracebackType
 from typing import Any, Self
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from ilf_trt.bundle import Bundle
-from ilf_trt.conditions import as_array, check_conditions
-from ilf_trt.contract import Graph, Port
-from ilf_trt.errors import InvalidRequest, PortMismatch
+from ilf_trt.bundle import TOKENIZER_FILE, Bundle
+from ilf_trt.class_names import labels_of
+from ilf_trt.conditions import check_conditions, row_conditions
+from ilf_trt.contract import DECODE, NEGATIVE, PICTURES, Graph, Port
+from ilf_trt.errors import Cancelled, InvalidRequest, PortMismatch
 from ilf_trt.manifest import Manifest
 from ilf_trt.schedule import Ratio, Rule, StepPlan, make_plan
 
+from . import start
+from .chunks import Chunk, chunks_of
 from .compatibility import EngineKind
+from .decoder import Decoder
 from .device import Device
 from .device_array import is_on_gpu
+from .frame import Frame
 from .host import Host
-from .noise import NoiseSource, noise_per_picture
-from .noise import noise as draw_noise
-from .session import Session, Timings
+from .noise import NoiseSource
+from .picture import pixels_from_latents
+from .prompts import Prompt, Prompts, embed
+from .result import Result
+from .session import Job, Session, Timings
+from .sizes import resized_and_cropped
+from .stages import GRAPHS_OF, AllAtOnce, OneAfterAnother, Place, Stages
+from .tokens import Tokens
 
 DEFAULT_SESSIONS = 4
-
-
-@dataclass(frozen=True, slots=True)
-class Result:
-    """What `generate` gives: latents float32 (B, C, H, W), how long it took, and the plan that it followed.
-
-    The latents are a numpy array, or with `on_device` a `DeviceArray`.
-    """
-
-    latents: Any
-    timings: Timings
-    plan: StepPlan
+PIXEL_CHANNELS = (1, 3)
 
 
 class Pipeline:
     """A loaded bundle. Threads may share it: each generation borrows a session, all share the engines."""
 
-    def __init__(self, bundle: Bundle, place: Host | Device, *, sessions: int = DEFAULT_SESSIONS) -> None:
-        """`place` is where the bundle was loaded; it is closed with the pipeline."""
+    def __init__(self, bundle: Bundle, stages: Stages, description: str, *, on_gpu: bool) -> None:
+        """`stages` are where the bundle's graphs run; they are closed with the pipeline."""
         self.bundle = bundle
-        self._place = place
+        self.device = description
+        self._stages = stages
+        self._on_gpu = on_gpu
         self._closed = False
-        self._sessions = sessions if place.max_sessions is None else min(sessions, place.max_sessions)
-        self._pool: LifoQueue[Session | None] = LifoQueue()
-        for _ in range(self._sessions):
-            self._pool.put(None)
+        text = bundle.manifest.text
+        self._tokens = None if text is None else Tokens(bundle.path / TOKENIZER_FILE, text)
 
     @classmethod
     def load(
@@ -63,6 +65,7 @@ class Pipeline:
         engine: EngineKind | str | None = None,
         threads: int = 0,
         sessions: int = DEFAULT_SESSIONS,
+        low_memory: bool = False,
         check_hashes: bool = True,
     ) -> Self:
         """Check a bundle and load its graphs.
@@ -70,7 +73,8 @@ class Pipeline:
         `device` is cpu, cuda or cuda:N. On a GPU the bundle's own engines run, those of the first target that fits it;
         ONNX Runtime's CUDA provider when it has none. `engine` names one: tensorrt, tensorrt-rtx or onnxruntime.
         `threads` 0 leaves the number of the CPU's engine threads to the library (1 is faster for tiny models); at most
-        `sessions` generations run at once, each in memory of its own.
+        `sessions` generations run at once, each in memory of its own. `low_memory` loads text encoder, transformer and
+        decoder one after another for each generation and frees them between, which costs their loading every time.
         Raises BundleError, InvalidRequest, PortMismatch, EngineError for engines that are not for this machine,
         MissingDependency, DeviceError and its kinds.
         """
@@ -81,18 +85,25 @@ class Pipeline:
         if sessions < 1:
             raise InvalidRequest(f"sessions is {sessions}, it must be at least 1")
         bundle = Bundle.open(path, check_hashes=check_hashes)
-        if ordinal is None:
-            return cls(bundle, Host.open(bundle, threads=threads), sessions=sessions)
-        return cls(bundle, Device.open(bundle, ordinal, kind), sessions=sessions)
+
+        def opened(graphs: Sequence[str] | None = None) -> Place:
+            if ordinal is None:
+                return Host.open(bundle, threads=threads, graphs=graphs)
+            return Device.open(bundle, ordinal, kind, graphs=graphs)
+
+        on_gpu = ordinal is not None
+        if low_memory:
+            return cls(bundle, OneAfterAnother(opened), f"{device}, one stage at a time", on_gpu=on_gpu)
+        return cls.of(bundle, opened(), sessions=sessions)
+
+    @classmethod
+    def of(cls, bundle: Bundle, place: Place, *, sessions: int = DEFAULT_SESSIONS) -> Self:
+        """A bundle that is loaded at `place`, which is closed with the pipeline."""
+        return cls(bundle, AllAtOnce(place, sessions), place.description, on_gpu=isinstance(place, Device))
 
     @property
     def manifest(self) -> Manifest:
         return self.bundle.manifest
-
-    @property
-    def device(self) -> str:
-        """Where it runs and on what, for people to read."""
-        return self._place.description
 
     def run(self, graph: str, arrays: Mapping[str, ArrayLike]) -> dict[str, NDArray[Any]]:
         """One graph alone, once, for tools: arrays by input port -> new arrays by output port; bfloat16 as float32.
@@ -104,68 +115,99 @@ class Pipeline:
             names = ", ".join(each.name for each in self.manifest.graphs)
             raise InvalidRequest(f"the bundle has no graph {graph!r}; it has {names}")
         given = {port.name: _as_port(graph, port, arrays.get(port.name)) for port in border.inputs}
-        sizes = _sizes(border, given)
+        sizes = self._sizes(border, given)
         outputs = {port.name: np.zeros(port.resolve(sizes), port.array_dtype) for port in border.outputs}
-        self._place.run(border, given, outputs)
+        stage = next(name for name, graphs in GRAPHS_OF.items() if graph in graphs)
+        with self._stages.session(stage) as (place, _):
+            place.run(border, given, outputs)
         return outputs
 
-    def warm_up(self, pictures: int | None = None, plan: StepPlan | None = None) -> None:
+    def warm_up(
+        self, pictures: int | None = None, plan: StepPlan | None = None, *, size: Sequence[int] | None = None
+    ) -> None:
         """Generate once in every session and throw it away, so that no later request of this kind waits for binding.
 
-        `pictures` is the batch's optimum when it is not given. Call it before requests come in.
+        `pictures` is the batch's optimum when it is not given. Call it before requests come in; it does nothing for a
+        pipeline of low memory, which keeps nothing.
         """
+        if not isinstance(self._stages, AllAtOnce):
+            return
         count = self.manifest.batch.opt if pictures is None else pictures
-        ports = self.manifest.spec.conditions
-        nothing: dict[str, Any] = {port.name: np.zeros(port.resolve({"B": count}), port.dtype) for port in ports}
-        cold = [self._pool.get() for _ in range(self._sessions)]
-        try:
-            while cold:
-                self._pool.put(cold.pop())  # the last one in is the first one out
-                self.generate(plan=plan, **nothing)
-        finally:
-            for session in cold:
-                self._pool.put(session)
+        nothing: dict[str, Any]
+        if self.manifest.text is None:
+            ports = self.manifest.spec.conditions
+            nothing = {port.name: np.zeros(port.resolve({PICTURES: count}), port.dtype) for port in ports}
+        else:
+            nothing = {"prompt": [""] * count}
+        with self._stages.one_by_one() as turns:
+            for _ in turns:
+                self.generate(plan=plan, size=size, **nothing)
 
     def generate(
         self,
+        prompt: Prompt | None = None,
         *,
+        negative_prompt: Prompt | None = None,
+        class_labels: Any = None,
+        size: Sequence[int] | None = None,
+        steps: int | None = None,
         seed: int | Sequence[int] = 0,
         latents: ArrayLike | None = None,
         noise: NoiseSource | str = NoiseSource.TORCH,
         guidance_scale: float | None = None,
         plan: StepPlan | None = None,
+        clean_captions: bool = False,
+        binning: bool = True,
+        decode: bool = True,
+        progress: Callable[[int, int], None] | None = None,
+        cancel: Event | None = None,
         profile: bool = False,
         on_device: bool = False,
         **conditions: Any,
     ) -> Result:
-        """Latents for the pictures that `conditions` ask for, under the names of the bundle's condition ports.
+        """Pictures for prompts, for classes (by number or name), or for `conditions` under the names of the bundle's.
 
+        `size` is (height, width) in pixels, one that the bundle was built for; with `binning` a model of several
+        trained sizes makes the nearest of them, and the picture is scaled and cropped to what was asked. More pictures
+        than the bundle's batch run in turns. `guidance_scale` 1 runs every picture once instead of twice.
         Start noise: `seed` draws the whole batch as diffusers does with one generator; a list draws each picture from
-        its own; `latents` (B, C, H, W) of unit variance replaces both, also from a GPU by DLPack. `plan` (see
-        `self.plan`) replaces the bundle's. `profile` times every graph on a GPU, which costs the launch as one;
-        `on_device` leaves the latents there, as a `DeviceArray`.
-        Raises InvalidRequest for anything that does not fit, EngineError when an engine fails, DeviceError and its
-        kinds: after OutOfMemory the pipeline is as usable as before.
+        its own; `latents` (B, C, H, W) of unit variance replaces both, also from a GPU by DLPack. `steps` or `plan`
+        (see `self.plan`) replace the bundle's. `decode` false leaves latents as they are. `progress` is told the steps
+        that are done and all there are; `cancel` ends the generation at the next step once it is set. `profile` times
+        every graph on a GPU, which costs the launch as one, as `progress` and `cancel` do; `on_device` leaves the
+        latents there, as a `DeviceArray`, and decodes nothing.
+        Raises InvalidRequest for anything that does not fit, Cancelled, EngineError when an engine fails, DeviceError
+        and its kinds: after OutOfMemory the pipeline is as usable as before.
         """
         self._check_open()
-        plan = self.manifest.plan if plan is None else self._checked_plan(plan)
-        arrays, pictures = check_conditions(self.manifest.spec.conditions, conditions)
-        self.manifest.batch.check(pictures)
-        start = self._start(pictures, seed, latents, noise)
-        scale = self.manifest.guidance_scale if guidance_scale is None else guidance_scale
-        if not isinstance(scale, Real) or not abs(scale) <= float(np.finfo(np.float32).max):
-            raise InvalidRequest(f"guidance_scale is {scale}, it must be finite")
-        if on_device and isinstance(self._place, Host):
+        spec, batch = self.manifest.spec, self.manifest.batch
+        plan = self._plan_of(plan, steps)
+        scale = self._scale(guidance_scale)
+        guided = spec.guidance and (scale != 1 or batch.fixed)
+        frame = Frame.of(self.manifest, size, binning=binning)
+        if on_device and not self._on_gpu:
             raise InvalidRequest("on_device needs a pipeline on a GPU; load the bundle with device='cuda:0'")
-        session = self._pool.get()
-        try:
-            self._check_open()
-            session = session or self._place.session()
-            trajectory = session.trajectory(plan, pictures)
-            result, timings = trajectory.run(start, arrays, scale, profile=profile, on_device=on_device)
-        finally:
-            self._pool.put(session)
-        return Result(result, timings, plan)
+        asked, cut, text_ms = self._asked(
+            prompt, negative_prompt, class_labels, conditions, frame, clean=clean_captions, guided=guided
+        )
+        unused = () if guided else tuple(port for port in spec.conditions if port.name.startswith(NEGATIVE))
+        ports = tuple(port for port in spec.conditions if port not in unused)
+        names = {port.name for port in unused}
+        arrays, pictures = check_conditions(ports, {name: v for name, v in asked.items() if name not in names})
+        noises = self._start((pictures, spec.latent[0], *frame.cells), seed, latents, noise)
+        chunks = list(chunks_of(pictures, batch))
+        if len(chunks) > 1 and (on_device or is_on_gpu(noises)):
+            raise InvalidRequest(
+                f"{pictures} pictures are more than a run's {batch.max}, and latents on a GPU are not split; pass fewer"
+            )
+        watch = _Watch(len(plan.steps) * len(chunks), progress, cancel) if progress or cancel else None
+        job = Job(plan, pictures, frame.cells, guided)
+        made, timings = self._trajectories(
+            chunks, job, arrays, noises, scale, watch, profile=profile, on_device=on_device
+        )
+        pixels, decode_ms = (None, 0.0) if on_device or not decode else self._decoded(made, frame)
+        times = timings.with_stages({"text": text_ms} if text_ms else {}, {"decode": decode_ms} if decode_ms else {})
+        return Result(made, pixels, times, plan, cut)
 
     def plan(
         self,
@@ -197,13 +239,7 @@ class Pipeline:
         if self._closed:
             return
         self._closed = True
-        for _ in range(self._sessions):
-            session = self._pool.get()
-            if session is not None:
-                session.close()
-        self._place.close()
-        for _ in range(self._sessions):
-            self._pool.put(None)  # for threads that wait: they find it closed
+        self._stages.close()
 
     def __enter__(self) -> Self:
         return self
@@ -217,7 +253,17 @@ class Pipeline:
         if self._closed:
             raise InvalidRequest("this pipeline is closed; load the bundle again")
 
-    def _checked_plan(self, plan: StepPlan) -> StepPlan:
+    @contextmanager
+    def _session(self, stage: str) -> Iterator[Session]:
+        with self._stages.session(stage) as (_, session):
+            self._check_open()
+            yield session
+
+    def _plan_of(self, plan: StepPlan | None, steps: int | None) -> StepPlan:
+        if plan is None:
+            return self.manifest.plan if steps is None else self.plan(steps)
+        if steps is not None:
+            raise InvalidRequest("steps and plan are both given; give one of them")
         spec = self.manifest.spec
         if (plan.blocks, plan.loop) != (spec.blocks, spec.loop):
             raise InvalidRequest(
@@ -226,32 +272,151 @@ class Pipeline:
             )
         return plan
 
+    def _scale(self, guidance_scale: float | None) -> float:
+        scale = self.manifest.guidance_scale if guidance_scale is None else guidance_scale
+        if not isinstance(scale, Real) or not abs(scale) <= float(np.finfo(np.float32).max):
+            raise InvalidRequest(f"guidance_scale is {scale}, it must be finite")
+        return float(scale)
+
+    def _asked(
+        self,
+        prompt: Prompt | None,
+        negative: Prompt | None,
+        labels: Any,
+        conditions: Mapping[str, Any],
+        frame: Frame,
+        *,
+        clean: bool,
+        guided: bool,
+    ) -> tuple[dict[str, Any], tuple[str, ...], float]:
+        """Everything that is asked for, under the names of the bundle's conditions; what was cut off; and ms for it."""
+        ports = {port.name: port for port in self.manifest.spec.conditions}
+        asked, cut, text_ms = dict(conditions), (), 0.0
+        if labels is not None:
+            if prompt is not None:
+                raise InvalidRequest("prompt and class_labels are both given; a model takes one of them")
+            asked["class_labels"] = self._labels(labels)
+        if negative is not None and prompt is None:
+            raise InvalidRequest("negative_prompt is given without a prompt; give both")
+        if prompt is not None:
+            if self.manifest.text is None or self._tokens is None:
+                takes = ", ".join(ports)
+                raise InvalidRequest(f"this bundle has no text encoder; it takes {takes}, or build it with --pipeline")
+            prompts = Prompts.of(prompt, negative, clean=clean)
+            begin = perf_counter_ns()
+            with self._session("text") as session:
+                made = embed(prompts, self._tokens, self.manifest.text, self.manifest.batch, session, guided=guided)
+            text_ms = (perf_counter_ns() - begin) / 1e6
+            double = sorted(asked.keys() & made.conditions.keys())
+            if double:
+                raise InvalidRequest(f"prompt and {double[0]} are both given; give one of them")
+            asked, cut = asked | made.conditions, made.cut
+        pictures = max((len(value) for value in asked.values() if hasattr(value, "__len__")), default=0)
+        height, width = frame.made
+        for name, row in (("resolution", [height, width]), ("aspect_ratio", [height / width])):
+            if name in ports and name not in asked and pictures:
+                asked[name] = np.tile(np.array(row, np.float32), (pictures, 1))
+        return asked, cut, text_ms
+
+    def _labels(self, labels: Any) -> Any:
+        """Numbers as they are, one label as a list of one, and names by the bundle's own."""
+        asked = [labels] if isinstance(labels, str | int) else labels
+        if isinstance(asked, Sequence) and any(isinstance(label, str) for label in asked):
+            return labels_of(asked, self.manifest.picture.names, self.manifest.spec.null)
+        return asked
+
     def _start(
-        self, pictures: int, seed: int | Sequence[int], latents: ArrayLike | None, source: NoiseSource | str
+        self, shape: tuple[int, ...], seed: int | Sequence[int], latents: ArrayLike | None, source: NoiseSource | str
     ) -> Any:
-        shape = (pictures, *self.manifest.spec.latent)
-        if latents is not None and is_on_gpu(latents):
-            if isinstance(self._place, Host):
-                raise InvalidRequest("latents are on a GPU, the pipeline on the CPU; pass a numpy array")
-            return latents
-        if latents is not None:
-            array = as_array("latents", latents)
-            if array.shape != shape or array.dtype != np.float32:
-                raise InvalidRequest(f"latents are {array.dtype} {array.shape}, expected float32 {shape}")
-            if not np.isfinite(array).all():
-                raise InvalidRequest("latents hold NaN or infinity; pass noise of unit variance")
-            return array
-        try:
-            source = NoiseSource(source)
-        except ValueError as error:
-            raise InvalidRequest(f"noise {source!r} is unknown; use {' or '.join(NoiseSource)}") from error
-        if isinstance(seed, Integral) and not isinstance(seed, bool):
-            return draw_noise(shape, int(seed), source)
-        if not isinstance(seed, Sequence):
-            raise InvalidRequest(f"seed is {seed!r}, expected a whole number or a list of them")
-        if len(seed) != pictures:
-            raise InvalidRequest(f"{len(seed)} seeds for {pictures} pictures; give one seed, or one for each picture")
-        return noise_per_picture(shape, seed, source)
+        if latents is None:
+            return start.drawn(shape, seed, source)
+        if not is_on_gpu(latents):
+            return start.given(latents, shape)
+        if not self._on_gpu:
+            raise InvalidRequest("latents are on a GPU, the pipeline on the CPU; pass a numpy array")
+        return latents
+
+    def _trajectories(
+        self,
+        chunks: list[Chunk],
+        job: Job,
+        arrays: Mapping[str, NDArray[Any]],
+        noises: Any,
+        scale: float,
+        watch: "_Watch | None",
+        *,
+        profile: bool,
+        on_device: bool,
+    ) -> tuple[Any, Timings]:
+        """The latents of all chunks, and their timings together."""
+        made, timings = [], []
+        rows = partial(row_conditions, self.manifest.spec, guided=job.guided)
+        with self._session("loop") as session:
+            for chunk in chunks:
+                trajectory = session.trajectory(replace(job, pictures=chunk.rows))
+                latents, times = trajectory.run(
+                    noises if is_on_gpu(noises) else chunk.of(noises),
+                    rows(chunk.of_all(arrays)),
+                    scale,
+                    profile=profile,
+                    on_device=on_device,
+                    watch=watch,
+                )
+                whole = on_device or chunk.pictures == chunk.rows
+                made.append(latents if whole else latents[: chunk.pictures].copy())
+                timings.append(times)
+        return made[0] if len(made) == 1 else np.concatenate(made), Timings.together(timings)
+
+    def _decoded(self, latents: NDArray[np.float32], frame: Frame) -> tuple[NDArray[np.uint8] | None, float]:
+        """The pictures of latents, and ms for it; none of a model whose latents are no pixels and have no decoder."""
+        spec = self.manifest.decoder
+        if spec is None:
+            return (pixels_from_latents(latents) if latents.shape[1] in PIXEL_CHANNELS else None), 0.0
+        begin = perf_counter_ns()
+        with self._session("decode") as session:
+
+            def run(tile: NDArray[np.float32]) -> NDArray[np.uint8]:
+                height, width = tile.shape[2:]
+                symbols = {"H": height, "W": width}
+                symbols |= {f"{spec.scale}{name}": side * spec.scale for name, side in symbols.items()}
+                call = session.call(spec.graph, symbols)
+                call.inputs["latents"][:] = tile
+                call()
+                return call.outputs["pixels"]
+
+            pixels = Decoder(run, spec).decode(latents)
+        if frame.asked != frame.made:
+            pixels = resized_and_cropped(pixels, *frame.asked)
+        return pixels, (perf_counter_ns() - begin) / 1e6
+
+    def _sizes(self, graph: Graph, arrays: Mapping[str, NDArray[Any]]) -> dict[str, int]:
+        """What every symbol of a graph stands for, by what the inputs have."""
+        sizes: dict[str, int] = {}
+        for port in graph.inputs:
+            for dim, size in zip(port.shape, arrays[port.name].shape, strict=True):
+                if isinstance(dim, str) and sizes.setdefault(dim, size) != size:
+                    raise PortMismatch(
+                        f"{graph.name}: input {port.name!r} has {dim} = {size}, others have {sizes[dim]}"
+                    )
+        if graph.name == DECODE and self.manifest.decoder is not None:
+            scale = self.manifest.decoder.scale
+            sizes |= {f"{scale}{name}": side * scale for name, side in sizes.items()}
+        return sizes
+
+
+class _Watch:
+    """Tells of every step that is done, and ends a generation that its caller wants no more."""
+
+    def __init__(self, steps: int, progress: Callable[[int, int], None] | None, cancel: Event | None) -> None:
+        self._steps, self._progress, self._cancel = steps, progress, cancel
+        self._done = 0
+
+    def __call__(self) -> None:
+        self._done += 1
+        if self._progress is not None:
+            self._progress(self._done, self._steps)
+        if self._cancel is not None and self._cancel.is_set():
+            raise Cancelled(f"cancelled after {self._done} of {self._steps} steps")
 
 
 def _ordinal(device: str) -> int | None:
@@ -273,15 +438,3 @@ def _as_port(graph: str, port: Port, array: ArrayLike | None) -> NDArray[Any]:
     ):
         raise PortMismatch(f"{graph}: input {port.name!r} is {found.shape}, expected {port.shape}")
     return found
-
-
-def _sizes(graph: Graph, arrays: Mapping[str, NDArray[Any]]) -> dict[str, int]:
-    """Every symbolic dimension of a graph by what the inputs have."""
-    sizes: dict[str, int] = {}
-    for port in graph.inputs:
-        for dim, size in zip(port.shape, arrays[port.name].shape, strict=True):
-            if isinstance(dim, str) and sizes.setdefault(dim, size) != size:
-                raise PortMismatch(f"{graph.name}: input {port.name!r} has {dim} = {size}, others have {sizes[dim]}")
-    if "B" in sizes:
-        sizes["2B"] = 2 * sizes["B"]
-    return sizes

@@ -2,16 +2,24 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
-from ilf_trt.contract import COEFFICIENTS, Port
+import numpy as np
+from numpy.typing import NDArray
+
+from ilf_trt.contract import BRANCHES, COEFFICIENTS, PICTURES, ROWS, Port, graphs_of
 from ilf_trt.manifest import Manifest
+from ilf_trt.positions import positions_of
 from ilf_trt.schedule import StepPlan
 
-COND = "cond"
+from .session import Job
+
+COND, LAST = "cond", "post"
 LATENTS = ("latent_0", "latent_1")
 PREDICTIONS = ("prediction_0", "prediction_1", "prediction_2")
 NO_FEEDBACK, NO_SCALES = "no_feedback", "no_scales"
 COEFFICIENT_ROWS = "coefficients"
+PLACES = (("pre", "positions"), ("pre", "picture"), *(("post", name) for name in BRANCHES))
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,12 +53,13 @@ class Run:
 class Route:
     """All runs of a plan for a number of pictures, in order.
 
-    `given` names what changes from picture to picture: the conditions, the start latent and the coefficients. Every
-    trajectory shares `constants`, which are not among `tensors`. What neither the host nor a run writes is zero.
+    `given` names what changes from picture to picture: the conditions, the start latent and the coefficients; `fixed`
+    is what the host writes once. Every trajectory shares `constants`, which are not among `tensors`. What neither the
+    host nor a run writes is zero.
     """
 
     plan: StepPlan
-    scales: tuple[float, ...]
+    fixed: Mapping[str, NDArray[Any]]
     tensors: Mapping[str, Tensor]
     given: tuple[str, ...]
     constants: Mapping[str, Tensor]
@@ -67,16 +76,18 @@ class Route:
         return LATENTS[len(self.plan.steps) % 2]
 
 
-def route_of(manifest: Manifest, plan: StepPlan, pictures: int) -> Route:
+def route_of(manifest: Manifest, job: Job) -> Route:
     """Lay out a plan: two latents and three predictions take turns, all steps share the rest."""
-    graphs = {graph.name: graph for graph in manifest.graphs}
-    sizes = {"B": pictures, "2B": 2 * pictures, "T": len(plan.times)}
+    spec, plan = manifest.spec, job.plan
+    graphs = {graph.name: graph for graph in graphs_of(spec, manifest.precision)}
+    rows = job.pictures * (2 if job.guided else 1)
+    sizes = {PICTURES: job.pictures, ROWS: rows, "T": len(plan.times), **spec.sides(job.size)}
 
     def tensor(name: str, port: Port, *, by_row: bool = False) -> Tensor:
         return Tensor(name, port.resolve(sizes), port.dtype, by_row)
 
-    constants = {port.name: tensor(port.name, port) for port in manifest.spec.constants}
-    ports = {graph.name: {port.name: port for port in (*graph.inputs, *graph.outputs)} for graph in manifest.graphs}
+    constants = {port.name: tensor(port.name, port) for port in spec.constants}
+    ports = {name: {port.name: port for port in (*graph.inputs, *graph.outputs)} for name, graph in graphs.items()}
     asked = [tensor(port.name, port) for port in graphs[COND].inputs if port.name not in constants]
     tables = [tensor(port.name, port, by_row=port.shape[0] == "T") for port in graphs[COND].outputs]
     work = [tensor(name, ports["loop_body"][name]) for name in ("hidden", "features", "feedback", "scales")]
@@ -85,8 +96,10 @@ def route_of(manifest: Manifest, plan: StepPlan, pictures: int) -> Route:
         tensor(NO_SCALES, ports["loop_body"]["scales"]),
     ]
     latents = [tensor(name, ports["post"]["latent"]) for name in (*LATENTS, *PREDICTIONS)]
-    rows = Tensor(COEFFICIENT_ROWS, (len(plan.steps), len(COEFFICIENTS)), "float32", by_row=True)
-    tensors = {each.name: each for each in (*asked, rows, *latents, *tables, *work, *zeros)}
+    steps = Tensor(COEFFICIENT_ROWS, (len(plan.steps), len(COEFFICIENTS)), "float32", by_row=True)
+    fixed = _fixed(manifest, job)
+    places = [tensor(name, ports[graph][name]) for graph, name in PLACES if name in ports[graph]]
+    tensors = {each.name: each for each in (*asked, steps, *latents, *tables, *work, *zeros, *places)}
 
     cond = {port.name: View(port.name) for port in (*graphs[COND].inputs, *graphs[COND].outputs)}
     runs = [Run(COND, None, cond)]
@@ -94,7 +107,24 @@ def route_of(manifest: Manifest, plan: StepPlan, pictures: int) -> Route:
         runs += _step(plan, index, {each.name: each.by_row for each in tables})
     given = (*(each.name for each in asked if each.name != "times"), COEFFICIENT_ROWS, LATENTS[0])
     seen = [Run(run.graph, run.step, {name: run.views[name] for name in ports[run.graph]}) for run in runs]
-    return Route(plan, manifest.scales, tensors, given, constants, tuple(seen))
+    fixed = {name: array for name, array in fixed.items() if name in tensors}
+    return Route(plan, fixed, tensors, given, constants, tuple(seen))
+
+
+def _fixed(manifest: Manifest, job: Job) -> dict[str, NDArray[Any]]:
+    spec, pictures = manifest.spec, np.arange(job.pictures, dtype=np.int32)
+    height, width = (spec.sides(job.size)[side] for side in ("h", "w"))
+    fixed = {
+        "times": np.array(job.plan.times, np.float32),
+        "scales": np.array(manifest.scales, np.float32),
+        "picture": np.tile(pictures, 2 if job.guided else 1),
+        "conditional": pictures,
+        "unconditional": pictures + (job.pictures if job.guided else 0),
+    }
+    if spec.varies:
+        facts = spec.positions
+        fixed["positions"] = positions_of(height, width, spec.width, base=facts.base, scale=facts.scale)
+    return fixed
 
 
 def _step(plan: StepPlan, index: int, tables: Mapping[str, bool]) -> list[Run]:
@@ -106,6 +136,7 @@ def _step(plan: StepPlan, index: int, tables: Mapping[str, bool]) -> list[Run]:
 
     here = {
         **{name: View(name) for name in ("hidden", "features", "feedback", "scales")},
+        **{name: View(name) for _, name in PLACES},
         "latent": View(LATENTS[index % 2]),
         "next_latent": View(LATENTS[(index + 1) % 2]),
         "prediction": View(PREDICTIONS[index % 3]),
@@ -118,5 +149,5 @@ def _step(plan: StepPlan, index: int, tables: Mapping[str, bool]) -> list[Run]:
     runs = [("pre", at_t), ("loop_body", {**at_t, **plain})]
     if step.feedback:
         runs += [("loop_feedback", at_t), ("loop_body", at_t_post)]
-    runs.append(("post", at_t_post if step.feedback else at_t))
+    runs.append((LAST, at_t_post if step.feedback else at_t))
     return [Run(graph, index, views) for graph, views in runs]

@@ -12,7 +12,7 @@ from rich.table import Table
 from ilf_trt.bundle import REFERENCE_FILE, Bundle, read_arrays
 from ilf_trt.contract import Graph, Precision
 from ilf_trt.errors import BundleError, ParityError
-from ilf_trt.probe import CASES, TRAJECTORY, TRAJECTORY_NOISE, Case
+from ilf_trt.probe import ASKED, CASES, TRAJECTORY, TRAJECTORY_NOISE, Case
 
 from .pipeline import Pipeline
 
@@ -48,8 +48,9 @@ def verify(
             for name, array in _run(pipeline, graphs[case.graph], case, reference).items():
                 label = f"{case.graph} {name}"
                 rows.append(difference(label, array, reference[name]))
-        conditions: dict[str, Any] = {port.name: reference[port.name] for port in pipeline.manifest.spec.conditions}
-        result = pipeline.generate(latents=reference[TRAJECTORY_NOISE], **conditions)
+        ports = pipeline.manifest.spec.conditions
+        conditions: dict[str, Any] = {port.name: reference[f"{ASKED}{port.name}"] for port in ports}
+        result = pipeline.generate(latents=reference[TRAJECTORY_NOISE], decode=False, **conditions)
         rows.append(difference(TRAJECTORY, result.latents, reference[TRAJECTORY]))
         return tuple(rows), pipeline.manifest.precision
 

@@ -28,6 +28,10 @@ class DiT(Backbone):
         return int(self.model.config.num_embeds_ada_norm)
 
     @property
+    def null_label(self) -> int:
+        return self.classes
+
+    @property
     def null(self) -> Mapping[str, Tensor]:
         return {"class_labels": torch.tensor([self.classes])}
 
@@ -75,10 +79,10 @@ class DiT(Backbone):
         parts: Any = block
         return adaptive_block(block, (parts.norm1.norm, parts.norm3), tokens, row)
 
-    def head(self, tokens: Tensor, row: Tensor) -> Tensor:
+    def head(self, tokens: Tensor, row: Tensor, grid: tuple[int, int]) -> Tensor:
         shift, scale = row.unsqueeze(2).unbind(1)  # each (R, 1, D)
         normed = modulate(self.model.norm_out, tokens, shift, scale)
-        return unpatchify(self.model.proj_out_2(normed.to(self.model.proj_out_2.weight.dtype)), self.grid, self.patch)
+        return unpatchify(self.model.proj_out_2(normed.to(self.model.proj_out_2.weight.dtype)), grid, self.patch)
 
 
 ADAPTER = DiT

@@ -146,10 +146,10 @@ class PixArt(Backbone):
             key, value = parts.attn2.to_k(text), parts.attn2.to_v(text)
         return adaptive_block(block, (parts.norm1, parts.norm2), tokens, row, (key, value), context.text_bias)
 
-    def head(self, tokens: Tensor, row: Tensor) -> Tensor:
+    def head(self, tokens: Tensor, row: Tensor, grid: tuple[int, int]) -> Tensor:
         shift, scale = row.unsqueeze(2).unbind(1)  # each (R, 1, D)
         normed = modulate(self.model.norm_out, tokens, shift, scale)
-        return unpatchify(self.model.proj_out(normed.to(self.model.proj_out.weight.dtype)), self.grid, self.patch)
+        return unpatchify(self.model.proj_out(normed.to(self.model.proj_out.weight.dtype)), grid, self.patch)
 
 
 def _bias(mask: Tensor | None) -> Tensor | None:

@@ -43,7 +43,7 @@ def test_reference_holds_every_tensor_of_every_case_without_pickle(bundle: Bundl
     reference = read(bundle) | bundle.constants()
     graphs = {graph.name: graph for graph in bundle.manifest.graphs}
     pictures = bundle.manifest.batch.min
-    sizes = {"B": pictures, "2B": 2 * pictures, "T": 2}
+    sizes = {"B": pictures, "R": 2 * pictures, "T": 2}
     for case in CASES:
         graph = graphs[case.graph]
         named = [(case.inputs.get(port.name, port.name), port) for port in graph.inputs]
@@ -103,6 +103,7 @@ def test_reference_written_again_is_the_same(dit_checkpoint: Path, dit_bundle: P
         pictures=manifest.batch.min,
         guidance_scale=manifest.guidance_scale,
         precision=Precision.FP32,
+        beside={},
     )
     again, before = read(Bundle(tmp_path, manifest)), read(Bundle(dit_bundle, manifest))
     assert again.keys() == before.keys()

@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, cast
 
 import numpy as np
@@ -95,7 +96,7 @@ def test_ports_bear_the_names_and_dtypes_of_the_contract_in_its_order(bundle: Bu
 
 def test_just_the_symbolic_dims_of_the_contract_vary(bundle: Bundle) -> None:
     pictures = bundle.manifest.batch.max
-    fixed = {"B": pictures, "2B": 2 * pictures} if bundle.manifest.batch.fixed else {}
+    fixed = {"B": pictures, "R": 2 * pictures} if bundle.manifest.batch.fixed else {}
     for graph, model in onnx_graphs(bundle):
         symbols: dict[int | str, set[int | str]] = {}
         ports, values = (*graph.inputs, *graph.outputs), (*model.graph.input, *model.graph.output)
@@ -173,6 +174,7 @@ class FixesItsBatch(nn.Module):
     """Gives two rows whatever it gets."""
 
     graph = Graph("bad", (Port("x", ("B", 3), "float32"),), (Port("y", ("B", 3), "float32"),))
+    spec = SimpleNamespace(patch=2, latent=(1, 8, 8), sizes=((8, 8),), sides=lambda size: {})
     name_in_model = staticmethod(str)
 
     def forward(self, *tensors: Tensor) -> Tensor:
@@ -193,7 +195,7 @@ def test_a_fixed_batch_leaves_only_the_number_of_times_open(whole_loop_build: Bu
 
 def test_a_graph_without_blocks_takes_no_rows_of_conditions(whole_loop_build: BuildResult) -> None:
     ports = {graph.name: {port.name for port in graph.inputs} for graph in whole_loop_build.bundle.manifest.graphs}
-    assert ports["pre"] == {"latent"}
+    assert ports["pre"] == {"latent", "picture"}
     assert not {"modulation", "text_tokens", "text_bias"} & ports["post"]
     assert {"modulation", "text_tokens", "text_bias"} <= ports["loop_body"] & ports["loop_feedback"]
 

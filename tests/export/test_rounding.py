@@ -212,7 +212,7 @@ def test_a_rounded_bundle_gives_tokens_that_are_bfloat16_numbers(rounded: Bundle
     rng = np.random.default_rng(3)
     with Pipeline.load(rounded.path, threads=1) as pipeline:
         border = next(graph for graph in pipeline.manifest.graphs if graph.name == "loop_body")
-        inputs = {port.name: narrow(rng.standard_normal(port.resolve({"2B": 2}), np.float32)) for port in border.inputs}
+        inputs = {port.name: narrow(rng.standard_normal(port.resolve({"R": 2}), np.float32)) for port in border.inputs}
         features = pipeline.run("loop_body", inputs)["features"]
     assert features.any()
     np.testing.assert_array_equal(features, narrow(features))

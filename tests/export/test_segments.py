@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from ilf_trt import ILFModel, attach
+from ilf_trt.conditions import row_conditions
 from ilf_trt.contract import GRAPHS, ModelSpec, Precision, graphs_of
 from ilf_trt.errors import InvalidRequest
 from ilf_trt.export.segments import FEEDBACK, Segment, constants_of, segments_of, spec_of
@@ -76,7 +77,13 @@ def state(spec: ModelSpec) -> Tensors:
     """The latent and its history."""
     generator = torch.Generator().manual_seed(1)
     shape = (PICTURES, *spec.latent)
-    return {name: torch.randn(shape, generator=generator) for name in ("latent", "history_1", "history_2")}
+    pictures = torch.arange(PICTURES, dtype=torch.int32)
+    return {
+        **{name: torch.randn(shape, generator=generator) for name in ("latent", "history_1", "history_2")},
+        "picture": pictures.repeat(2),
+        "conditional": pictures,
+        "unconditional": pictures + PICTURES,
+    }
 
 
 def run(segment: Segment, tensors: Tensors) -> Tensors:
@@ -86,7 +93,14 @@ def run(segment: Segment, tensors: Tensors) -> Tensors:
 
 
 def given_to_cond(model: ILFModel, spec: ModelSpec) -> Tensors:
-    return {"times": torch.tensor(TIMES), **conditions_of(spec), **constants_of(model, spec)}
+    return {"times": torch.tensor(TIMES), **rows_of(spec), **constants_of(model, spec)}
+
+
+def rows_of(spec: ModelSpec) -> Tensors:
+    """The conditions by rows, as the graphs take them."""
+    asked = {name: value.numpy() for name, value in conditions_of(spec).items()}
+    made = row_conditions(spec, asked, guided=spec.guidance)
+    return {name: torch.from_numpy(value) for name, value in made.items()}
 
 
 @torch.inference_mode()
@@ -158,7 +172,7 @@ def test_every_condition_moves_the_step(kind: str) -> None:
     given = given_to_cond(model, spec)
     with torch.inference_mode():
         before = run(segments["cond"], given)
-        for name, value in conditions_of(spec).items():
+        for name, value in rows_of(spec).items():
             changed = (value + 1) % CLASSES if name == "class_labels" else value.flip(0)
             after = run(segments["cond"], {**given, name: changed})
             assert any(not torch.equal(before[port], after[port]) for port in before), name
@@ -171,7 +185,7 @@ def test_tensors_come_out_in_the_order_shape_and_dtype_of_their_ports(
     kind: str, guidance: bool, loop: tuple[int, int]
 ) -> None:
     segments = case(kind, loop, guidance=guidance)[2]
-    sizes = {"B": PICTURES, "2B": 2 * PICTURES, "T": len(TIMES)}
+    sizes = {"B": PICTURES, "R": 2 * PICTURES, "T": len(TIMES)}
     with torch.inference_mode():
         for segment in segments.values():
             inputs = {

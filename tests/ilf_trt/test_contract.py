@@ -6,13 +6,16 @@ from itertools import product
 import numpy as np
 import pytest
 
-from ilf_trt.contract import COEFFICIENTS, GRAPHS, Batch, Graph, Loop, ModelSpec, Port, Precision, graphs_of
+from ilf_trt.contract import COEFFICIENTS, GRAPHS, Batch, Graph, Loop, ModelSpec, Port, Positions, Precision, graphs_of
 from ilf_trt.errors import IlfError, InvalidRequest
 
 BLOCKS = 6
 TEXT_TOKENS = 7
 LOOPS = (Loop(2, 3), Loop(0, 3), Loop(2, 5), Loop(0, 5), Loop(0, 0), Loop(5, 5))
-RUN_TIME = {"times", "latent", "scales", "history_1", "history_2", "coefficients"}
+RUN_TIME = {
+    *("times", "latent", "scales", "history_1", "history_2", "coefficients"),
+    *("picture", "conditional", "unconditional", "positions"),
+}
 
 
 def dit(loop: Loop = LOOPS[0], *, guidance: bool = True) -> ModelSpec:
@@ -20,13 +23,16 @@ def dit(loop: Loop = LOOPS[0], *, guidance: bool = True) -> ModelSpec:
         kind="dit",
         blocks=BLOCKS,
         width=64,
-        tokens=16,
+        patch=2,
         latent=(1, 8, 8),
+        sizes=((8, 8),),
+        positions=Positions(4, 1.0),
         loop=loop,
         guidance=guidance,
         shares_rows=False,
         train_timesteps=1000,
         conditions=(Port("class_labels", ("B",), "int32", below=11),),
+        null=10,
         context=(),
         per_block=(),
         constants=(),
@@ -35,11 +41,12 @@ def dit(loop: Loop = LOOPS[0], *, guidance: bool = True) -> ModelSpec:
 
 
 def pixart(loop: Loop = LOOPS[0], *, guidance: bool = True) -> ModelSpec:
-    rows = "2B" if guidance else "B"
+    rows = "R" if guidance else "B"
     return replace(
         dit(loop, guidance=guidance),
         kind="pixart",
         latent=(4, 8, 8),
+        null=None,
         shares_rows=True,
         conditions=(
             Port("text", ("B", TEXT_TOKENS, 32), "float32"),
@@ -89,7 +96,7 @@ def graph(spec: ModelSpec, name: str, precision: Precision = Precision.FP32) -> 
 @pytest.mark.parametrize("spec", SPECS)
 def test_every_input_is_given_at_run_time_or_made_by_a_graph(spec: ModelSpec, precision: Precision) -> None:
     given = RUN_TIME | set(names((*spec.conditions, *spec.constants)))
-    made = {"feedback": Port("feedback", (spec.rows, spec.tokens, spec.width), precision.dtype)}  # from the pass before
+    made = {"feedback": Port("feedback", (spec.rows, *spec.grid, spec.width), precision.dtype)}  # from the pass before
     for each in graphs_of(spec, precision):
         for port in each.inputs:
             if port.name in given:
@@ -128,11 +135,11 @@ def test_only_what_cond_makes_for_each_time_starts_with_t(spec: ModelSpec) -> No
 
 @pytest.mark.parametrize("spec", [dit(), dit(guidance=False), pixart(), pixart(guidance=False)], ids=str)
 def test_the_blocks_see_twice_the_rows_under_guidance_and_the_latent_once(spec: ModelSpec) -> None:
-    rows = "2B" if spec.guidance else "B"
+    rows = "R" if spec.guidance else "B"
     for each in graphs_of(spec, Precision.FP32):
         for port in (*each.inputs, *each.outputs):
             if port.name in ("hidden", "features", "feedback"):
-                assert port.shape == (rows, 16, 64)
+                assert port.shape == (rows, 4, 4, 64)
             if "latent" in port.name or "history" in port.name or port.name == "prediction":
                 assert port.shape == ("B", *spec.latent)
 
@@ -140,34 +147,34 @@ def test_the_blocks_see_twice_the_rows_under_guidance_and_the_latent_once(spec: 
 def test_a_dit_has_modulation_rows_for_each_block() -> None:
     shapes = {port.name: port.shape for port in graph(dit(Loop(2, 4)), "cond").outputs}
     assert shapes == {
-        "modulation_pre": ("T", "2B", 2, 6, 64),
-        "modulation_loop_body": ("T", "2B", 3, 6, 64),
-        "modulation_loop_feedback": ("T", "2B", 1, 6, 64),
-        "modulation_post": ("T", "2B", 1, 6, 64),
-        "modulation_head": ("T", "2B", 2, 64),
+        "modulation_pre": ("T", "R", 2, 6, 64),
+        "modulation_loop_body": ("T", "R", 3, 6, 64),
+        "modulation_loop_feedback": ("T", "R", 1, 6, 64),
+        "modulation_post": ("T", "R", 1, 6, 64),
+        "modulation_head": ("T", "R", 2, 64),
     }
 
 
 def test_a_pixart_has_one_modulation_row_for_all_blocks() -> None:
     shapes = {port.name: port.shape for port in graph(pixart(), "cond").outputs}
     assert shapes == {
-        "modulation": ("T", "2B", 1, 6, 64),
-        "modulation_head": ("T", "2B", 2, 64),
-        "text_tokens": ("2B", TEXT_TOKENS, 64),
-        "text_bias": ("2B", 1, 1, TEXT_TOKENS),
+        "modulation": ("T", "R", 1, 6, 64),
+        "modulation_head": ("T", "R", 2, 64),
+        "text_tokens": ("R", TEXT_TOKENS, 64),
+        "text_bias": ("R", 1, 1, TEXT_TOKENS),
     }
 
 
 def test_hoisted_text_crosses_to_each_graph_for_its_own_blocks() -> None:
     shapes = {port.name: port.shape for port in graph(hoisted(Loop(1, 3)), "cond").outputs}
     assert shapes == {
-        "modulation": ("T", "2B", 1, 6, 64),
-        "modulation_head": ("T", "2B", 2, 64),
-        "text_pairs_pre": ("2B", 1, 2, TEXT_TOKENS, 64),
-        "text_pairs_loop_body": ("2B", 3, 2, TEXT_TOKENS, 64),
-        "text_pairs_loop_feedback": ("2B", 1, 2, TEXT_TOKENS, 64),
-        "text_pairs_post": ("2B", 2, 2, TEXT_TOKENS, 64),
-        "text_bias": ("2B", 1, 1, TEXT_TOKENS),
+        "modulation": ("T", "R", 1, 6, 64),
+        "modulation_head": ("T", "R", 2, 64),
+        "text_pairs_pre": ("R", 1, 2, TEXT_TOKENS, 64),
+        "text_pairs_loop_body": ("R", 3, 2, TEXT_TOKENS, 64),
+        "text_pairs_loop_feedback": ("R", 1, 2, TEXT_TOKENS, 64),
+        "text_pairs_post": ("R", 2, 2, TEXT_TOKENS, 64),
+        "text_bias": ("R", 1, 1, TEXT_TOKENS),
     }
 
 
@@ -180,20 +187,29 @@ def test_a_graph_takes_the_text_of_its_own_blocks_and_no_others() -> None:
 def test_constants_enter_cond_after_the_conditions_and_no_other_graph() -> None:
     spec = hoisted()
     cond, *later = graphs_of(spec, Precision.FP32)
-    assert cond.inputs == (Port("times", ("T",), "float32"), *spec.conditions, *spec.constants)
+    assert cond.inputs == (Port("times", ("T",), "float32"), *spec.row_conditions, *spec.constants)
     assert not {name for each in later for name in names(each.inputs)} & set(names(spec.constants))
 
 
 def test_a_loop_from_the_first_block_leaves_pre_without_conditions() -> None:
-    assert names(graph(dit(Loop(0, 3)), "pre").inputs) == ["latent"]
-    assert names(graph(pixart(Loop(0, 3)), "pre").inputs) == ["latent"]
-    assert names(graph(hoisted(Loop(0, 3)), "pre").inputs) == ["latent"]
+    assert names(graph(dit(Loop(0, 3)), "pre").inputs) == ["latent", "picture"]
+    assert names(graph(pixart(Loop(0, 3)), "pre").inputs) == ["latent", "picture"]
+    assert names(graph(hoisted(Loop(0, 3)), "pre").inputs) == ["latent", "picture"]
     assert "text_pairs_pre" not in names(graph(hoisted(Loop(0, 3)), "cond").outputs)
     assert "modulation_pre" not in names(graph(dit(Loop(0, 3)), "cond").outputs)
 
 
 def test_a_loop_to_the_last_block_leaves_post_with_the_head_only() -> None:
-    rest = ["features", "modulation_head", "latent", "history_1", "history_2", "coefficients"]
+    rest = [
+        "features",
+        "modulation_head",
+        "conditional",
+        "unconditional",
+        "latent",
+        "history_1",
+        "history_2",
+        "coefficients",
+    ]
     assert names(graph(dit(Loop(2, 5)), "post").inputs) == rest
     assert names(graph(pixart(Loop(2, 5)), "post").inputs) == rest
     assert names(graph(hoisted(Loop(2, 5)), "post").inputs) == rest
@@ -221,8 +237,8 @@ def test_coefficients_are_the_guidance_and_a_row_of_the_solver() -> None:
 
 
 def test_a_port_resolves_its_symbols() -> None:
-    port = Port("modulation", ("T", "2B", 3, 64), "float32")
-    assert port.resolve({"T": 5, "2B": 4, "B": 2}) == (5, 4, 3, 64)
+    port = Port("modulation", ("T", "R", 3, 64), "float32")
+    assert port.resolve({"T": 5, "R": 4, "B": 2}) == (5, 4, 3, 64)
 
 
 @pytest.mark.parametrize("precision", Precision)

@@ -166,7 +166,7 @@ def test_a_thread_that_never_saw_the_gpu_makes_a_session_and_runs_a_graph(
             )
         with ThreadPoolExecutor(1) as thread:
             border = next(graph for graph in pipeline.manifest.graphs if graph.name == "loop_feedback")
-            sizes = {"B": 2, "2B": 4}
+            sizes = {"B": 2, "R": 4}
             arrays = {port.name: np.ones(port.resolve(sizes), port.dtype) for port in border.inputs}
             (feedback,) = thread.submit(pipeline.run, "loop_feedback", arrays).result().values()
     with Pipeline.load(dit_bundle, threads=1) as cpu:

@@ -11,11 +11,11 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from ilf_trt.contract import Batch, Graph, Loop, ModelSpec, Port, Precision, graphs_of
-from ilf_trt.manifest import Manifest
+from ilf_trt.contract import Batch, Graph, Loop, ModelSpec, Port, Positions, Precision, graphs_of
+from ilf_trt.manifest import Manifest, PictureFacts
 from ilf_trt.runtime.host import Host, HostTrajectory
 from ilf_trt.runtime.route import route_of
-from ilf_trt.runtime.session import KEPT_TRAJECTORIES, Session
+from ilf_trt.runtime.session import KEPT_TRAJECTORIES, Job, Session
 from ilf_trt.schedule import Step, StepPlan, make_plan
 from ilf_trt.solver import DEFAULT_SCHEDULER
 
@@ -98,28 +98,30 @@ class Stage:
         return Host(self.engines, self.manifest, self.constants).session()
 
     def trajectory(self, plan: StepPlan | None = None, pictures: int = PICTURES) -> HostTrajectory:
-        return HostTrajectory(
-            self.engines, self.constants, route_of(self.manifest, plan or self.manifest.plan, pictures)
-        )
+        asked = job(plan or self.manifest.plan, pictures)
+        return HostTrajectory(self.engines, self.constants, route_of(self.manifest, asked))
 
 
 @pytest.fixture(params=["rows for each block", "shared rows", "text for each block"])
 def stage(request: pytest.FixtureRequest) -> Stage:
     shared, hoisted = request.param == "shared rows", request.param == "text for each block"
-    text = Port("text_tokens", ("2B", 5, 32), "float32")
-    pairs = Port("text_pairs", ("2B", 2, 5, 32), "float32")
+    text = Port("text_tokens", ("R", 5, 32), "float32")
+    pairs = Port("text_pairs", ("R", 2, 5, 32), "float32")
     weight = Port("feedback.attn2.to_k.weight", (32, 32), "float32")
     spec = ModelSpec(
         kind="fake",
         blocks=BLOCKS,
         width=32,
-        tokens=64,
+        patch=1,
         latent=LATENT,
+        sizes=(LATENT[1:],),
+        positions=Positions(8, 1.0),
         loop=LOOP,
         guidance=True,
         shares_rows=shared or hoisted,
         train_timesteps=1000,
         conditions=(Port("class_labels", ("B",), "int32", below=CLASSES + 1),),
+        null=CLASSES,
         context=(text,) if shared else (),
         per_block=(pairs,) if hoisted else (),
         constants=(weight,) if hoisted else (),
@@ -138,6 +140,9 @@ def stage(request: pytest.FixtureRequest) -> Stage:
         base_sha256="",
         tools={},
         fp8=None,
+        text=None,
+        decoder=None,
+        picture=PictureFacts(1, {}, {}),
         engines=(),
         files={},
     )
@@ -146,13 +151,17 @@ def stage(request: pytest.FixtureRequest) -> Stage:
     return Stage(manifest, {graph.name: FakeEngine(graph, tape) for graph in graphs}, constants, tape)
 
 
+def job(plan: StepPlan, pictures: int) -> Job:
+    return Job(plan, pictures, LATENT[1:], guided=True)
+
+
 def noise(pictures: int = PICTURES) -> Array:
     return np.random.default_rng(0).standard_normal((pictures, *LATENT), np.float32)
 
 
 def run(trajectory: HostTrajectory, start: Array | None = None) -> Array:
     start = noise() if start is None else start
-    labels = np.arange(len(start), dtype=np.int32)
+    labels = np.concatenate([np.arange(len(start), dtype=np.int32), np.full(len(start), CLASSES, np.int32)])
     return trajectory.run(start, {"class_labels": labels}, GUIDANCE_SCALE)[0]
 
 
@@ -208,7 +217,7 @@ def test_a_run_allocates_no_more_than_its_result(stage: Stage) -> None:
 def test_every_bound_array_has_the_shape_and_dtype_of_its_port(stage: Stage) -> None:
     trajectory = stage.trajectory()
     run(trajectory)
-    sizes = {"B": PICTURES, "2B": 2 * PICTURES, "T": len(stage.manifest.plan.times)}
+    sizes = {"B": PICTURES, "R": 2 * PICTURES, "T": len(stage.manifest.plan.times)}
     for bound in stage.tape:
         graph = stage.engines[bound.graph].graph
         for port in (*graph.inputs, *graph.outputs):
@@ -297,7 +306,7 @@ def test_cond_gets_every_time_of_the_plan_and_the_conditions(stage: Stage) -> No
     run(stage.trajectory())
     arrays = stage.tape[0].arrays
     np.testing.assert_array_equal(arrays["times"], np.array(stage.manifest.plan.times, np.float32))
-    np.testing.assert_array_equal(arrays["class_labels"], np.arange(PICTURES))
+    np.testing.assert_array_equal(arrays["class_labels"], [*range(PICTURES), *[CLASSES] * PICTURES])
 
 
 def test_a_coefficient_row_is_guidance_and_the_steps_solver_numbers(stage: Stage) -> None:
@@ -351,7 +360,7 @@ def test_a_result_is_not_memory_of_the_session(stage: Stage) -> None:
 
 
 def test_timings_name_every_graph_and_step_and_add_up(stage: Stage) -> None:
-    _, timings = stage.trajectory().run(noise(), {"class_labels": np.zeros(PICTURES, np.int32)}, GUIDANCE_SCALE)
+    _, timings = stage.trajectory().run(noise(), {"class_labels": np.zeros(2 * PICTURES, np.int32)}, GUIDANCE_SCALE)
     assert tuple(timings.graph_ms) == tuple(stage.engines)
     assert len(timings.step_ms) == STEPS
     assert all(value > 0 for value in (*timings.graph_ms.values(), *timings.step_ms))
@@ -361,32 +370,32 @@ def test_timings_name_every_graph_and_step_and_add_up(stage: Stage) -> None:
 
 def test_a_session_gives_the_same_trajectory_for_the_same_plan_and_number(stage: Stage) -> None:
     session = stage.session()
-    first = session.trajectory(stage.manifest.plan, 2)
+    first = session.trajectory(job(stage.manifest.plan, 2))
     equal_plan = StepPlan.from_json(stage.manifest.plan.as_json())
-    assert session.trajectory(equal_plan, 2) is first
-    assert session.trajectory(stage.manifest.plan, 3) is not first
+    assert session.trajectory(job(equal_plan, 2)) is first
+    assert session.trajectory(job(stage.manifest.plan, 3)) is not first
 
 
 def test_a_session_keeps_the_last_trajectories_and_frees_the_others(stage: Stage) -> None:
     session = stage.session()
     each = 1 + sum(5 if step.feedback else 3 for step in stage.manifest.plan.steps)
     for pictures in range(1, 2 * KEPT_TRAJECTORIES + 1):
-        session.trajectory(stage.manifest.plan, pictures)
+        session.trajectory(job(stage.manifest.plan, pictures))
         assert stage.alive == each * min(pictures, KEPT_TRAJECTORIES)
 
 
 def test_a_session_drops_the_trajectory_that_was_asked_for_longest_ago(stage: Stage) -> None:
     session = stage.session()
-    kept = [session.trajectory(stage.manifest.plan, pictures) for pictures in range(1, KEPT_TRAJECTORIES + 1)]
-    assert session.trajectory(stage.manifest.plan, 1) is kept[0]
-    session.trajectory(stage.manifest.plan, KEPT_TRAJECTORIES + 1)
-    assert session.trajectory(stage.manifest.plan, 1) is kept[0]
-    assert session.trajectory(stage.manifest.plan, 2) is not kept[1]
+    kept = [session.trajectory(job(stage.manifest.plan, pictures)) for pictures in range(1, KEPT_TRAJECTORIES + 1)]
+    assert session.trajectory(job(stage.manifest.plan, 1)) is kept[0]
+    session.trajectory(job(stage.manifest.plan, KEPT_TRAJECTORIES + 1))
+    assert session.trajectory(job(stage.manifest.plan, 1)) is kept[0]
+    assert session.trajectory(job(stage.manifest.plan, 2)) is not kept[1]
 
 
 def test_two_sessions_share_engines_and_constants_and_no_other_memory(stage: Stage) -> None:
     for session in (stage.session() for _ in range(2)):
-        run(session.trajectory(stage.manifest.plan, PICTURES))
+        run(session.trajectory(job(stage.manifest.plan, PICTURES)))
     half = len(stage.tape) // 2
     first, second = stage.tape[:half], stage.tape[half:]
     addresses = [{at(array) for bound in tape for array in bound.arrays.values()} for tape in (first, second)]

@@ -6,7 +6,7 @@ import torch
 from diffusers.models.embeddings import PatchEmbed, get_2d_sincos_pos_embed
 
 from ilf_trt.errors import InvalidRequest
-from ilf_trt.runtime.positions import positions_of
+from ilf_trt.positions import positions_of
 
 TOLERANCE = 1e-7  # below one ulp of float32 at 1: sin and cos of numpy and of torch may round apart
 

@@ -6,8 +6,8 @@ from typing import Any
 import pytest
 from diffusers import AutoencoderKL, DDIMScheduler, DiTPipeline
 
+from ilf_trt.class_names import labels_of, names_of
 from ilf_trt.errors import InvalidRequest
-from ilf_trt.runtime.class_names import labels_of, names_of
 
 ID2LABEL = {
     "0": "tench, Tinca tinca",

@@ -1,0 +1,38 @@
+"""What a generation gives: pictures, latents, timings, and the plan that was followed."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ilf_trt.errors import InvalidRequest
+from ilf_trt.schedule import StepPlan
+
+from .picture import image_of
+from .session import Timings
+
+
+@dataclass(frozen=True, slots=True)
+class Result:
+    """`latents` float32 (B, C, H, W): a numpy array, or with `on_device` a `DeviceArray`.
+
+    `pixels` uint8 (B, H, W, 3 or 1), None where nothing was decoded; `cut` is what was cut off of every prompt that is
+    longer than the model's text, "" where nothing was, and empty without prompts.
+    """
+
+    latents: Any
+    pixels: NDArray[np.uint8] | None
+    timings: Timings
+    plan: StepPlan
+    cut: tuple[str, ...] = ()
+
+    @property
+    def images(self) -> list[Any]:
+        """The pictures as Pillow images; raises InvalidRequest where nothing was decoded."""
+        if self.pixels is None:
+            raise InvalidRequest(
+                "these are latents without pictures; build the bundle with --pipeline and its decoder, or decode them "
+                "with the model's own VAE"
+            )
+        return [image_of(pixels) for pixels in self.pixels]
