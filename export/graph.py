@@ -34,7 +34,7 @@ def export_segment(segment: Segment, batch: Batch, path: Path, *, amax: Mapping[
     graph = segment.graph
     sizes = _traced_sizes(segment.spec, batch)
     inputs = tuple(_example(port, sizes) for port in graph.inputs)
-    with _quiet(), torch.no_grad():
+    with quiet(), torch.no_grad():
         program: Any = torch.onnx.export(
             segment,
             inputs,
@@ -94,7 +94,7 @@ def _dynamic_shapes(spec: ModelSpec, graph: Graph, batch: Batch) -> tuple[tuple[
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
+def quiet() -> Iterator[None]:
     """The exporter speaks of its own progress and internals; what matters of it comes back as an exception."""
     loggers = [logging.getLogger(name) for name in ("torch.onnx", "onnxscript", "onnx_ir", "torch.export")]
     levels = [logger.level for logger in loggers]

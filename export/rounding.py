@@ -26,9 +26,8 @@ def write_rounded(bundle: Path, folder: Path, manifest: Manifest) -> Path:
         shutil.copyfile(path, folder / path.name)
     wide = Precision.FP32
     precision = wide if manifest.precision is Precision.BF16 else manifest.precision
-    text, decoder = (
-        None if part is None else replace(part, precision=wide) for part in (manifest.text, manifest.decoder)
-    )
+    text = None if manifest.text is None else replace(manifest.text, precision=wide)
+    decoder = None if manifest.decoder is None else replace(manifest.decoder, precision=wide)
     spec = manifest.spec
     if precision is not manifest.precision:
         spec = replace(

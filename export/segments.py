@@ -42,8 +42,8 @@ def spec_of(
     adapter = model.adapter
     hoisted = adapter.hoisted_parameters(model.feedback.block, hoist_text=hoist_text)
     rows = ROWS if guidance else PICTURES
-    channels, *own = adapter.latent
-    made = tuple(dict.fromkeys(sizes)) or (tuple(own),)
+    channels, height, width = adapter.latent
+    made = tuple(dict.fromkeys(sizes)) or ((height, width),)
     return ModelSpec(
         kind=adapter.kind,
         blocks=len(adapter.blocks),

@@ -20,6 +20,7 @@ from ilf_trt.store import Store, note_of, taken_or_made
 from .decoder import decoder_spec_of, export_decoder
 from .fingerprint import source_digest
 from .pipeline_folder import PipelineFolder
+from .surroundings_golden import decoder_golden, text_golden
 from .text_encoder import export_text, text_spec_of, write_tokenizer
 
 DEFAULT_TEXT_TOKENS = 300
@@ -67,8 +68,16 @@ class Surroundings:
         return cls(folder, text, decoder, picture)
 
     def golden(self) -> dict[str, NDArray[Any]]:
-        """What transformers and diffusers themselves give for the parts, by the names that `verify` asks for."""
-        return {}
+        """What transformers and diffusers themselves give for the parts, by the names that `verify` asks for.
+
+        A text encoder that is too large for the memory at hand is left out.
+        """
+        arrays: dict[str, NDArray[Any]] = {}
+        if self.folder is not None and self.text is not None:
+            arrays |= text_golden(self.folder, self.text)
+        if self.folder is not None and self.decoder is not None:
+            arrays |= decoder_golden(self.folder, self.decoder)
+        return arrays
 
     def export(self, bundle: Path, spec: ModelSpec, store: Store | None, progress: Callable[[str], None]) -> list[str]:
         """Write graphs and tokenizer into a bundle; gives the names of graphs that came out of the build cache."""

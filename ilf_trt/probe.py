@@ -22,6 +22,10 @@ class Case:
     outputs: dict[str, str] = field(default_factory=dict)
 
 
+TEXT_IDS, TEXT_MASK, TEXT_EMBEDDED = "text_ids", "text_ids_mask", "text_embedded"
+DECODE_LATENTS, DECODE_PIXELS = "decode_latents", "decode_pixels"
+"""What transformers and diffusers themselves gave for graphs `text` and `decode`, where these are in the bundle."""
+
 CASES = (
     Case("cond"),
     Case("pre"),

@@ -1,7 +1,7 @@
 """Holds a bundle's graphs and one whole trajectory against the reference that torch wrote at build time."""
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -10,23 +10,40 @@ from numpy.typing import NDArray
 from rich.table import Table
 
 from ilf_trt.bundle import REFERENCE_FILE, Bundle, read_arrays
-from ilf_trt.contract import Graph, Precision
+from ilf_trt.contract import DECODE, TEXT, Graph, Precision
 from ilf_trt.errors import BundleError, ParityError
-from ilf_trt.probe import ASKED, CASES, TRAJECTORY, TRAJECTORY_NOISE, Case
+from ilf_trt.probe import (
+    ASKED,
+    CASES,
+    DECODE_LATENTS,
+    DECODE_PIXELS,
+    TEXT_EMBEDDED,
+    TEXT_IDS,
+    TEXT_MASK,
+    TRAJECTORY,
+    TRAJECTORY_NOISE,
+    Case,
+)
 
+from .chunks import chunks_of
 from .pipeline import Pipeline
 
 TINY = 1e-30
+EXACT_SHADES, ROUGH_SHADES = 2, 8  # of 255, that a decoder may be off in float32 and in halves
 
 
 @dataclass(frozen=True, slots=True)
 class Difference:
-    """How far one tensor is from the reference; `relative` is max |difference| over max |reference|."""
+    """How far one tensor is from the reference; `relative` is max |difference| over max |reference|.
+
+    `limit` is what of that is acceptable, None where the bundle's precision says it.
+    """
 
     what: str
     max_abs: float
     relative: float
     cosine: float
+    limit: float | None = None
 
 
 def verify(
@@ -52,15 +69,16 @@ def verify(
         conditions: dict[str, Any] = {port.name: reference[f"{ASKED}{port.name}"] for port in ports}
         result = pipeline.generate(latents=reference[TRAJECTORY_NOISE], decode=False, **conditions)
         rows.append(difference(TRAJECTORY, result.latents, reference[TRAJECTORY]))
-        return tuple(rows), pipeline.manifest.precision
+        return (*rows, *_beside(pipeline, reference)), pipeline.manifest.precision
 
 
 def check(differences: tuple[Difference, ...], limit: float) -> None:
     """Raise ParityError when a difference is not below `limit` (NaN is not)."""
     for row in differences:
-        if not row.relative <= limit:
+        allowed = limit if row.limit is None else row.limit
+        if not row.relative <= allowed:
             raise ParityError(
-                f"{row.what} differs from the reference by {row.relative:.2e} relative, the limit is {limit:.0e}; "
+                f"{row.what} differs from the reference by {row.relative:.2e} relative, the limit is {allowed:.0e}; "
                 "build in a higher --precision, or raise --max-error if that is good enough for you"
             )
 
@@ -82,6 +100,25 @@ def difference(what: str, got: NDArray[Any], wanted: NDArray[Any]) -> Difference
     norm = float(np.linalg.norm(a) * np.linalg.norm(b))
     cosine = float(a @ b) / norm if norm else float(np.array_equal(a, b))
     return Difference(what, max_abs, max_abs / max(float(np.abs(b).max()), TINY), cosine)
+
+
+def _beside(pipeline: Pipeline, reference: Mapping[str, NDArray[Any]]) -> Iterator[Difference]:
+    """Text encoder and decoder, each within the limit of its own precision, pixels within two of 255."""
+    text, decoder = pipeline.manifest.text, pipeline.manifest.decoder
+    if text is not None and TEXT_EMBEDDED in reference:
+        ids, mask, wanted = (reference[name] for name in (TEXT_IDS, TEXT_MASK, TEXT_EMBEDDED))
+        batch = pipeline.manifest.batch
+        made = [
+            pipeline.run(TEXT, {"ids": chunk.of(ids), "ids_mask": chunk.of(mask)})["text"][: chunk.pictures]
+            for chunk in chunks_of(len(ids), batch)
+        ]
+        row = difference("text", np.concatenate(made), wanted)
+        yield replace(row, limit=text.precision.parity_limit)
+    if decoder is not None and DECODE_PIXELS in reference:
+        pixels = pipeline.run(DECODE, {"latents": reference[DECODE_LATENTS]})["pixels"]
+        row = difference("decode", pixels, reference[DECODE_PIXELS])
+        exact = decoder.precision is Precision.FP32
+        yield replace(row, relative=row.max_abs / 255, limit=(EXACT_SHADES if exact else ROUGH_SHADES) / 255)
 
 
 def _read(bundle: Bundle) -> dict[str, NDArray[Any]]:

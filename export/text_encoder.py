@@ -1,0 +1,185 @@
+"""A pipeline's text encoder as graph `text`, its weights brought over one at a time; and its tokenizer."""
+
+import warnings
+from collections.abc import Iterator
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, Any
+
+import onnx_ir as ir
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.export import Dim
+
+from ilf_trt.bundle import WEIGHTS_SUFFIX
+from ilf_trt.checkpoint import read_json_object
+from ilf_trt.contract import PICTURES, Precision, TextSpec
+from ilf_trt.errors import CheckpointError, MissingDependency
+
+from .graph import OPSET, TRACED_PICTURES, quiet
+from .passes import strip_metadata
+from .pipeline_folder import PipelineFolder
+from .t5 import T5Encoder, T5Shape
+
+MOST_PROMPTS = 1 << 16
+ALIGNMENT = 4096  # of every tensor in the file, so that it can be mapped
+WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
+EMBEDDINGS = ("shared.weight", "encoder.embed_tokens.weight")  # one tensor under either name, or under both
+
+
+def text_spec_of(folder: PipelineFolder, *, tokens: int, precision: Precision) -> TextSpec:
+    """The dimensions of the text encoder, from its config alone; raises CheckpointError, InvalidRequest."""
+    shape = _shape(folder)
+    return TextSpec(tokens, shape.vocab_size, shape.d_model, precision)
+
+
+def export_text(folder: PipelineFolder, spec: TextSpec, path: Path) -> None:
+    """Write the graph as `path`, its weights beside it as `path`.data.
+
+    The graph is made without weights; they are then read from their shards, cast and written one by one, so that no
+    more than one of them is in memory. Raises CheckpointError for weights that are missing or of another shape.
+    """
+    shape = _shape(folder)
+    dtype = getattr(torch, spec.precision.dtype)
+    with quiet(), FakeTensorMode(), torch.no_grad():
+        module = _weightless(shape, spec.tokens, dtype)
+        given = (
+            torch.ones(TRACED_PICTURES, spec.tokens, dtype=torch.int32),
+            torch.ones(TRACED_PICTURES, spec.tokens, dtype=torch.float32),
+        )
+        prompts = Dim(PICTURES, min=1, max=MOST_PROMPTS)
+        program: Any = torch.onnx.export(
+            module,
+            given,
+            dynamo=True,
+            opset_version=OPSET,
+            input_names=[port.name for port in spec.graph.inputs],
+            output_names=[port.name for port in spec.graph.outputs],
+            dynamic_shapes=({0: prompts}, {0: prompts}),
+            optimize=False,  # it would look into weights that are not there
+            verbose=False,
+        )
+    model = program.model
+    strip_metadata(model)
+    model.graph.name = spec.graph.name
+    path.parent.mkdir(parents=True, exist_ok=True)
+    data = path.with_name(path.name + WEIGHTS_SUFFIX)
+    with _Shards.open(folder.path / "text_encoder") as shards, data.open("wb") as file:
+        for name, value in model.graph.initializers.items():
+            tensor = shape.buckets(spec.tokens) if name == "buckets" else _laid_out(shards.read(name), name).to(dtype)
+            if tuple(tensor.shape) != tuple(value.shape):
+                found, wanted = tuple(tensor.shape), tuple(value.shape)
+                raise CheckpointError(f"{shards.folder}: {name} is {found}, its config says {wanted}; copy it again")
+            value.const_value = _written(tensor, file, path, name)
+    ir.save(model, path)
+
+
+def write_tokenizer(folder: PipelineFolder, path: Path) -> None:
+    """Save the tokenizer that transformers makes of the folder, as `tokenizer.json`.
+
+    Raises CheckpointError when the folder holds none, MissingDependency without transformers.
+    """
+    try:
+        from transformers import AutoTokenizer
+    except ImportError as error:
+        raise MissingDependency(f"text needs {error.name}; pip install 'ilf-trt[text]'") from error
+    source = folder.path / "tokenizer"
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            tokenizer: Any = AutoTokenizer.from_pretrained(source, local_files_only=True)
+        if len(tokenizer.get_vocab()) - len(tokenizer.get_added_vocab()) < 2:
+            raise ValueError("it has no words")
+        tokenizer.backend_tokenizer.save(str(path))
+    except (OSError, ValueError, KeyError, AttributeError, ImportError) as error:
+        reason = " ".join(str(error).split())[:300]
+        raise CheckpointError(
+            f"{source} holds no tokenizer that can be read ({reason}); copy its tokenizer.json or spiece.model there"
+        ) from error
+
+
+def _weightless(shape: T5Shape, tokens: int, dtype: torch.dtype) -> T5Encoder:
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(dtype)
+    try:
+        return T5Encoder(shape, tokens).eval()
+    finally:
+        torch.set_default_dtype(before)
+
+
+def _shape(folder: PipelineFolder) -> T5Shape:
+    source = folder.path / "text_encoder"
+    return T5Shape.of(read_json_object(source / "config.json"), str(source))
+
+
+def _laid_out(tensor: Tensor, name: str) -> Tensor:
+    """transformers keeps a Linear's weight as (out, in); embeddings and norms are as they are."""
+    return tensor.T if tensor.ndim == 2 and name not in EMBEDDINGS and "relative_attention_bias" not in name else tensor
+
+
+def _written(tensor: Tensor, file: IO[bytes], path: Path, name: str) -> Any:
+    file.write(b"\0" * (-file.tell() % ALIGNMENT))
+    offset = file.tell()
+    raw = tensor.contiguous().flatten().view(torch.uint8).numpy()
+    file.write(raw.data)
+    return ir.ExternalTensor(
+        location=path.name + WEIGHTS_SUFFIX,
+        offset=offset,
+        length=raw.nbytes,
+        dtype={
+            torch.float32: ir.DataType.FLOAT,
+            torch.bfloat16: ir.DataType.BFLOAT16,
+            torch.int64: ir.DataType.INT64,
+        }[tensor.dtype],
+        shape=ir.Shape(tensor.shape),
+        name=name,
+        base_dir=path.parent,
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class _Shards:
+    """Open safetensors files, and which of them holds a tensor."""
+
+    folder: Path
+    files: dict[str, Any]
+    close: Any
+
+    @classmethod
+    def open(cls, folder: Path) -> "_Shards":
+        with ExitStack() as stack:
+            files: dict[str, Any] = {}
+            for path in _shard_paths(folder):
+                try:
+                    opened = stack.enter_context(safe_open(path, framework="pt"))
+                except (OSError, SafetensorError) as error:
+                    raise CheckpointError(f"{path} is missing or damaged ({error}); copy it again") from error
+                files |= dict.fromkeys(opened.keys(), opened)
+            return cls(folder, files, stack.pop_all().close)
+
+    def read(self, name: str) -> Tensor:
+        for alias in EMBEDDINGS if name in EMBEDDINGS else (name,):
+            if alias in self.files:
+                tensor: Tensor = self.files[alias].get_tensor(alias)
+                return tensor
+        raise CheckpointError(f"{self.folder} lacks {name}; copy all of its shards again")
+
+    def __enter__(self) -> "_Shards":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+def _shard_paths(folder: Path) -> Iterator[Path]:
+    if not (folder / INDEX).is_file():
+        yield folder / WEIGHTS
+        return
+    names = read_json_object(folder / INDEX).get("weight_map", {}).values()
+    for name in sorted(set(names)):
+        if Path(name).name != name:
+            raise CheckpointError(f"{folder / INDEX} names {name!r}, outside the folder; do not use it")
+        yield folder / name
