@@ -25,7 +25,8 @@ def _varies(port: Port, batch: Batch) -> bool:
 
 def _ends(batch: Batch, spec: ModelSpec, times: int) -> tuple[dict[str, int], dict[str, int], dict[str, int]]:
     """What the symbols stand for, at least, at best and at most."""
-    least, most = (tuple(pick(size[axis] for size in spec.sizes) for axis in (0, 1)) for pick in (min, max))
+    heights, widths = zip(*spec.sizes, strict=True)
+    least, most = (min(heights), min(widths)), (max(heights), max(widths))
     twice = 2 * batch.max
     return (
         {PICTURES: batch.min, ROWS: twice if batch.fixed else batch.min, "T": 1, **spec.sides(least)},

@@ -3,7 +3,6 @@
 import hashlib
 import json
 from dataclasses import dataclass
-from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
@@ -17,11 +16,11 @@ from ilf_trt.backbones import adapter_of_class, adapter_of_kind
 from ilf_trt.contract import Loop
 from ilf_trt.errors import CheckpointError, InvalidRequest
 from ilf_trt.model import ILFModel
+from ilf_trt.packaged import packaged
 from ilf_trt.solver import DEFAULT_SCHEDULER
 from ilf_trt.surgery import attach
 
 SCHEMA = 1
-DEMO = "demo"
 FACTS_FILE = "ilf.json"
 WEIGHTS_FILE = "ilf.safetensors"
 BASE_FOLDER = "transformer"
@@ -79,7 +78,7 @@ def save_ilf(
 
 
 def load_ilf(folder: str | Path, *, base: str | Path | None = None) -> ILFModel:
-    """Read a checkpoint and its base; `"demo"` is the one in the package, `base` overrides where the base lies.
+    """Read a checkpoint and its base; `"demo"` and `"demo-emoji"` are in the package, `base` says where the base is.
 
     Raises CheckpointError when a file is missing or damaged, a weight is not finite, or the base is another model,
     UnsupportedBackbone for a kind without an adapter.
@@ -110,8 +109,8 @@ def load_ilf(folder: str | Path, *, base: str | Path | None = None) -> ILFModel:
 
 
 def load_backbone(source: str) -> Any:
-    """A base to train on: a diffusers folder, a hub id, or `demo`; raises CheckpointError, UnsupportedBackbone."""
-    if _is_packaged_demo(source):
+    """A base to train on: a diffusers folder, a hub id, `demo`; raises CheckpointError, UnsupportedBackbone."""
+    if packaged(source) is not None:
         source = base_source(source)
     options = {} if Path(source).is_dir() or source.count("/") != 1 else {"subfolder": BASE_FOLDER}
     path = Path(source) / BASE_FOLDER if (Path(source) / BASE_FOLDER).is_dir() else Path(source)
@@ -128,9 +127,10 @@ def load_backbone(source: str) -> Any:
 
 
 def base_source(base: str) -> str:
-    """Where a base is found from any folder: a folder's absolute path, a hub id as it is, and the package's demo."""
-    if _is_packaged_demo(base):
-        return str(files("ilf_trt") / DEMO / BASE_FOLDER)
+    """Where a base is found from any folder: a folder's absolute path, a hub id as it is, and the package's own."""
+    known = packaged(base)
+    if known is not None:
+        return str(known.folder / BASE_FOLDER)
     return str(Path(base).resolve()) if Path(base).is_dir() else base
 
 
@@ -143,14 +143,10 @@ def base_scheduler(base: str) -> dict[str, Any]:
     return dict(DEFAULT_SCHEDULER)
 
 
-def _is_packaged_demo(name: str) -> bool:
-    """`demo`, unless a folder of that name lies here."""
-    return name == DEMO and not Path(DEMO).is_dir()
-
-
 def read_checkpoint(folder: str | Path) -> Checkpoint:
     """What `ilf.json` says, checked; raises CheckpointError."""
-    folder = Path(str(files("ilf_trt") / DEMO)) if _is_packaged_demo(str(folder)) else Path(folder)
+    known = packaged(str(folder))
+    folder = Path(folder) if known is None else known.folder
     path = folder / FACTS_FILE
     if not path.is_file():
         raise CheckpointError(f"{folder} is not an ILF checkpoint: {FACTS_FILE} is missing; write one with save_ilf")

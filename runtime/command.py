@@ -2,6 +2,8 @@
 
 import json
 import zipfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -9,29 +11,37 @@ import numpy as np
 from cyclopts import Parameter
 from numpy.typing import NDArray
 from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
 from ilf_trt.conditions import numbers_of, read_conditions
+from ilf_trt.engine_flags import CacheFolder, cache_folder
 from ilf_trt.errors import InvalidRequest
 from ilf_trt.schedule import Rule, StepPlan
 
 from .compatibility import EngineKind
 from .noise import NoiseSource
+from .packaged_bundle import bundle_of
 from .picture import grid, pixels_from_latents, save_png
-from .pipeline import Pipeline, Result
+from .pipeline import Pipeline
+from .result import Result
 from .verify import check, table
 from .verify import verify as run_verify
 
 
 def generate(
-    bundle: Path,
+    bundle: str,
+    prompts: tuple[str, ...] = (),
     /,
     *,
+    prompts_file: Annotated[Path | None, Parameter(name="--prompts")] = None,
+    negative_prompt: str | None = None,
     labels: Annotated[str | None, Parameter(alias="--class-labels")] = None,
     conditions: Path | None = None,
     output: Annotated[Path | None, Parameter(alias="-o")] = None,
     latents_out: Annotated[Path | None, Parameter(alias="--latents")] = None,
     latents_in: Path | None = None,
+    size: str | None = None,
     seed: str = "0",
     noise: NoiseSource = NoiseSource.TORCH,
     steps: int | None = None,
@@ -40,30 +50,42 @@ def generate(
     ratio: Literal["m/n", "n/m"] | None = None,
     plan: Path | None = None,
     guidance_scale: float | None = None,
+    clean_captions: Annotated[bool, Parameter(negative=())] = False,
+    binning: bool = True,
     columns: int = 10,
     device: str = "cpu",
     engine: EngineKind | None = None,
     profile: Annotated[bool, Parameter(negative=())] = False,
+    low_memory: Annotated[bool, Parameter(negative=())] = False,
     threads: int = 0,
+    cache: CacheFolder = None,
 ) -> None:
     """Make pictures from a bundle, without PyTorch.
 
-    Example: `ilf-trt generate build/demo.ilf --labels 0-9 --seed 7 -o build/demo.png`
+    Example: `ilf-trt generate demo-emoji "smiling cat" -o cat.png`
 
     Parameters
     ----------
     bundle
-        Folder of the bundle.
+        Folder of the bundle; `demo` and `demo-emoji` are built once from the package and kept in the cache.
+    prompts
+        What the pictures shall show, one text each.
+    prompts_file
+        A text file of prompts, one a line.
+    negative_prompt
+        What no picture shall show.
     labels
-        Classes, one picture each: 3,8 or 0-9.
+        Classes, one picture each: 3,8 or 0-9, or their names: goldfish,red fox.
     conditions
-        An .npz with the bundle's condition ports (text, text_mask, negative_text …), for models without classes.
+        An .npz with the bundle's condition ports (text, text_mask, negative_text …), for embeddings made elsewhere.
     output
         PNG to write, one grid of all pictures.
     latents_out
         .npy to write the latents to, float32 (B, C, H, W).
     latents_in
         .npy with start noise of unit variance, float32 (B, C, H, W), instead of a seed.
+    size
+        HEIGHTxWIDTH in pixels, of those that the bundle was built for.
     seed
         One seed for the batch, as diffusers draws with one generator; or one for each picture, 1,2,3.
     noise
@@ -79,7 +101,11 @@ def generate(
     plan
         A whole plan as JSON, as `ilf-trt plan --json` prints it, instead of all four.
     guidance_scale
-        Strength of classifier-free guidance, instead of the bundle's.
+        Strength of classifier-free guidance, instead of the bundle's; 1 is without, at half the cost.
+    clean_captions
+        Take links, tags and the like out of the prompts, as PixArt's pipelines do.
+    binning
+        Make the nearest size that the model was trained on, then scale and crop to what was asked.
     columns
         Pictures in a row of the grid.
     device
@@ -88,6 +114,8 @@ def generate(
         What runs the graphs on a GPU; by default the bundle's own engines, or ONNX Runtime when it has none.
     profile
         Time every graph on a GPU, which costs the launch as one.
+    low_memory
+        Load text encoder, transformer and decoder one after another, and free each before the next.
     threads
         Engine threads of the CPU; 0 leaves the number to the library, 1 is faster for tiny models.
     """
@@ -95,27 +123,44 @@ def generate(
         raise InvalidRequest("nothing to write; pass -o PICTURE.png or --latents-out LATENTS.npy")
     given: dict[str, Any] = {} if conditions is None else read_conditions(conditions)
     if labels is not None:
-        given["class_labels"] = numbers_of(labels, "labels")
+        given["class_labels"] = _labels(labels)
+    texts = (*prompts, *(_lines(prompts_file) if prompts_file else ()))
     seeds = numbers_of(seed, "seed")
-    with Pipeline.load(bundle, device=device, engine=engine, threads=threads) as pipeline:
-        if output is not None and pipeline.manifest.spec.latent[0] not in (1, 3):
-            pixels_from_latents(np.zeros((1, *pipeline.manifest.spec.latent), np.float32))
-        known = [port.name for port in pipeline.manifest.spec.conditions]
+    with Pipeline.load(
+        bundle_of(bundle, cache_folder(cache)),
+        device=device,
+        engine=engine,
+        threads=threads,
+        sessions=1,
+        low_memory=low_memory,
+    ) as pipeline:
+        manifest = pipeline.manifest
+        if output is not None and manifest.decoder is None:
+            pixels_from_latents(np.zeros((1, *manifest.spec.latent), np.float32))
+        known = [port.name for port in manifest.spec.conditions]
         for name in given.keys() - set(known):
             raise InvalidRequest(f"{name!r} is not a condition of this bundle; it takes {', '.join(known)}")
-        result = pipeline.generate(
-            seed=seeds[0] if len(seeds) == 1 else seeds,
-            latents=None if latents_in is None else _array(latents_in),
-            noise=noise,
-            guidance_scale=guidance_scale,
-            profile=profile,
-            plan=_plan(plan) if plan else pipeline.plan(steps, feedback=feedback, rule=rule, ratio=ratio),
-            **given,
-        )
+        with _bar() as progress:
+            result = pipeline.generate(
+                texts or None,
+                negative_prompt=negative_prompt,
+                size=None if size is None else _size(size),
+                seed=seeds[0] if len(seeds) == 1 else seeds,
+                latents=None if latents_in is None else _array(latents_in),
+                noise=noise,
+                guidance_scale=guidance_scale,
+                clean_captions=clean_captions,
+                binning=binning,
+                decode=output is not None,
+                profile=profile,
+                progress=progress,
+                plan=_plan(plan) if plan else pipeline.plan(steps, feedback=feedback, rule=rule, ratio=ratio),
+                **given,
+            )
     if latents_out is not None:
         _save(latents_out, result.latents)
-    if output is not None:
-        save_png(output, grid(pixels_from_latents(result.latents), columns))
+    if output is not None and result.pixels is not None:
+        save_png(output, grid(result.pixels, columns))
     _print_result(result, [path for path in (output, latents_out) if path is not None])
 
 
@@ -161,6 +206,49 @@ def _print_result(result: Result, written: list[Path]) -> None:
     )
     for path in written:
         console.print(f"wrote {path}", highlight=False, markup=False, soft_wrap=True)
+
+
+@contextmanager
+def _bar() -> Iterator[Callable[[int, int], None] | None]:
+    """A bar of the steps on standard error, where somebody sees it; on a GPU it would cost the launch as one."""
+    console = Console(stderr=True)
+    if not console.is_terminal:
+        yield None
+        return
+    with Progress(
+        TextColumn("{task.completed}/{task.total} steps"),
+        BarColumn(),
+        TimeElapsedColumn(),
+        console=console,
+        transient=True,
+    ) as bar:
+        task = bar.add_task("", total=None)
+        yield lambda done, total: bar.update(task, completed=done, total=total)
+
+
+def _labels(text: str) -> list[int] | list[str]:
+    """Numbers, or names where there is a letter."""
+    if any(character.isalpha() for character in text):
+        return [name.strip() for name in text.split(",")]
+    return numbers_of(text, "labels")
+
+
+def _lines(path: Path) -> list[str]:
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise InvalidRequest(f"{path} is not a readable text file ({error}); give one prompt a line") from error
+    texts = [line.strip() for line in lines if line.strip()]
+    if not texts:
+        raise InvalidRequest(f"{path} holds no prompt; give one a line")
+    return texts
+
+
+def _size(text: str) -> tuple[int, int]:
+    sides = text.split("x")
+    if len(sides) != 2 or not all(side.isascii() and side.isdecimal() for side in sides):
+        raise InvalidRequest(f"size {text!r} is not HEIGHTxWIDTH in pixels; give 512x768")
+    return int(sides[0]), int(sides[1])
 
 
 def _plan(path: Path) -> StepPlan:

@@ -291,7 +291,8 @@ class Pipeline:
     ) -> tuple[dict[str, Any], tuple[str, ...], float]:
         """Everything that is asked for, under the names of the bundle's conditions; what was cut off; and ms for it."""
         ports = {port.name: port for port in self.manifest.spec.conditions}
-        asked, cut, text_ms = dict(conditions), (), 0.0
+        asked, text_ms = dict(conditions), 0.0
+        cut: tuple[str, ...] = ()
         if labels is not None:
             if prompt is not None:
                 raise InvalidRequest("prompt and class_labels are both given; a model takes one of them")

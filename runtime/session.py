@@ -100,8 +100,13 @@ class Trajectory(Protocol):
 class Call(Protocol):
     """One graph alone, bound to memory: fill `inputs`, call it, read `outputs`, which the next call overwrites."""
 
-    inputs: Mapping[str, Array]
-    outputs: Mapping[str, Array]
+    @property
+    def inputs(self) -> Mapping[str, Array]:
+        """By input port, to write to."""
+
+    @property
+    def outputs(self) -> Mapping[str, Array]:
+        """By output port."""
 
     def __call__(self) -> None: ...
 

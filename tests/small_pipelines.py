@@ -18,7 +18,14 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, 
 from transformers import T5Config, T5EncoderModel, T5TokenizerFast
 
 CHANNELS, TEXT_WIDTH, PIECES, CLASSES = 4, 32, 120, 7
-NAMES = {"0": "tench, Tinca tinca", "1": "goldfish", "2": "red fox, Vulpes vulpes", "3": "teapot", "4": "crane", "5": "ox"}
+NAMES = {
+    "0": "tench, Tinca tinca",
+    "1": "goldfish",
+    "2": "red fox, Vulpes vulpes",
+    "3": "teapot",
+    "4": "crane",
+    "5": "ox",
+}
 SENTENCES = (
     "a red fox jumps over the lazy dog",
     "an astronaut riding a horse, photorealistic, 8k",
@@ -87,8 +94,7 @@ def dit_pipeline(folder: Path) -> DiTPipeline:
         norm_type="ada_norm_zero",
     )
     scheduler = DDIMScheduler(clip_sample=False, set_alpha_to_one=False, steps_offset=1)
-    labels = {int(number): name for number, name in NAMES.items()}
-    pipeline = DiTPipeline(spread(transformer), vae(), scheduler, id2label=labels)
+    pipeline = DiTPipeline(spread(transformer), vae(), scheduler, id2label=NAMES)
     pipeline.save_pretrained(folder)
     return DiTPipeline.from_pretrained(folder)
 
