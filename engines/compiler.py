@@ -151,7 +151,9 @@ class Compiler:
             engine=str(folder / ENGINE_FOLDER / options.library / f"{graph.name}.engine"),
             precision=manifest.precision.value,
             expected=tuple(name for name in linears if manifest.spec.graph_of_linear(name) == graph.name),
-            profile=profile_of(graph, manifest.batch, manifest.spec, times=len(manifest.plan.times)),
+            profile=profile_of(
+                graph, manifest.batch, manifest.spec, times=len(manifest.plan.times), decoder=manifest.decoder
+            ),
             gpus=tuple(str(gpu) for gpu in options.gpus),
             builder_level=options.builder_level,
             workspace_bytes=options.workspace_bytes,

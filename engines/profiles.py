@@ -1,20 +1,27 @@
 """The shapes an engine is built for: smallest, best and largest, from the contract and the bundle's batch."""
 
-from ilf_trt.contract import PICTURES, ROWS, Batch, Graph, ModelSpec, Port
+from ilf_trt.contract import DECODE, PICTURES, ROWS, Batch, DecoderSpec, Graph, ModelSpec, Port
 
 MAX_TIMES = 128
 
 Profile = dict[str, tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]]]
 
 
-def profile_of(graph: Graph, batch: Batch, spec: ModelSpec, *, times: int) -> Profile:
+def profile_of(
+    graph: Graph, batch: Batch, spec: ModelSpec, *, times: int, decoder: DecoderSpec | None = None
+) -> Profile:
     """(min, opt, max) shape of every input that varies; `times` is the number of distinct times of the bundle's plan.
 
     `cond` takes 1 to 128 times, enough for 64 steps that all get feedback, and is tuned for the bundle's own; what it
     works in grows with the most, 784 MiB for 1024 times of DiT-XL/2. Sides run from the least to the most of the
-    bundle's sizes and are tuned for the default. A guided batch may have one row a picture, or two.
+    bundle's sizes and are tuned for the default; those of a decoder's tile from one cell to the whole tile. A guided
+    batch may have one row a picture, or two.
     """
     ends = _ends(batch, spec, times)
+    if graph.name == DECODE and decoder is not None and decoder.tile:
+        ends = tuple(
+            {**sizes, "H": side, "W": side} for sizes, side in zip(ends, (1, *[decoder.tile] * 2), strict=True)
+        )
     return {port.name: _range(port, ends) for port in graph.inputs if _varies(port, batch)}
 
 
@@ -23,7 +30,7 @@ def _varies(port: Port, batch: Batch) -> bool:
     return any(isinstance(dim, str) and dim not in fixed for dim in port.shape)
 
 
-def _ends(batch: Batch, spec: ModelSpec, times: int) -> tuple[dict[str, int], dict[str, int], dict[str, int]]:
+def _ends(batch: Batch, spec: ModelSpec, times: int) -> tuple[dict[str, int], ...]:
     """What the symbols stand for, at least, at best and at most."""
     heights, widths = zip(*spec.sizes, strict=True)
     least, most = (min(heights), min(widths)), (max(heights), max(widths))

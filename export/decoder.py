@@ -1,4 +1,4 @@
-"""A pipeline's image decoder as graph `decode`: from the transformer's latents to pixels, one picture at a time."""
+"""A pipeline's image decoder as graph `decode`: from the transformer's latents to shades, one picture at a time."""
 
 import warnings
 from collections.abc import Sequence
@@ -23,7 +23,7 @@ from .pipeline_folder import PipelineFolder
 KINDS = ("AutoencoderKL", "AutoencoderTiny")
 TRACED_SIDES = (6, 10)  # cells; no two alike, or the exporter takes height and width for one
 MOST_CELLS = 1 << 12
-OVERLAP = 4  # neighbouring tiles share a quarter of their side, as diffusers' tiled decoding
+FEWEST_CELLS = 8  # to a side of a tile
 
 
 def decoder_spec_of(
@@ -38,11 +38,11 @@ def decoder_spec_of(
     heights, widths = ({size[axis] for size in sizes} for axis in (0, 1))
     if tile is not None and tile // folder.cell < max(*heights, *widths):
         side = tile // folder.cell
-        if side < 2 * OVERLAP:
+        if side < FEWEST_CELLS:
             raise InvalidRequest(
-                f"--decoder-tile {tile} is below {2 * OVERLAP * folder.cell} pixels, 8 cells of the decoder"
+                f"--decoder-tile {tile} is below {FEWEST_CELLS * folder.cell} pixels; give at least that"
             )
-        return DecoderSpec(channels, folder.cell, (side, side), side // OVERLAP, precision)
+        return DecoderSpec(channels, folder.cell, ("H", "W"), side, precision)
     height = "H" if len(heights) > 1 else heights.pop()
     width = "W" if len(widths) > 1 else widths.pop()
     return DecoderSpec(channels, folder.cell, (height, width), 0, precision)
@@ -79,7 +79,7 @@ def export_decoder(folder: PipelineFolder, spec: DecoderSpec, path: Path) -> Non
 
 
 class _Decode(nn.Module):
-    """latents (1, C, h, w) as the transformer leaves them -> pixels (1, H, W, 3), uint8."""
+    """latents (1, C, h, w) as the transformer leaves them -> shades (1, H, W, 3)."""
 
     def __init__(self, vae: Any, spec: DecoderSpec) -> None:
         super().__init__()
@@ -95,9 +95,8 @@ class _Decode(nn.Module):
 
     def forward(self, latents: Tensor) -> Tensor:
         given = (latents / self.scaling + self.shift).to(self.dtype)
-        picture = self.decoder(self.before(given)).float()
-        shades = torch.round(torch.clamp(picture * 127.5 + 127.5, 0, 255))
-        return shades.to(torch.uint8).permute(0, 2, 3, 1)
+        picture: Tensor = self.decoder(self.before(given)).float()
+        return (picture * 127.5 + 127.5).permute(0, 2, 3, 1)
 
 
 class _WideNorm(nn.Module):

@@ -7,13 +7,12 @@ from pathlib import Path
 from typing import Any
 
 import diffusers
-import numpy as np
 import torch
 from numpy.typing import NDArray
 
 from ilf_trt.checkpoint import read_json_object
 from ilf_trt.contract import DecoderSpec, TextSpec
-from ilf_trt.probe import DECODE_LATENTS, DECODE_PIXELS, TEXT_EMBEDDED, TEXT_IDS, TEXT_MASK
+from ilf_trt.probe import DECODE_LATENTS, DECODE_SHADES, TEXT_EMBEDDED, TEXT_IDS, TEXT_MASK
 
 from .pipeline_folder import PipelineFolder
 
@@ -49,7 +48,7 @@ def text_golden(folder: PipelineFolder, spec: TextSpec) -> dict[str, NDArray[Any
 
 @torch.inference_mode()
 def decoder_golden(folder: PipelineFolder, spec: DecoderSpec) -> dict[str, NDArray[Any]]:
-    """One latent decoded by diffusers in float32, its pixels as the pipeline's own processor makes them."""
+    """One latent decoded by diffusers in float32."""
     source = folder.path / "vae"
     decoder = getattr(diffusers, str(read_json_object(source / "config.json")["_class_name"]))
     with warnings.catch_warnings():
@@ -58,8 +57,8 @@ def decoder_golden(folder: PipelineFolder, spec: DecoderSpec) -> dict[str, NDArr
     sides = tuple(LATENT_SIDE if isinstance(side, str) else side for side in spec.size)
     latents = torch.randn(1, spec.channels, *sides, generator=torch.Generator().manual_seed(SEED))
     given = latents / vae.config.scaling_factor + (vae.config.get("shift_factor") or 0.0)
-    pixels = (vae.decode(given, return_dict=False)[0] / 2 + 0.5).clamp(0, 1).permute(0, 2, 3, 1)
-    return {DECODE_LATENTS: latents.numpy(), DECODE_PIXELS: (255 * pixels.numpy()).round().astype(np.uint8)}
+    shades = (vae.decode(given, return_dict=False)[0] * 127.5 + 127.5).permute(0, 2, 3, 1)
+    return {DECODE_LATENTS: latents.numpy(), DECODE_SHADES: shades.numpy()}
 
 
 def _fits(folder: Path) -> bool:

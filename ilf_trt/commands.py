@@ -283,7 +283,7 @@ def _beside(manifest: Manifest) -> dict[str, str]:
     if text is not None:
         facts["text"] = f"{text.tokens} tokens of {text.vocabulary}, {text.channels} channels, {text.precision}"
     if decoder is not None:
-        tiles = f", in tiles of {decoder.size[0]}x{decoder.size[1]} cells" if decoder.overlap else ""
+        tiles = f", in tiles of {decoder.tile} cells" if decoder.tile else ""
         facts["decoder"] = f"{decoder.scale} pixels to a cell, {decoder.precision}{tiles}"
     if manifest.picture.names:
         facts["classes"] = f"{len(set(manifest.picture.names.values()))} by name"

@@ -281,14 +281,14 @@ class TextSpec:
 class DecoderSpec:
     """An image decoder: `channels` of a latent to RGB, `scale` pixels to a side of a latent's cell.
 
-    Graph `decode` takes one latent of `size` (height, width); with `overlap` above 0 that is a tile, and neighbours
-    share so many cells. A latent's own scaling and shift are undone inside the graph.
+    Graph `decode` takes one latent of `size` (height, width), or a part of one of at most `tile` cells a side where
+    `tile` is not 0. A latent's own scaling and shift are undone inside; shades are 0 to 255, not clipped nor rounded.
     """
 
     channels: int
     scale: int
     size: tuple[Dim, Dim]
-    overlap: int
+    tile: int
     precision: Precision
 
     @property
@@ -296,7 +296,7 @@ class DecoderSpec:
         """The border of graph `decode`; a symbol H of a latent is 8H of a picture where `scale` is 8."""
         pixels = tuple(f"{self.scale}{side}" if isinstance(side, str) else side * self.scale for side in self.size)
         latents = Port("latents", (1, self.channels, *self.size), "float32")
-        return Graph(DECODE, (latents,), (Port("pixels", (1, *pixels, 3), "uint8"),))
+        return Graph(DECODE, (latents,), (Port("shades", (1, *pixels, 3), "float32"),))
 
 
 def graphs_of(spec: ModelSpec, precision: Precision) -> tuple[Graph, ...]:

@@ -23,7 +23,7 @@ class Case:
 
 
 TEXT_IDS, TEXT_MASK, TEXT_EMBEDDED = "text_ids", "text_ids_mask", "text_embedded"
-DECODE_LATENTS, DECODE_PIXELS = "decode_latents", "decode_pixels"
+DECODE_LATENTS, DECODE_SHADES = "decode_latents", "decode_shades"
 """What transformers and diffusers themselves gave for graphs `text` and `decode`, where these are in the bundle."""
 
 CASES = (

@@ -7,7 +7,7 @@ from math import prod
 from .cuda import ALIGNMENT
 from .route import PREDICTIONS, Route, Tensor
 
-ITEM_BYTES = {"float32": 4, "float16": 2, "bfloat16": 2, "int32": 4, "uint8": 1}
+ITEM_BYTES = {"float32": 4, "float16": 2, "bfloat16": 2, "int32": 4}
 
 
 @dataclass(frozen=True, slots=True)

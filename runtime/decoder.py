@@ -7,75 +7,66 @@ from numpy.typing import NDArray
 
 from ilf_trt.contract import DecoderSpec
 
-Latents = NDArray[np.float32]
-Pixels = NDArray[np.uint8]
+from .sizes import resized_and_cropped
+
+Floats = NDArray[np.float32]
+OVERLAP = 0.25  # of a tile's side that neighbours share
 
 
 class Decoder:
     """Runs graph `decode`; what `run` gives is overwritten by its next call."""
 
-    def __init__(self, run: Callable[[Latents], Pixels], spec: DecoderSpec) -> None:
-        """`run` takes latents (1, C, h, w) of the graph's size and gives pixels (1, H, W, 3)."""
+    def __init__(self, run: Callable[[Floats], Floats], spec: DecoderSpec) -> None:
+        """`run` takes latents (1, C, h, w) of the graph's size and gives shades (1, H, W, 3)."""
         self._run, self._spec = run, spec
 
-    def decode(self, latents: Latents) -> Pixels:
-        """latents (B, C, h, w) -> pixels (B, H, W, 3)."""
+    def decode(self, latents: Floats, size: tuple[int, int] | None = None) -> NDArray[np.uint8]:
+        """latents (B, C, h, w) -> pixels (B, H, W, 3), scaled and cropped to `size` (height, width) if it is given."""
         scale = self._spec.scale
         count, _, height, width = latents.shape
-        pixels = np.empty((count, height * scale, width * scale, 3), np.uint8)
+        pixels = np.empty((count, *(size or (height * scale, width * scale)), 3), np.uint8)
         for index in range(count):
             one = latents[index : index + 1]
-            pixels[index] = self._tiled(one[0]) if self._spec.overlap else self._run(one)[0]
+            shades = self._tiled(one[0])[None] if self._is_large(one) else self._run(one)
+            if size is not None:
+                shades = resized_and_cropped(shades, *size)
+            np.nan_to_num(shades, copy=False)
+            np.clip(shades, 0, 255, out=shades)
+            np.rint(shades, out=shades)
+            pixels[index] = shades[0]
         return pixels
 
-    def _tiled(self, latent: Latents) -> Pixels:
-        """latent (C, h, w) -> (H, W, 3): every tile weighs less towards the borders that it shares.
+    def _is_large(self, latents: Floats) -> bool:
+        return bool(self._spec.tile) and max(latents.shape[2:]) > self._spec.tile
 
-        As diffusers' tiled decoding, neighbours share `overlap` cells over which one fades into the other. The last
-        tile of a row or column begins earlier instead of being smaller: the graph takes whole tiles alone.
+    def _tiled(self, latent: Floats) -> Floats:
+        """latent (C, h, w) -> shades (H, W, 3), tile by tile, each fading into the one above and the one to its left.
+
+        As diffusers' AutoencoderKL decodes in tiles: they share a quarter of a side, the last ones are smaller.
         """
-        scale, overlap = self._spec.scale, self._spec.overlap
+        scale, tile = self._spec.scale, self._spec.tile
+        step, shared = int(tile * (1 - OVERLAP)), int(tile * scale * OVERLAP)
+        kept = tile * scale - shared
         _, height, width = latent.shape
-        side, across = (int(side) for side in self._spec.size)
-        latent = _filled(latent, side, across)
-        made = np.zeros((latent.shape[1] * scale, latent.shape[2] * scale, 3), np.float32)
-        weights = np.zeros((*made.shape[:2], 1), np.float32)
-        rows, columns = _begins(latent.shape[1], side, overlap), _begins(latent.shape[2], across, overlap)
-        for top in rows:
-            down = _fade(top, side, rows, latent.shape[1]).repeat(scale)
-            for left in columns:
-                tile = self._run(latent[None, :, top : top + side, left : left + across])[0]
-                weight = (down[:, None] * _fade(left, across, columns, latent.shape[2]).repeat(scale)[None, :])[
-                    ..., None
-                ]
-                place = np.s_[top * scale : (top + side) * scale, left * scale : (left + across) * scale]
-                made[place] += weight * tile
-                weights[place] += weight
-        shades = np.round(made / weights)[: height * scale, : width * scale]
-        return shades.astype(np.uint8)
+        made = np.empty((height * scale, width * scale, 3), np.float32)
+        above: list[Floats] = []
+        for row, top in enumerate(range(0, height, step)):
+            tiles: list[Floats] = []
+            for column, left in enumerate(range(0, width, step)):
+                shades = self._run(latent[None, :, top : top + tile, left : left + tile])[0].copy()
+                if row:
+                    _fade(above[column], shades, shared)
+                if column:
+                    _fade(tiles[-1].swapaxes(0, 1), shades.swapaxes(0, 1), shared)
+                tiles.append(shades)
+                place = made[top * scale : top * scale + kept, left * scale : left * scale + kept]
+                place[:] = shades[: place.shape[0], : place.shape[1]]
+            above = tiles
+        return made
 
 
-def _filled(latent: Latents, side: int, across: int) -> Latents:
-    """At least a tile large, its edges repeated."""
-    _, height, width = latent.shape
-    return np.pad(latent, ((0, 0), (0, max(0, side - height)), (0, max(0, across - width))), mode="edge")
-
-
-def _begins(length: int, side: int, overlap: int) -> list[int]:
-    begins = list(range(0, max(length - side, 0) + 1, side - overlap))
-    if begins[-1] + side < length:
-        begins.append(length - side)
-    return begins
-
-
-def _fade(begin: int, side: int, begins: list[int], length: int) -> NDArray[np.float32]:
-    """(side,): 1 in the middle of a tile, falling to 0 over what it shares with its neighbours."""
-    weight = np.ones(side, np.float32)
-    index = begins.index(begin)
-    if index > 0:
-        shared = begins[index - 1] + side - begin
-        weight[:shared] *= (np.arange(shared, dtype=np.float32) + 0.5) / shared
-    if index + 1 < len(begins):
-        shared = begin + side - begins[index + 1]
-        weight[side - shared :] *= (shared - np.arange(shared, dtype=np.float32) - 0.5) / shared
-    return weight
+def _fade(before: Floats, after: Floats, shared: int) -> None:
+    """Blend the last rows of `before` into the first of `after`, in place."""
+    shared = min(len(before), len(after), shared)
+    weight = (np.arange(shared, dtype=np.float32) / shared)[:, None, None]
+    after[:shared] = before[len(before) - shared :] * (1 - weight) + after[:shared] * weight

@@ -22,7 +22,6 @@ ELEMENT_TYPES: dict[str, Any] = {
     "float32": np.float32,
     "float16": np.float16,
     "int32": np.int32,
-    "uint8": np.uint8,
     "bfloat16": BFLOAT16,
 }
 

@@ -15,7 +15,6 @@ ORT_TYPES = {
     "tensor(float16)": "float16",
     "tensor(bfloat16)": "bfloat16",
     "tensor(int32)": "int32",
-    "tensor(uint8)": "uint8",
 }
 
 

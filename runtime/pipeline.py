@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
-from numbers import Real
+from numbers import Integral, Real
 from pathlib import Path
 from threading import Event
 from time import perf_counter_ns
@@ -35,7 +35,6 @@ from .picture import pixels_from_latents
 from .prompts import Prompt, Prompts, embed
 from .result import Result
 from .session import Job, Session, Timings
-from .sizes import resized_and_cropped
 from .stages import GRAPHS_OF, AllAtOnce, OneAfterAnother, Place, Stages
 from .tokens import Tokens
 
@@ -219,6 +218,8 @@ class Pipeline:
     ) -> StepPlan:
         """The bundle's plan with some of its settings replaced; nothing is rebuilt."""
         old, spec = self.manifest.plan, self.manifest.spec
+        if steps is not None and (not isinstance(steps, Integral) or isinstance(steps, bool) or steps < 1):
+            raise InvalidRequest(f"steps is {steps!r}, it must be a whole number of at least 1")
         try:
             rule = old.rule if rule is None else Rule(rule)
             ratio = old.ratio if ratio is None else Ratio(ratio)
@@ -226,7 +227,7 @@ class Pipeline:
             raise InvalidRequest(f"{error}; rules are {', '.join(Rule)}, ratios {', '.join(Ratio)}") from error
         return make_plan(
             self.manifest.scheduler,
-            old.requested_steps if steps is None else steps,
+            old.requested_steps if steps is None else int(steps),
             blocks=spec.blocks,
             loop=spec.loop,
             feedback=old.feedback if feedback is None else feedback,
@@ -376,18 +377,16 @@ class Pipeline:
         begin = perf_counter_ns()
         with self._session("decode") as session:
 
-            def run(tile: NDArray[np.float32]) -> NDArray[np.uint8]:
+            def run(tile: NDArray[np.float32]) -> NDArray[np.float32]:
                 height, width = tile.shape[2:]
                 symbols = {"H": height, "W": width}
                 symbols |= {f"{spec.scale}{name}": side * spec.scale for name, side in symbols.items()}
                 call = session.call(spec.graph, symbols)
                 call.inputs["latents"][:] = tile
                 call()
-                return call.outputs["pixels"]
+                return call.outputs["shades"]
 
-            pixels = Decoder(run, spec).decode(latents)
-        if frame.asked != frame.made:
-            pixels = resized_and_cropped(pixels, *frame.asked)
+            pixels = Decoder(run, spec).decode(latents, frame.asked if frame.asked != frame.made else None)
         return pixels, (perf_counter_ns() - begin) / 1e6
 
     def _sizes(self, graph: Graph, arrays: Mapping[str, NDArray[Any]]) -> dict[str, int]:

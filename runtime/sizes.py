@@ -39,15 +39,15 @@ def nearest(height: int, width: int, sizes: Sequence[Size]) -> Size:
     return min(sizes, key=distance)
 
 
-def resized_and_cropped(pixels: NDArray[np.uint8], height: int, width: int) -> NDArray[np.uint8]:
-    """pixels (B, H, W, 3), uint8 -> (B, height, width, 3): scaled to cover the asked size, then cut to its centre.
+def resized_and_cropped(pixels: NDArray[np.float32], height: int, width: int) -> NDArray[np.float32]:
+    """pixels (B, H, W, 3), float32 -> (B, height, width, 3): scaled to cover the asked size, then cut to its centre.
 
     Bilinear between the centres of pixels and without smoothing, as diffusers' `resize_and_crop_tensor`. Pixels that
     have the asked size are returned as they are, not copied. Raises InvalidRequest for other pixels and a side below 1.
     """
     _check_sides(height, width)
-    if pixels.dtype != np.uint8 or pixels.ndim != 4 or pixels.shape[3] != 3 or 0 in pixels.shape[1:3]:
-        raise InvalidRequest(f"pixels are {pixels.dtype} of shape {pixels.shape}, expected uint8 of (B, H, W, 3)")
+    if pixels.dtype != np.float32 or pixels.ndim != 4 or pixels.shape[3] != 3 or 0 in pixels.shape[1:3]:
+        raise InvalidRequest(f"pixels are {pixels.dtype} of shape {pixels.shape}, expected float32 of (B, H, W, 3)")
     if pixels.shape[1:3] == (height, width):
         return pixels
     # Diffusers rounds the product down: 1472 * (1480 / 1472) makes 1479 columns, and its crop leaves 1 column of them.
@@ -56,8 +56,7 @@ def resized_and_cropped(pixels: NDArray[np.uint8], height: int, width: int) -> N
     above, below, down = _neighbours(pixels.shape[1], covering[0], height)
     left, right, across = _neighbours(pixels.shape[2], covering[1], width)
     rows = _between(pixels[:, above], pixels[:, below], down[:, None, None])  # (B, height, W, 3)
-    mixed = _between(rows[:, :, left], rows[:, :, right], across[:, None])  # (B, height, width, 3)
-    return np.round(mixed).astype(np.uint8)
+    return _between(rows[:, :, left], rows[:, :, right], across[:, None])  # (B, height, width, 3)
 
 
 def _neighbours(had: int, covering: int, asked: int) -> tuple[NDArray[np.intp], NDArray[np.intp], NDArray[np.float32]]:
@@ -69,10 +68,9 @@ def _neighbours(had: int, covering: int, asked: int) -> tuple[NDArray[np.intp], 
     return first, np.minimum(first + 1, had - 1), (centres - first).astype(np.float32)
 
 
-def _between(a: NDArray[np.generic], b: NDArray[np.generic], weight: NDArray[np.float32]) -> NDArray[np.float32]:
-    """a (1 - weight) + b weight, in float32."""
-    start = a.astype(np.float32)
-    return start + (b.astype(np.float32) - start) * weight
+def _between(a: NDArray[np.float32], b: NDArray[np.float32], weight: NDArray[np.float32]) -> NDArray[np.float32]:
+    """a (1 - weight) + b weight."""
+    return a + (b - a) * weight
 
 
 def _check_sides(height: int, width: int) -> None:

@@ -32,7 +32,6 @@ DTYPES = {
     "BF16": "bfloat16",
     "INT32": "int32",
     "INT64": "int64",
-    "UINT8": "uint8",
     "BOOL": "bool",
 }
 PROFILE = 0

@@ -16,7 +16,7 @@ from ilf_trt.probe import (
     ASKED,
     CASES,
     DECODE_LATENTS,
-    DECODE_PIXELS,
+    DECODE_SHADES,
     TEXT_EMBEDDED,
     TEXT_IDS,
     TEXT_MASK,
@@ -114,9 +114,9 @@ def _beside(pipeline: Pipeline, reference: Mapping[str, NDArray[Any]]) -> Iterat
         ]
         row = difference("text", np.concatenate(made), wanted)
         yield replace(row, limit=text.precision.parity_limit)
-    if decoder is not None and DECODE_PIXELS in reference:
-        pixels = pipeline.run(DECODE, {"latents": reference[DECODE_LATENTS]})["pixels"]
-        row = difference("decode", pixels, reference[DECODE_PIXELS])
+    if decoder is not None and DECODE_SHADES in reference:
+        shades = pipeline.run(DECODE, {"latents": reference[DECODE_LATENTS]})["shades"]
+        row = difference("decode", shades, reference[DECODE_SHADES])
         exact = decoder.precision is Precision.FP32
         yield replace(row, relative=row.max_abs / 255, limit=(EXACT_SHADES if exact else ROUGH_SHADES) / 255)
 

@@ -1,5 +1,6 @@
 """Small pipelines with random weights, made and saved by diffusers itself."""
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ from diffusers import (
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from transformers import T5Config, T5EncoderModel, T5TokenizerFast
 
-CHANNELS, TEXT_WIDTH, PIECES, CLASSES = 4, 32, 120, 7
+CHANNELS, TEXT_WIDTH, PIECES, CLASSES = 4, 32, 120, 1000
 NAMES = {
     "0": "tench, Tinca tinca",
     "1": "goldfish",
@@ -96,6 +97,10 @@ def dit_pipeline(folder: Path) -> DiTPipeline:
     scheduler = DDIMScheduler(clip_sample=False, set_alpha_to_one=False, steps_offset=1)
     pipeline = DiTPipeline(spread(transformer), vae(), scheduler, id2label=NAMES)
     pipeline.save_pretrained(folder)
+    index = json.loads(
+        (folder / "model_index.json").read_text()
+    )  # diffusers reads names, as the hub has them, and saves none
+    (folder / "model_index.json").write_text(json.dumps(index | {"id2label": NAMES}))
     return DiTPipeline.from_pretrained(folder)
 
 
@@ -113,7 +118,7 @@ def pixart_pipeline(folder: Path, *, sigma: bool = False, sized: bool = False, l
         out_channels=2 * CHANNELS,
         num_layers=4,
         sample_size=128 if sized else 32 if levels == 4 else 8,
-        patch_size=8 if sized else 4 if levels == 4 else 2,
+        patch_size=8 if sized else 2,
         cross_attention_dim=48,
         caption_channels=TEXT_WIDTH,
         use_additional_conditions=sized,

@@ -42,7 +42,7 @@ CHANGES = (
 
 
 def drawn(*shape: int) -> np.ndarray:
-    return np.random.default_rng(0).integers(0, 256, shape, np.uint8)
+    return np.random.default_rng(0).integers(0, 256, shape, np.uint8).astype(np.float32)
 
 
 def reference(pixels: np.ndarray, height: int, width: int) -> np.ndarray:
@@ -86,7 +86,7 @@ def test_pixels_equal_those_of_diffusers(change: tuple[int, int, int, int]) -> N
     had_height, had_width, height, width = change
     pixels = drawn(2, had_height, had_width, 3)
     resized = resized_and_cropped(pixels, height, width)
-    assert (resized.dtype, resized.shape) == (np.uint8, (2, height, width, 3))
+    assert (resized.dtype, resized.shape) == (np.float32, (2, height, width, 3))
     assert np.abs(resized - reference(pixels, height, width)).max() < HALF_A_LEVEL
 
 
@@ -119,16 +119,16 @@ def test_pixels_of_the_asked_size_are_returned_as_they_are() -> None:
 
 def test_one_colour_stays_that_colour() -> None:
     for level in (0, 1, 127, 254, 255):
-        assert (resized_and_cropped(np.full((1, 33, 47, 3), level, np.uint8), 50, 21) == level).all()
+        assert (resized_and_cropped(np.full((1, 33, 47, 3), level, np.float32), 50, 21) == level).all()
 
 
 @pytest.mark.parametrize(
     "pixels",
-    [drawn(1, 8, 8, 1), drawn(8, 8, 3), drawn(1, 0, 8, 3), np.zeros((1, 8, 8, 3), np.float32)],
-    ids=["one channel", "no batch", "no rows", "float32"],
+    [drawn(1, 8, 8, 1), drawn(8, 8, 3), drawn(1, 0, 8, 3), np.zeros((1, 8, 8, 3), np.uint8)],
+    ids=["one channel", "no batch", "no rows", "uint8"],
 )
 def test_other_pixels_are_refused(pixels: np.ndarray) -> None:
-    with pytest.raises(InvalidRequest, match=r"expected uint8 of \(B, H, W, 3\)"):
+    with pytest.raises(InvalidRequest, match=r"expected float32 of \(B, H, W, 3\)"):
         resized_and_cropped(pixels, 4, 4)
 
 

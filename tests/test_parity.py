@@ -1,0 +1,320 @@
+"""From prompt to picture beside diffusers' own pipelines: the same latents, the same pictures; and what is refused."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import diffusers
+import numpy as np
+import pytest
+import torch
+from numpy.typing import NDArray
+
+from ilf_trt import ILFModel, attach, load_ilf, reference, save_ilf
+from ilf_trt.build import BuildOptions, Stage, build
+from ilf_trt.errors import InvalidRequest, MissingDependency
+from ilf_trt.runtime import Pipeline
+from ilf_trt.schedule import make_plan
+from tests import small_pipelines
+
+STEPS = 4
+GUIDANCE = 4.5
+LATENT_LIMIT = 1e-4  # relative; the graphs make the same products in another order, measured below 1e-6
+PIXEL_LIMIT = 2  # of 255
+KINDS = ("dit", "alpha", "alpha sized", "sigma")
+PIXARTS = KINDS[1:]
+SIZES = {"dit": (), "alpha": ((16, 16), (16, 24)), "alpha sized": (), "sigma": ((16, 16), (24, 16))}
+LONG = "a red fox jumps over the lazy dog " * 40
+FOREIGN = "ein grüner Baum – señor, l'été, 狐狸, 🦊"
+
+
+@dataclass(frozen=True)
+class Pair:
+    """A pipeline of diffusers', and the bundle that was built of it."""
+
+    theirs: Any
+    ours: Pipeline
+    model: ILFModel
+
+    def latents(self, prompt: Sequence[str], *, seed: int = 1, scale: float = GUIDANCE, **options: Any) -> Any:
+        """What diffusers' pipeline leaves to its decoder."""
+        seen: list[torch.Tensor] = []
+        decode = self.theirs.vae.decode
+
+        def watch(latents: torch.Tensor, *given: Any, **named: Any) -> Any:
+            seen.append(latents * self.theirs.vae.config.scaling_factor)
+            return decode(latents, *given, **named)
+
+        self.theirs.vae.decode = watch
+        try:
+            pictures = self.pictures(prompt, seed=seed, scale=scale, **options)
+        finally:
+            self.theirs.vae.decode = decode
+        return seen[0].numpy(), pictures
+
+    def pictures(self, prompt: Sequence[Any], *, seed: int, scale: float, **options: Any) -> NDArray[np.uint8]:
+        call: dict[str, Any] = {
+            "num_inference_steps": STEPS,
+            "generator": torch.Generator().manual_seed(seed),
+            "guidance_scale": scale,
+            "output_type": "np",
+            **options,
+        }
+        if not isinstance(self.theirs, diffusers.DiTPipeline):
+            call = {"clean_caption": False, "use_resolution_binning": False, **call}
+        images = self.theirs(list(prompt), **call).images
+        return (np.asarray(images) * 255).round().astype(np.uint8)
+
+
+@pytest.fixture(scope="module")
+def pair(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Pair]:
+    made: dict[str, Pair] = {}
+
+    def get(kind: str) -> Pair:
+        if kind not in made:
+            made[kind] = _pair(tmp_path_factory.mktemp(kind.replace(" ", "_")), kind)
+        return made[kind]
+
+    return get
+
+
+def _pipeline(folder: Path, kind: str) -> Any:
+    if kind == "dit":
+        return small_pipelines.dit_pipeline(folder)
+    levels = 4 if kind == "binned" else 2
+    return small_pipelines.pixart_pipeline(folder, sigma=kind == "sigma", sized=kind == "alpha sized", levels=levels)
+
+
+def _pair(folder: Path, kind: str, sizes: tuple[tuple[int, int], ...] = (), **options: Any) -> Pair:
+    theirs = _pipeline(folder / "pipeline", kind)
+    theirs.set_progress_bar_config(disable=True)
+    model = attach(theirs.transformer, (1, 2))
+    with torch.no_grad():
+        model.feedback.scales.copy_(torch.tensor([0.3, -0.2]))
+    save_ilf(model, folder / "checkpoint", base="../pipeline/transformer")
+    made = BuildOptions(
+        pipeline=folder / "pipeline",
+        sizes=sizes or SIZES[kind],
+        steps=STEPS,
+        feedback="outer:1",
+        verify=False,
+        **options,
+    )
+    build(str(folder / "checkpoint"), folder / "bundle", made)
+    return Pair(theirs, Pipeline.load(folder / "bundle", threads=1), load_ilf(folder / "checkpoint"))
+
+
+def relative(got: Any, wanted: Any) -> float:
+    assert got.shape == wanted.shape
+    return float(np.abs(got - wanted).max() / np.abs(wanted).max())
+
+
+def apart(got: Any, wanted: Any) -> int:
+    assert got.shape == wanted.shape
+    return int(np.abs(got.astype(int) - wanted.astype(int)).max())
+
+
+def same(pair: Pair, prompt: Sequence[str], **options: Any) -> None:
+    """Ours and theirs, with the arguments that both have; `theirs` are diffusers' alone, `ours` the bundle's."""
+    only_theirs, only_ours = options.pop("theirs", {}), options.pop("ours", {})
+    scale = options.pop("scale", GUIDANCE)
+    wanted, pictures = pair.latents(prompt, scale=scale, **options, **only_theirs)
+    plan = only_ours.pop("plan", None) or pair.ours.plan(STEPS, feedback="none")
+    result = pair.ours.generate(list(prompt), seed=1, guidance_scale=scale, plan=plan, **options, **only_ours)
+    assert relative(result.latents, wanted) <= LATENT_LIMIT
+    assert apart(result.pixels, pictures) <= PIXEL_LIMIT
+
+
+@pytest.mark.parametrize("kind", PIXARTS)
+@pytest.mark.parametrize("scale", [1.0, GUIDANCE])
+def test_a_prompt_gives_diffusers_latents_and_picture(pair: Callable[[str], Pair], kind: str, scale: float) -> None:
+    same(pair(kind), ["a red fox"], scale=scale)
+
+
+@pytest.mark.parametrize("kind", PIXARTS)
+def test_negative_prompts_and_batches(pair: Callable[[str], Pair], kind: str) -> None:
+    negative = ["blurry, low quality", ""]
+    same(pair(kind), ["a red fox", "an astronaut riding a horse"], negative_prompt=negative)
+
+
+@pytest.mark.parametrize("prompt", ["", FOREIGN, LONG, "  Fox \n"], ids=["empty", "foreign", "long", "spaces"])
+def test_any_text_is_read_as_diffusers_reads_it(pair: Callable[[str], Pair], prompt: str) -> None:
+    same(pair("alpha"), [prompt, "a red fox"], negative_prompt=["", prompt])
+
+
+def test_what_is_cut_off_a_long_prompt_is_said(pair: Callable[[str], Pair], caplog: pytest.LogCaptureFixture) -> None:
+    result = pair("alpha").ours.generate([LONG, "a red fox"], seed=1)
+    assert result.cut[1] == ""
+    assert result.cut[0]
+    assert LONG.strip().endswith(result.cut[0])
+    assert "longer than the model's 120 tokens" in caplog.text
+
+
+def test_captions_are_cleaned_as_diffusers_cleans_them(pair: Callable[[str], Pair]) -> None:
+    pytest.importorskip("bs4", reason="cleaning needs beautifulsoup4 and ftfy")
+    pytest.importorskip("ftfy", reason="cleaning needs beautifulsoup4 and ftfy")
+    prompt = ["A <b>red</b> fox @home https://fox.example/1.jpg &quot;1920x1080&quot;"]
+    same(pair("alpha"), prompt, theirs={"clean_caption": True}, ours={"clean_captions": True})
+
+
+@pytest.mark.parametrize("kind", ["alpha", "sigma"])
+def test_another_size_of_the_bundle(pair: Callable[[str], Pair], kind: str) -> None:
+    height, width = SIZES[kind][1]
+    same(pair(kind), ["a red fox"], theirs={"height": height, "width": width}, ours={"size": (height, width)})
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "DPMSolverMultistepScheduler order 1",
+        "DPMSolverMultistepScheduler order 2",
+        "DPMSolverMultistepScheduler order 3",
+        "DDIMScheduler",
+        "EulerDiscreteScheduler",
+    ],
+)
+def test_every_scheduler_of_the_plan(pair: Callable[[str], Pair], name: str) -> None:
+    two = pair("alpha")
+    kind, _, order = name.partition(" order ")
+    before = two.theirs.scheduler
+    changes = {"solver_order": int(order)} if order else {}
+    changes |= {"clip_sample": False, "set_alpha_to_one": False} if kind == "DDIMScheduler" else {}
+    scheduler = getattr(diffusers, kind)(**changes)
+    spec = two.ours.manifest.spec
+    config = {**scheduler.config, "_class_name": kind}
+    plan = make_plan(config, STEPS, blocks=spec.blocks, loop=spec.loop, feedback="none")
+    two.theirs.scheduler = scheduler
+    try:
+        same(two, ["a red fox"], ours={"plan": plan})
+    finally:
+        two.theirs.scheduler = before
+
+
+def test_classes_by_number_and_name_give_diffusers_pictures(pair: Callable[[str], Pair]) -> None:
+    two = pair("dit")
+    wanted, pictures = two.latents([2, 3])
+    for labels in ([2, 3], ["red fox", "teapot"], ["VULPES VULPES", "teapot"]):
+        plan = two.ours.plan(STEPS, feedback="none")
+        result = two.ours.generate(class_labels=labels, seed=1, guidance_scale=GUIDANCE, plan=plan)
+        assert relative(result.latents, wanted) <= LATENT_LIMIT
+        assert apart(result.pixels, pictures) <= PIXEL_LIMIT
+
+
+@pytest.mark.parametrize("kind", PIXARTS)
+def test_feedback_gives_the_references_latents(pair: Callable[[str], Pair], kind: str) -> None:
+    two = pair(kind)
+    prompt, negative = ["a red fox", "lazy dog"], ["blurry", "ugly"]
+    length = two.ours.manifest.text.tokens if two.ours.manifest.text else 0
+    text, mask, against, against_mask = two.theirs.encode_prompt(
+        prompt, negative_prompt=negative, clean_caption=False, max_sequence_length=length
+    )
+    conditions = {"text": text, "text_mask": mask.float()}
+    conditions |= {"negative_text": against, "negative_text_mask": against_mask.float()}
+    side = 8 if kind != "alpha sized" else 128
+    if kind == "alpha sized":
+        conditions["resolution"] = torch.full((2, 2), 2.0 * side)
+        conditions["aspect_ratio"] = torch.ones(2, 1)
+    noise = torch.randn(2, 4, side, side, generator=torch.Generator().manual_seed(1))
+    plan = two.ours.plan(STEPS, feedback="outer:1")
+    manifest = two.ours.manifest
+    wanted = reference.generate(two.model, plan, manifest.scheduler, conditions, noise, guidance_scale=GUIDANCE)
+    result = two.ours.generate(
+        prompt, negative_prompt=negative, seed=1, guidance_scale=GUIDANCE, plan=plan, decode=False
+    )
+    assert relative(result.latents, wanted.numpy()) <= LATENT_LIMIT
+
+
+def test_a_size_is_brought_to_the_nearest_that_was_trained(tmp_path: Path) -> None:
+    asked = (200, 300)
+    two = _pair(tmp_path, "binned", sizes=((256, 256), (208, 304)))
+    height, width = asked
+    pictures = two.pictures(
+        ["a red fox"], seed=1, scale=GUIDANCE, height=height, width=width, use_resolution_binning=True
+    )
+    plan = two.ours.plan(STEPS, feedback="none")
+    result = two.ours.generate("a red fox", size=asked, seed=1, guidance_scale=GUIDANCE, plan=plan)
+    assert result.latents.shape[2:] == (26, 38)
+    assert apart(result.pixels, pictures) <= PIXEL_LIMIT
+    with pytest.raises(InvalidRequest, match=r"size 100x400 \(made as 128x496\) is not among .* nearest is 208x304"):
+        two.ours.generate("a red fox", size=(100, 400))
+    with pytest.raises(InvalidRequest, match="size 200x300 is not among the bundle's 256x256, 208x304; the nearest is"):
+        two.ours.generate("a red fox", size=asked, binning=False)
+
+
+# --- what the door refuses
+
+
+def refused(call: Callable[[], Any], match: str) -> None:
+    with pytest.raises(InvalidRequest, match=match) as caught:
+        call()
+    assert "\n" not in str(caught.value)
+
+
+NARROW = np.zeros((1, 120, 31), np.float32)
+WRONG: list[tuple[dict[str, Any], str]] = [
+    ({"prompt": []}, "prompt is an empty list"),
+    ({"prompt": ["fox", 3]}, "prompt holds 3 of type int, expected text"),
+    ({"prompt": "fox", "class_labels": [1]}, "prompt and class_labels are both given"),
+    ({"negative_prompt": "blurry"}, "negative_prompt is given without a prompt"),
+    ({"prompt": ["a", "b", "c"], "negative_prompt": ["x", "y"]}, "2 negative prompts for 3 prompts"),
+    ({"prompt": "fox", "text": np.zeros((1, 120, 32), np.float32)}, "prompt and text are both given"),
+    ({"text": NARROW, "negative_text": NARROW}, r"text has shape \(1, 120, 31\), expected"),
+    ({"prompt": "fox", "latents": np.zeros((1, 4, 8, 9), np.float32)}, r"latents are float32 \(1, 4, 8, 9\), expected"),
+    ({"prompt": "fox", "latents": np.full((1, 4, 8, 8), np.nan, np.float32)}, "latents hold NaN"),
+    ({"prompt": "fox", "steps": -3}, "-3"),
+    ({"prompt": "fox", "steps": 0}, "0"),
+    ({"prompt": "fox", "guidance_scale": float("nan")}, "guidance_scale is nan, it must be finite"),
+    ({"prompt": "fox", "size": (16, 17)}, "size 16x17 is not among the bundle's 16x16, 16x24; the nearest is 16x16"),
+    ({"prompt": "fox", "size": 16}, r"size is 16, expected \(height, width\)"),
+    ({"prompt": "fox", "size": (0, -16)}, r"expected \(height, width\)"),
+    ({"prompt": "fox", "seed": [1, 2]}, "2 seeds for 1 pictures"),
+    ({"prompt": "fox", "on_device": True}, "on_device needs a pipeline on a GPU"),
+    ({"class_labels": [1]}, "'class_labels' is not a condition of this bundle; it takes text"),
+    ({}, "'negative_text' is missing; this bundle takes text"),
+]
+
+
+@pytest.mark.parametrize(("given", "match"), WRONG, ids=[match[:30] for _, match in WRONG])
+def test_a_request_that_cannot_be_served_is_refused(
+    pair: Callable[[str], Pair], given: dict[str, Any], match: str
+) -> None:
+    refused(lambda: pair("alpha").ours.generate(**given), match)
+
+
+def test_steps_and_plan_together_are_refused(pair: Callable[[str], Pair]) -> None:
+    ours = pair("alpha").ours
+    refused(lambda: ours.generate("fox", steps=3, plan=ours.plan(3)), "steps and plan are both given")
+
+
+def test_a_name_that_is_nearly_a_class_is_refused_with_the_class(pair: Callable[[str], Pair]) -> None:
+    refused(
+        lambda: pair("dit").ours.generate(class_labels=["red fix"]), "'red fix' is no class; did you mean 'red fox'"
+    )
+
+
+def test_a_prompt_for_a_bundle_without_text_encoder_is_refused(tmp_path: Path) -> None:
+    two = _pair(tmp_path, "alpha", without=(Stage.TEXT, Stage.DECODER))
+    refused(lambda: two.ours.generate("fox"), "this bundle has no text encoder; it takes text, text_mask")
+    text = np.zeros((1, 120, 32), np.float32)
+    result = two.ours.generate(text=text, negative_text=text)
+    assert result.pixels is None
+    refused(lambda: result.images, "these are latents without pictures")
+
+
+def test_tokens_without_the_library_name_what_to_install(
+    pair: Callable[[str], Pair], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(__import__("sys").modules, "tokenizers", None)
+    with pytest.raises(MissingDependency, match=r"pip install 'ilf-trt\[text\]'"):
+        Pipeline.load(pair("alpha").ours.bundle.path)
+
+
+def test_low_memory_gives_the_same_pictures(pair: Callable[[str], Pair]) -> None:
+    whole = pair("alpha").ours
+    with Pipeline.load(whole.bundle.path, threads=1, low_memory=True) as small:
+        small.warm_up()
+        for prompt in ("a red fox", "lazy dog"):
+            one, other = (each.generate(prompt, seed=2) for each in (whole, small))
+            np.testing.assert_array_equal(one.latents, other.latents)
+            np.testing.assert_array_equal(one.pixels, other.pixels)
