@@ -25,7 +25,7 @@ from .device_trajectory import DeviceTrajectory
 from .engine import Array, DeviceEngine
 from .onnxruntime_cuda_engine import OnnxRuntimeCudaEngine
 from .route import route_of
-from .session import Job, Session
+from .session import KEPT_TRAJECTORIES, Job, Session
 from .tensorrt_engine import TensorRT
 
 BFLOAT16 = "bfloat16"
@@ -106,7 +106,7 @@ class Device:
                 one_stream=library is None,
             )
 
-    def session(self) -> Session:
+    def session(self, kept: int = KEPT_TRAJECTORIES) -> Session:
         """A session with a stream and scratch memory of its own, as much of it as any of the engines may need."""
         self._gpu.use()
         with ExitStack() as stack:
@@ -120,7 +120,7 @@ class Device:
                 scratch = self._gpu.allocate(scratch_bytes, stream)
                 stack.callback(scratch.close)
             bind_call = partial(DeviceCall, self._gpu, stream, scratch, self.engines)
-            return Session(partial(self._bind, stream, scratch), bind_call, stack.pop_all().close)
+            return Session(partial(self._bind, stream, scratch), bind_call, stack.pop_all().close, kept=kept)
 
     def run(self, graph: Graph, arrays: Mapping[str, Array], outputs: Mapping[str, Array]) -> None:
         """One run of a graph, from the arrays of its inputs into those of its outputs; bfloat16 stands in float32."""

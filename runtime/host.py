@@ -16,7 +16,7 @@ from ilf_trt.manifest import Manifest
 from .engine import Array, Engine, Launch
 from .onnxruntime_engine import OnnxRuntimeEngine
 from .route import COEFFICIENT_ROWS, LAST, LATENTS, PREDICTIONS, Route, View, route_of
-from .session import Job, Session, Timings, Watch
+from .session import KEPT_TRAJECTORIES, Job, Session, Timings, Watch
 
 
 class Host:
@@ -55,8 +55,8 @@ class Host:
     def description(self) -> str:
         return "CPU, ONNX Runtime"
 
-    def session(self) -> Session:
-        return Session(self._bind, self._bind_call)
+    def session(self, kept: int = KEPT_TRAJECTORIES) -> Session:
+        return Session(self._bind, self._bind_call, kept=kept)
 
     def run(self, graph: Graph, arrays: Mapping[str, Array], outputs: Mapping[str, Array]) -> None:
         """One run of a graph, from the arrays of its inputs into those of its outputs."""

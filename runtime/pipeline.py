@@ -34,7 +34,7 @@ from .noise import NoiseSource
 from .picture import pixels_from_latents
 from .prompts import Prompt, Prompts, embed
 from .result import Result
-from .session import Job, Session, Timings
+from .session import KEPT_TRAJECTORIES, Job, Session, Timings
 from .stages import GRAPHS_OF, AllAtOnce, OneAfterAnother, Place, Stages
 from .tokens import Tokens
 
@@ -64,6 +64,7 @@ class Pipeline:
         engine: EngineKind | str | None = None,
         threads: int = 0,
         sessions: int = DEFAULT_SESSIONS,
+        kept: int = KEPT_TRAJECTORIES,
         low_memory: bool = False,
         check_hashes: bool = True,
     ) -> Self:
@@ -72,8 +73,9 @@ class Pipeline:
         `device` is cpu, cuda or cuda:N. On a GPU the bundle's own engines run, those of the first target that fits it;
         ONNX Runtime's CUDA provider when it has none. `engine` names one: tensorrt, tensorrt-rtx or onnxruntime.
         `threads` 0 leaves the number of the CPU's engine threads to the library (1 is faster for tiny models); at most
-        `sessions` generations run at once, each in memory of its own. `low_memory` loads text encoder, transformer and
-        decoder one after another for each generation and frees them between, which costs their loading every time.
+        `sessions` generations run at once, each in memory of its own, where the last `kept` kinds of request (plan,
+        size and number of pictures) stay bound. `low_memory` loads text encoder, transformer and decoder one after
+        another for each generation and frees them between, which costs their loading every time.
         Raises BundleError, InvalidRequest, PortMismatch, EngineError for engines that are not for this machine,
         MissingDependency, DeviceError and its kinds.
         """
@@ -93,12 +95,14 @@ class Pipeline:
         on_gpu = ordinal is not None
         if low_memory:
             return cls(bundle, OneAfterAnother(opened), f"{device}, one stage at a time", on_gpu=on_gpu)
-        return cls.of(bundle, opened(), sessions=sessions)
+        return cls.of(bundle, opened(), sessions=sessions, kept=kept)
 
     @classmethod
-    def of(cls, bundle: Bundle, place: Place, *, sessions: int = DEFAULT_SESSIONS) -> Self:
+    def of(
+        cls, bundle: Bundle, place: Place, *, sessions: int = DEFAULT_SESSIONS, kept: int = KEPT_TRAJECTORIES
+    ) -> Self:
         """A bundle that is loaded at `place`, which is closed with the pipeline."""
-        return cls(bundle, AllAtOnce(place, sessions), place.description, on_gpu=isinstance(place, Device))
+        return cls(bundle, AllAtOnce(place, sessions, kept), place.description, on_gpu=isinstance(place, Device))
 
     @property
     def manifest(self) -> Manifest:

@@ -122,11 +122,14 @@ class Session:
         bind: Callable[[Job], Trajectory],
         bind_call: Callable[[Graph, Mapping[str, int]], Call],
         release: Callable[[], None] = lambda: None,
+        *,
+        kept: int = KEPT_TRAJECTORIES,
     ) -> None:
         """`bind` makes the trajectory of a job, `bind_call` a graph alone for what its symbols stand for.
 
-        `release` frees what the session owns.
+        `release` frees what the session owns; the last `kept` trajectories stay bound.
         """
+        self._kept = kept
         self._bind = bind
         self._bind_call = bind_call
         self._release = release
@@ -137,7 +140,7 @@ class Session:
         """The bound runs of a job; the last few are kept, and all go when memory is short."""
         kept = self._trajectories.pop(job, None)
         if kept is None:
-            while len(self._trajectories) >= KEPT_TRAJECTORIES:
+            while len(self._trajectories) >= self._kept:
                 self._drop(next(iter(self._trajectories)))
             try:
                 kept = self._bind(job)

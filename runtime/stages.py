@@ -10,7 +10,7 @@ from ilf_trt.contract import DECODE, GRAPHS, TEXT
 
 from .device import Device
 from .host import Host
-from .session import Session
+from .session import KEPT_TRAJECTORIES, Session
 
 GRAPHS_OF = {"text": (TEXT,), "loop": GRAPHS, "decode": (DECODE,)}
 
@@ -30,8 +30,10 @@ class Stages(Protocol):
 class AllAtOnce:
     """Every graph is loaded once; up to `sessions` threads run them, each in memory of its own."""
 
-    def __init__(self, place: Place, sessions: int) -> None:
+    def __init__(self, place: Place, sessions: int, kept: int = KEPT_TRAJECTORIES) -> None:
+        """Each session keeps the last `kept` trajectories bound."""
         self.place = place
+        self._kept = kept
         self.sessions = sessions if place.max_sessions is None else min(sessions, place.max_sessions)
         self._pool: LifoQueue[Session | None] = LifoQueue()
         for _ in range(self.sessions):
@@ -41,7 +43,7 @@ class AllAtOnce:
     def session(self, stage: str) -> Iterator[tuple[Place, Session]]:
         held = self._pool.get()
         try:
-            held = held or self.place.session()
+            held = held or self.place.session(self._kept)
             yield self.place, held
         finally:
             self._pool.put(held)

@@ -1,6 +1,6 @@
 """From prompt to picture beside diffusers' own pipelines: the same latents, the same pictures; and what is refused."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,9 +13,11 @@ from numpy.typing import NDArray
 
 from ilf_trt import ILFModel, attach, load_ilf, reference, save_ilf
 from ilf_trt.build import BuildOptions, Stage, build
-from ilf_trt.errors import InvalidRequest, MissingDependency
+from ilf_trt.errors import InvalidRequest, MissingDependency, UnsupportedScheduler
 from ilf_trt.runtime import Pipeline
 from ilf_trt.schedule import make_plan
+from ilf_trt.served_transformer import ServedTransformer
+from ilf_trt.transformer import ILFTransformer
 from tests import small_pipelines
 
 STEPS = 4
@@ -236,10 +238,100 @@ def test_a_size_is_brought_to_the_nearest_that_was_trained(tmp_path: Path) -> No
     result = two.ours.generate("a red fox", size=asked, seed=1, guidance_scale=GUIDANCE, plan=plan)
     assert result.latents.shape[2:] == (26, 38)
     assert apart(result.pixels, pictures) <= PIXEL_LIMIT
-    with pytest.raises(InvalidRequest, match=r"size 100x400 \(made as 128x496\) is not among .* nearest is 208x304"):
+    with pytest.raises(InvalidRequest, match=r"size 100x400 \(made as 128x512\) is not among .* nearest is 208x304"):
         two.ours.generate("a red fox", size=(100, 400))
     with pytest.raises(InvalidRequest, match="size 200x300 is not among the bundle's 256x256, 208x304; the nearest is"):
         two.ours.generate("a red fox", size=asked, binning=False)
+
+
+# --- inside diffusers' own pipelines
+
+
+@pytest.fixture
+def untouched(pair: Callable[[str], Pair], request: pytest.FixtureRequest) -> Iterator[Pair]:
+    """A pair whose pipeline gets its transformer and scheduler back."""
+    two = pair(request.param)
+    before = two.theirs.transformer, two.theirs.scheduler
+    yield two
+    two.theirs.transformer, two.theirs.scheduler = before
+
+
+def asked(kind: str) -> tuple[list[Any], dict[str, Any]]:
+    """What to ask theirs and ours for."""
+    if kind == "DiTPipeline":
+        return [2, 3], {"class_labels": [2, 3]}
+    return ["a red fox", "lazy dog"], {"prompt": ["a red fox", "lazy dog"]}
+
+
+@pytest.mark.parametrize("untouched", KINDS, indirect=True)
+@pytest.mark.parametrize("served", [False, True], ids=["eager", "served"])
+def test_a_pipeline_of_diffusers_samples_with_feedback(untouched: Pair, served: bool) -> None:
+    two = untouched
+    theirs, ours = asked(type(two.theirs).__name__)
+    plain, _ = two.latents(theirs)
+    if served:
+        made = ServedTransformer.install(two.theirs, two.ours.bundle.path, feedback="outer:1", threads=1)
+    else:
+        made = ILFTransformer.install(two.theirs, two.model, feedback="outer:1")
+    plan = two.ours.plan(STEPS, feedback="outer:1")
+    wanted = two.ours.generate(**ours, seed=1, guidance_scale=GUIDANCE, plan=plan).latents
+    for _ in range(2):
+        got, _ = two.latents(theirs)
+        assert relative(got, wanted) <= LATENT_LIMIT
+    assert relative(got, plain) > LATENT_LIMIT
+    other, _ = two.latents(theirs, num_inference_steps=STEPS + 2)
+    assert made.plan is not None
+    assert len(made.plan.steps) == STEPS + 2
+    assert np.isfinite(other).all()
+    if isinstance(made, ServedTransformer):
+        made.close()
+
+
+@pytest.mark.parametrize("untouched", ["alpha", "dit"], indirect=True)
+def test_without_feedback_a_pipeline_gives_what_it_gave(untouched: Pair) -> None:
+    theirs, _ = asked(type(untouched.theirs).__name__)
+    before, pictures = untouched.latents(theirs)
+    ILFTransformer.install(untouched.theirs, untouched.model, feedback="none")
+    after, same_pictures = untouched.latents(theirs)
+    assert relative(after, before) <= LATENT_LIMIT
+    assert apart(same_pictures, pictures) <= PIXEL_LIMIT
+
+
+@pytest.mark.parametrize("untouched", ["alpha"], indirect=True)
+def test_a_compiled_transformer_is_one_graph_for_plain_steps_and_one_for_feedback(untouched: Pair) -> None:
+    seen: list[int] = []
+
+    def counting(module: torch.fx.GraphModule, _: Any) -> Any:
+        seen.append(len(module.graph.nodes))
+        return module.forward
+
+    made = ILFTransformer.install(untouched.theirs, load_ilf(untouched.ours.bundle.path.parent / "checkpoint"))
+    made.compile(backend=counting)
+    wanted = untouched.ours.generate(
+        "a red fox", seed=1, guidance_scale=GUIDANCE, plan=untouched.ours.plan(6, feedback="outer:2")
+    )
+    got, _ = untouched.latents(["a red fox"], num_inference_steps=6)
+    assert relative(got, wanted.latents) <= LATENT_LIMIT
+    assert len(seen) == 2
+
+
+@pytest.mark.parametrize("untouched", ["alpha"], indirect=True)
+def test_a_scheduler_that_adds_noise_is_refused_and_the_pipeline_stays(untouched: Pair) -> None:
+    before = untouched.theirs.transformer
+    untouched.theirs.scheduler = diffusers.EulerAncestralDiscreteScheduler()
+    with pytest.raises(UnsupportedScheduler, match="EulerAncestr"):
+        ILFTransformer.install(untouched.theirs, untouched.model)
+    assert untouched.theirs.transformer is before
+
+
+@pytest.mark.parametrize("untouched", ["alpha"], indirect=True)
+def test_a_step_at_another_time_is_refused(untouched: Pair) -> None:
+    made = ILFTransformer.install(untouched.theirs, untouched.model)
+    with pytest.raises(InvalidRequest, match="no plan is made yet"):
+        made.next_step(500)
+    untouched.theirs.scheduler.set_timesteps(4)
+    with pytest.raises(InvalidRequest, match="step 0 of the plan is at 999, the pipeline asks for 500"):
+        made.next_step(500)
 
 
 # --- what the door refuses
