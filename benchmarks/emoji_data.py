@@ -16,15 +16,8 @@ from numpy.typing import NDArray
 from PIL import Image
 
 SIDE = 32
-CATEGORIES = (
-    "Smileys & Emotion",
-    "Animals & Nature",
-    "Food & Drink",
-    "Activities",
-    "Travel & Places",
-    "Objects",
-)
-LEFT_OUT = ("time",)  # thirty clock faces, which differ in the position of a hand alone
+CATEGORIES = ("Smileys & Emotion", "Animals & Nature", "Food & Drink", "Activities")
+ALSO = ("sky & weather",)  # of the places
 SEPARATORS = str.maketrans(dict.fromkeys("_-:,()“”", " "))
 
 
@@ -52,9 +45,9 @@ class Emoji:
 
 
 def read(folder: Path) -> tuple[NDArray[np.uint8], list[Emoji]]:
-    """Pictures (N, 32, 32, 3) on white, and their captions; flags, people, symbols and clock faces are left out."""
+    """Pictures (N, 32, 32, 3) on white, and their captions: faces, animals, plants, food, games and the sky."""
     table = json.loads((folder / "emoji.json").read_text())
-    rows = [row for row in table if row["category"] in CATEGORIES and row["subcategory"] not in LEFT_OUT]
+    rows = [row for row in table if row["category"] in CATEGORIES or row["subcategory"] in ALSO]
     rows = [row for row in rows if row["has_img_google"]]
     pictures = np.stack([_picture(folder / "img" / "google" / "64" / row["image"]) for row in rows])
     return pictures, [_emoji(row) for row in rows]

@@ -53,7 +53,7 @@ class T5Shape:
             / torch.tensor(self.relative_attention_max_distance / exact).log()
         )
         far = (exact + (ratio * (half - exact)).long()).clamp(max=half - 1)
-        return torch.where(distance < exact, distance, far) + half * (apart > 0)
+        return (torch.where(distance < exact, distance, far) + half * (apart > 0)).to(torch.int32)
 
 
 class T5Encoder(nn.Module):
@@ -68,7 +68,7 @@ class T5Encoder(nn.Module):
         self.encoder = nn.Module()
         self.encoder.block = nn.ModuleList(_Block(shape, first=index == 0) for index in range(shape.num_layers))
         self.encoder.final_layer_norm = _Norm(shape)
-        self.register_buffer("buckets", torch.zeros(tokens, tokens, dtype=torch.int64), persistent=False)
+        self.register_buffer("buckets", torch.zeros(tokens, tokens, dtype=torch.int32), persistent=False)
 
     def forward(self, ids: Tensor, ids_mask: Tensor) -> Tensor:
         hidden = self.shared(ids)

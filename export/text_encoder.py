@@ -25,7 +25,7 @@ from .pipeline_folder import PipelineFolder
 from .t5 import T5Encoder, T5Shape
 
 MOST_PROMPTS = 1 << 16
-ALIGNMENT = 4096  # of every tensor in the file, so that it can be mapped
+ALIGNMENT = 256  # of every tensor in the file, so that it can be mapped
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
 EMBEDDINGS = ("shared.weight", "encoder.embed_tokens.weight")  # one tensor under either name, or under both
 
@@ -132,7 +132,7 @@ def _written(tensor: Tensor, file: IO[bytes], path: Path, name: str) -> Any:
         dtype={
             torch.float32: ir.DataType.FLOAT,
             torch.bfloat16: ir.DataType.BFLOAT16,
-            torch.int64: ir.DataType.INT64,
+            torch.int32: ir.DataType.INT32,
         }[tensor.dtype],
         shape=ir.Shape(tensor.shape),
         name=name,

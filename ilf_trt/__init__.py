@@ -6,13 +6,17 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from ilf_trt.checkpoint import load_ilf, save_ilf
     from ilf_trt.model import ILFModel
+    from ilf_trt.served_transformer import ServedTransformer
     from ilf_trt.surgery import attach
+    from ilf_trt.transformer import ILFTransformer
 
 __version__ = "0.1.0"
-__all__ = ["ILFModel", "__version__", "attach", "load_ilf", "save_ilf"]
+__all__ = ["ILFModel", "ILFTransformer", "ServedTransformer", "__version__", "attach", "load_ilf", "save_ilf"]
 
 _HOMES = {
     "ILFModel": "ilf_trt.model",
+    "ILFTransformer": "ilf_trt.transformer",
+    "ServedTransformer": "ilf_trt.served_transformer",
     "attach": "ilf_trt.surgery",
     "load_ilf": "ilf_trt.checkpoint",
     "save_ilf": "ilf_trt.checkpoint",

@@ -6,12 +6,12 @@ from dataclasses import dataclass, replace
 from typing import Any, ClassVar, cast
 
 import torch
-from diffusers.models.embeddings import get_2d_sincos_pos_embed
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from ilf_trt.contract import Port, Positions
 from ilf_trt.errors import InvalidRequest
+from ilf_trt.positions import positions_of
 
 TEXT_PAIRS = "text_pairs"
 
@@ -112,15 +112,8 @@ class Backbone(ABC):
         embedder = self.model.pos_embed
         if grid == self.grid:
             return cast(Tensor, embedder.pos_embed)
-        made = get_2d_sincos_pos_embed(
-            self.width,
-            grid,
-            base_size=self.positions.base,
-            interpolation_scale=self.positions.scale,
-            device=embedder.pos_embed.device,
-            output_type="pt",
-        )
-        return made.float().unsqueeze(0)
+        made = positions_of(*grid, self.width, base=self.positions.base, scale=self.positions.scale)
+        return torch.from_numpy(made).flatten(0, 1).unsqueeze(0).to(embedder.pos_embed.device)
 
     def last_layers(self, block: Any) -> list[nn.Module]:
         """The last layer of every branch of a block: with all of them at zero the block passes its input on."""

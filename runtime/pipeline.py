@@ -35,7 +35,7 @@ from .picture import pixels_from_latents
 from .prompts import Prompt, Prompts, embed
 from .result import Result
 from .session import KEPT_TRAJECTORIES, Job, Session, Timings
-from .stages import GRAPHS_OF, AllAtOnce, OneAfterAnother, Place, Stages
+from .stages import CLOSED, GRAPHS_OF, AllAtOnce, OneAfterAnother, Place, Stages
 from .tokens import Tokens
 
 DEFAULT_SESSIONS = 4
@@ -256,7 +256,7 @@ class Pipeline:
 
     def _check_open(self) -> None:
         if self._closed:
-            raise InvalidRequest("this pipeline is closed; load the bundle again")
+            raise InvalidRequest(CLOSED)
 
     @contextmanager
     def _session(self, stage: str) -> Iterator[Session]:

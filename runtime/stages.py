@@ -7,11 +7,13 @@ from threading import Lock
 from typing import Protocol
 
 from ilf_trt.contract import DECODE, GRAPHS, TEXT
+from ilf_trt.errors import InvalidRequest
 
 from .device import Device
 from .host import Host
 from .session import KEPT_TRAJECTORIES, Session
 
+CLOSED = "this pipeline is closed; load the bundle again"
 GRAPHS_OF = {"text": (TEXT,), "loop": GRAPHS, "decode": (DECODE,)}
 
 Place = Host | Device
@@ -34,6 +36,7 @@ class AllAtOnce:
         """Each session keeps the last `kept` trajectories bound."""
         self.place = place
         self._kept = kept
+        self._closed = False
         self.sessions = sessions if place.max_sessions is None else min(sessions, place.max_sessions)
         self._pool: LifoQueue[Session | None] = LifoQueue()
         for _ in range(self.sessions):
@@ -43,6 +46,8 @@ class AllAtOnce:
     def session(self, stage: str) -> Iterator[tuple[Place, Session]]:
         held = self._pool.get()
         try:
+            if self._closed:
+                raise InvalidRequest(CLOSED)
             held = held or self.place.session(self._kept)
             yield self.place, held
         finally:
@@ -65,6 +70,7 @@ class AllAtOnce:
                 self._pool.put(session)
 
     def close(self) -> None:
+        self._closed = True
         held = [self._pool.get() for _ in range(self.sessions)]
         for session in held:
             if session is not None:

@@ -26,6 +26,7 @@ LIGHT_MODULES = (
     "ilf_trt.build",
     "ilf_trt.build_view",
     "ilf_trt.bundle",
+    "ilf_trt.class_names",
     "ilf_trt.conditions",
     "ilf_trt.contract",
     "ilf_trt.draft",
@@ -33,6 +34,9 @@ LIGHT_MODULES = (
     "ilf_trt.errors",
     "ilf_trt.manifest",
     "ilf_trt.order",
+    "ilf_trt.packaged",
+    "ilf_trt.pipeline_flags",
+    "ilf_trt.positions",
     "ilf_trt.prepare_command",
     "ilf_trt.probe",
     "ilf_trt.recipe",
@@ -49,6 +53,7 @@ LIGHT_MODULES = (
     "ilf_trt.runtime",
     "ilf_trt.runtime.command",
 )
+USES_TRANSFORMERS = ("ilf_trt/data/text.py", "export/surroundings_golden.py", "export/text_encoder.py")
 USES_TORCH = (
     "export/",
     "ilf_trt/backbone.py",
@@ -63,8 +68,10 @@ USES_TORCH = (
     "ilf_trt/losses.py",
     "ilf_trt/model.py",
     "ilf_trt/reference.py",
+    "ilf_trt/served_transformer.py",
     "ilf_trt/surgery.py",
     "ilf_trt/training",
+    "ilf_trt/transformer.py",
 )
 USES_DIFFUSERS = (
     "export/",
@@ -74,6 +81,7 @@ USES_DIFFUSERS = (
     "ilf_trt/demo.py",
     "ilf_trt/model.py",
     "ilf_trt/reference.py",
+    "ilf_trt/served_transformer.py",
     "ilf_trt/training",
 )
 
@@ -322,7 +330,7 @@ def test_diffusers_is_imported_only_where_it_may() -> None:
 
 
 def test_transformers_is_imported_only_where_text_is_embedded() -> None:
-    assert outside(users_of("transformers", SOURCES), ("ilf_trt/data/text.py",)) == set()
+    assert outside(users_of("transformers", SOURCES), USES_TRANSFORMERS) == set()
 
 
 @pytest.mark.parametrize("package", ["onnxscript", "onnx_ir", "onnx"])

@@ -387,7 +387,7 @@ def test_one_graph_a_step_gives_what_five_give(
         bundle = Bundle.open(compiled(built.bundle.path, library))
         graph = unsplit.unsplit_graph({each.name: each for each in bundle.manifest.graphs})
         fake = import_module("fake_tensorrt")
-        profile = profile_of(graph, bundle.manifest.batch, times=1)
+        profile = profile_of(graph, bundle.manifest.batch, bundle.manifest.spec, times=1)
         engine = tmp_path / "unsplit.engine"
         fake.write_plan(
             engine, whole, profile=profile, scratch_bytes=4096, name=graph.name, version=VERSIONS[library.value]

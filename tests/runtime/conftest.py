@@ -78,7 +78,7 @@ def _engine(folder: Path, bundle: Bundle, graph: str, target: str) -> EngineFact
     fake_tensorrt.write_plan(
         engine,
         bundle.graph_path(graph),
-        profile=profile_of(border, manifest.batch, times=len(manifest.plan.times)),
+        profile=profile_of(border, manifest.batch, manifest.spec, times=len(manifest.plan.times)),
         scratch_bytes=SCRATCH_BYTES[graph],
         name=graph,
         version=VERSIONS[target],

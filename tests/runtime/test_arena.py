@@ -10,12 +10,14 @@ from ilf_trt.build import BuildResult
 from ilf_trt.runtime.arena import ITEM_BYTES, Arena, arena_of
 from ilf_trt.runtime.cuda import ALIGNMENT
 from ilf_trt.runtime.route import LATENTS, PREDICTIONS, Route, route_of
+from ilf_trt.runtime.session import Job
 
 
 @pytest.fixture(params=["dit", "pixart", "whole_loop"])
 def route(request: pytest.FixtureRequest) -> Route:
     built: BuildResult = request.getfixturevalue(f"{request.param}_build")
-    return route_of(built.bundle.manifest, built.bundle.manifest.plan, 1)
+    manifest = built.bundle.manifest
+    return route_of(manifest, Job(manifest.plan, 1, manifest.spec.latent[1:], guided=True))
 
 
 def ends(arena: Arena) -> list[tuple[int, int]]:
@@ -50,7 +52,8 @@ def test_a_slot_holds_its_tensor(route: Route) -> None:
 def test_what_the_host_writes_comes_first_and_is_all_that_it_writes(route: Route) -> None:
     arena = arena_of(route)
     staged = {name for name, slot in arena.slots.items() if slot.offset < arena.staged_bytes}
-    assert staged == {"times", "scales", *route.given}
+    assert staged == set(route.given)
+    assert not staged & route.fixed.keys()
 
 
 def test_what_is_cleared_is_the_predictions(route: Route) -> None:

@@ -19,6 +19,7 @@ from ilf_trt.errors import DeviceLost, EngineError, InvalidRequest, OutOfMemory
 from ilf_trt.runtime import Pipeline
 from ilf_trt.runtime.device import _stored
 from ilf_trt.runtime.session import KEPT_TRAJECTORIES
+from ilf_trt.runtime.stages import AllAtOnce
 from ilf_trt.schedule import make_plan
 from ilf_trt.solver import DEFAULT_SCHEDULER
 from tests.conftest import CLASSES, TEXT_CHANNELS, TEXT_TOKENS
@@ -352,15 +353,20 @@ def test_a_closed_pipeline_holds_nothing_and_says_so(dit_bundle: Path, machine: 
         pipeline.generate(**asked)
 
 
+def pool_of(pipeline: Pipeline) -> Any:
+    assert isinstance(pipeline._stages, AllAtOnce)
+    return pipeline._stages._pool
+
+
 def test_close_waits_for_a_generation(dit_bundle: Path, machine: Machine, compiled: Compiled) -> None:
     pipeline = Pipeline.load(compiled(dit_bundle), device=DEVICE, sessions=1)
     pipeline.generate(**conditions(pipeline, 1))
-    session = pipeline._pool.get()
+    session = pool_of(pipeline).get()
     closing = threading.Thread(target=pipeline.close)
     closing.start()
     closing.join(0.2)
     assert closing.is_alive()
-    pipeline._pool.put(session)
+    pool_of(pipeline).put(session)
     closing.join(TIMEOUT_S)
     assert not closing.is_alive()
 
@@ -370,7 +376,7 @@ def test_a_generation_that_came_before_the_close_and_waits_is_turned_away(
 ) -> None:
     pipeline = Pipeline.load(compiled(dit_bundle), device=DEVICE, sessions=1)
     asked = conditions(pipeline, 1)
-    take, waiting = pipeline._pool.get, threading.Event()
+    take, waiting = pool_of(pipeline).get, threading.Event()
     closed = threading.Event()
 
     def take_late() -> Any:
@@ -379,7 +385,7 @@ def test_a_generation_that_came_before_the_close_and_waits_is_turned_away(
             closed.wait(TIMEOUT_S)
         return take(timeout=TIMEOUT_S)
 
-    monkeypatch.setattr(pipeline._pool, "get", take_late)
+    monkeypatch.setattr(pool_of(pipeline), "get", take_late)
     with ThreadPoolExecutor(1) as thread:
         late = thread.submit(pipeline.generate, **asked)
         assert waiting.wait(TIMEOUT_S)
@@ -515,14 +521,21 @@ def test_a_plan_with_more_times_than_the_engine_takes_is_refused(
             pipeline.generate(plan=plan, **conditions(pipeline, 1))
 
 
-def test_a_batch_outside_the_bundle_is_refused_before_the_gpu_is_touched(
-    dit_bundle: Path, machine: Machine, compiled: Compiled
-) -> None:
+def test_latents_that_stay_on_the_gpu_are_not_split(dit_bundle: Path, machine: Machine, compiled: Compiled) -> None:
     with Pipeline.load(compiled(dit_bundle), device=DEVICE) as pipeline:
         before = len(machine.cuda.journal)
-        with pytest.raises(InvalidRequest, match="batch of 17 is outside the bundle's 1:4:16"):
-            pipeline.generate(**conditions(pipeline, 17))
+        with pytest.raises(InvalidRequest, match="17 pictures are more than a run's 16, and latents on a GPU are not"):
+            pipeline.generate(**conditions(pipeline, 17), on_device=True)
         assert len(machine.cuda.journal) == before
+
+
+def test_more_pictures_than_the_batch_run_in_turns(dit_bundle: Path, machine: Machine, compiled: Compiled) -> None:
+    with Pipeline.load(compiled(dit_bundle), device=DEVICE) as pipeline:
+        asked = conditions(pipeline, 19)
+        together = pipeline.generate(seed=list(range(19)), **asked).latents
+        last = {name: value[16:] for name, value in asked.items()}
+        alone = pipeline.generate(seed=[16, 17, 18], **last).latents
+    assert np.abs(together[16:] - alone).max() < 1e-5
 
 
 # --- bfloat16, which numpy does not have
