@@ -1,10 +1,12 @@
 """Generation beside the eager reference, under changed plans, in threads, and what the door refuses."""
 
+import gc
 import shutil
 import subprocess
 import sys
 import threading
 import time
+import tracemalloc
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
@@ -40,6 +42,7 @@ VISIBLE = 1e-2
 # Far past any sensible strength: the latents reach 1e20 and stay finite.
 HUGE_GUIDANCE = 1e4
 TIMEOUT_S = 60
+SMALL_CHANGE_BYTES = 4096  # over fifty calls: caches of the interpreter
 
 
 @dataclass(frozen=True)
@@ -487,6 +490,24 @@ def test_conditions_of_another_float_width_are_taken(pixart: Served, dtype: str)
     wide = {name: value.astype(dtype) for name, value in given.items()}
     results = [pixart.pipeline.generate(seed=1, **one).latents for one in (given, wide)]
     np.testing.assert_array_equal(*results)
+
+
+def test_generations_leave_nothing_behind(dit: Served) -> None:
+    given = labels(1, 2)
+    for _ in range(5):
+        dit.pipeline.generate(seed=1, **given)
+    tracemalloc.start()
+    try:
+        dit.pipeline.generate(seed=1, **given)
+        gc.collect()
+        before = tracemalloc.get_traced_memory()[0]
+        for _ in range(50):
+            dit.pipeline.generate(seed=1, **given)
+        gc.collect()
+        grown = tracemalloc.get_traced_memory()[0] - before
+    finally:
+        tracemalloc.stop()
+    assert grown < SMALL_CHANGE_BYTES
 
 
 def refused(generate: Callable[[], object], match: str) -> None:
