@@ -23,7 +23,7 @@ from .pipeline_folder import PipelineFolder
 KINDS = ("AutoencoderKL", "AutoencoderTiny")
 TRACED_SIDES = (6, 10)  # cells; no two alike, or the exporter takes height and width for one
 MOST_CELLS = 1 << 12
-FEWEST_CELLS = 8  # to a side of a tile
+FEWEST_CELLS, QUARTERS = 8, 4  # to a side of a tile, and what it is a multiple of
 
 
 def decoder_spec_of(
@@ -37,7 +37,7 @@ def decoder_spec_of(
     channels = int(config["latent_channels"])
     heights, widths = ({size[axis] for size in sizes} for axis in (0, 1))
     if tile is not None and tile // folder.cell < max(*heights, *widths):
-        side = tile // folder.cell
+        side = tile // folder.cell // QUARTERS * QUARTERS  # neighbours share a quarter of it, in whole cells
         if side < FEWEST_CELLS:
             raise InvalidRequest(
                 f"--decoder-tile {tile} is below {FEWEST_CELLS * folder.cell} pixels; give at least that"
@@ -126,6 +126,8 @@ def _config(folder: PipelineFolder) -> dict[str, Any]:
         raise CheckpointError(
             f"{folder.path / 'vae'} is a {kind}, supported are {' and '.join(KINDS)}; leave it out by --without decoder"
         )
+    if not isinstance(config.get("latent_channels"), int):
+        raise CheckpointError(f"{folder.path / 'vae'}: config.json names no latent_channels; copy it again")
     if config.get("latents_mean") is not None:
         raise CheckpointError(
             f"{folder.path / 'vae'} scales every channel by its own mean, which is not supported; leave it out by "

@@ -178,8 +178,10 @@ def _shard_paths(folder: Path) -> Iterator[Path]:
     if not (folder / INDEX).is_file():
         yield folder / WEIGHTS
         return
-    names = read_json_object(folder / INDEX).get("weight_map", {}).values()
-    for name in sorted(set(names)):
+    names = read_json_object(folder / INDEX).get("weight_map")
+    if not isinstance(names, dict):
+        raise CheckpointError(f"{folder / INDEX} holds no weight_map; copy it again")
+    for name in sorted(set(map(str, names.values()))):
         if Path(name).name != name:
             raise CheckpointError(f"{folder / INDEX} names {name!r}, outside the folder; do not use it")
         yield folder / name

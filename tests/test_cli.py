@@ -131,7 +131,7 @@ def test_inspect_shows_model_graphs_plan_and_sizes(run: Run, dit_bundle: Path) -
     ran = run("inspect", dit_bundle)
     assert (ran.code, ran.err) == (0, "")
     text = " ".join(ran.out.split())
-    for part in ("dit, 4 blocks, width 64, 16 tokens", "blocks 1 to 2", "fp32", "1:4:16", "class_labels int32 B"):
+    for part in ("dit, 4 blocks, width 64", "sizes 8x8", "blocks 1 to 2", "fp32", "1:4:16", "class_labels int32 B"):
         assert part in text
     for part in ("loop_feedback", "next_latent", "DPMSolverMultistepScheduler", "t_post", "MiB", "hash checked"):
         assert part in text
@@ -336,11 +336,15 @@ def test_a_bad_scheduler_file_is_refused(run: Run, tmp_path: Path, content: byte
     ("options", "part"),
     [
         (("--labels", CLASSES + 1), f"class_labels holds {CLASSES + 1}, expected 0 to {CLASSES}"),
-        (("--labels", "a"), "labels 'a' is not a list of numbers"),
+        (("--labels", "a"), "'a' is no class; this model has no names of classes"),
         (("--labels", "9-3"), "labels '9-3' is empty"),
         (("--labels", "1,9-3"), "9-3"),
         (("--labels", "1-"), "labels '1-'"),
-        (("--labels", "0-9,0-6"), "batch of 17 is outside"),
+        (("--labels", "3", "--size", "8by8"), "size '8by8' is not HEIGHTxWIDTH"),
+        (("--labels", "3", "--size", "16x8"), "size 16x8 is not among the bundle's 8x8"),
+        (("a red fox",), "this bundle has no text encoder; it takes class_labels"),
+        (("--prompts", "none.txt"), "none.txt is not a readable text file"),
+        (("--labels", "3", "--negative-prompt", "blurry"), "negative_prompt is given without a prompt"),
         ((), "'class_labels' is missing"),
         (("--labels", 1, "--seed", "1,2"), "2 seeds for 1 pictures"),
         (("--labels", 1, "--seed", "one"), "seed 'one' is not a list of numbers"),
@@ -463,7 +467,7 @@ def test_a_file_of_another_hash_is_refused(run: Run, copy: Path, tmp_path: Path,
 def test_a_newer_schema_is_refused(run: Run, copy: Path) -> None:
     data = json.loads((copy / "manifest.json").read_text())
     (copy / "manifest.json").write_text(json.dumps({**data, "schema": data["schema"] + 1}))
-    run("verify", copy).refused("manifest schema is 3, this version reads 2; upgrade ilf-trt")
+    run("verify", copy).refused("manifest schema is 4, this version reads 3; upgrade ilf-trt")
 
 
 @pytest.mark.parametrize(

@@ -120,6 +120,12 @@ def test_a_tile_as_large_as_the_picture_is_no_tile(tmp_path: Path) -> None:
     assert (spec.size, spec.tile) == ((8, 8), 0)
 
 
+def test_a_tile_is_rounded_down_to_what_has_whole_quarters(tmp_path: Path) -> None:
+    folder, _ = saved(tmp_path)
+    spec = decoder_spec_of(folder, sizes=[(32, 32)], precision=Precision.FP32, tile=22)
+    assert spec.tile == 8
+
+
 def test_a_tile_that_is_too_small_is_refused(tmp_path: Path) -> None:
     folder, _ = saved(tmp_path)
     with pytest.raises(InvalidRequest, match="--decoder-tile 14 is below 16 pixels"):
@@ -129,6 +135,7 @@ def test_a_tile_that_is_too_small_is_refused(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("changes", "match"),
     [
+        ({"latent_channels": None}, "names no latent_channels"),
         ({"_class_name": "VQModel"}, "is a VQModel, supported are AutoencoderKL and AutoencoderTiny"),
         ({"latents_mean": [0.0] * 4}, "scales every channel by its own mean, which is not supported"),
     ],
