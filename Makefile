@@ -10,6 +10,7 @@ export ILF_TRT_CACHE ?= build/cache
 .PHONY: demo test lint format bench clean
 
 demo: $(VENV)/.build
+	$(BIN)/ilf-trt generate demo-emoji "smiling cat" "green apple" --seed 7 -o build/pictures.png
 	$(BIN)/ilf-trt build --checkpoint demo --output build/demo.ilf --force
 	$(BIN)/ilf-trt generate build/demo.ilf --labels 0-9 --seed 7 -o build/demo.png
 	@if $(BIN)/python -c 'import tensorrt_rtx' 2>/dev/null; then \
@@ -41,6 +42,9 @@ bench: $(VENV)/.dev
 	$(BIN)/python benchmarks/plots.py
 	$(BIN)/python benchmarks/hoisting.py
 	$(BIN)/python benchmarks/hoisting.py --text-gain
+	$(BIN)/python benchmarks/serving.py
+	$(BIN)/python benchmarks/text_export.py
+	$(BIN)/python benchmarks/gallery.py
 	$(BIN)/python benchmarks/build.py
 	$(BIN)/python benchmarks/build.py --precisions fp8 --models dit-xl-256 pixart-alpha-512
 	$(BIN)/python benchmarks/tables.py
@@ -52,7 +56,7 @@ $(BIN)/python:
 	$(PYTHON) -m venv $(VENV)
 
 $(VENV)/.build: $(FILES) | $(BIN)/python
-	$(PIP) --editable '.[build]'
+	$(PIP) --editable '.[pipeline]'
 	touch $@
 
 $(VENV)/.dev: $(FILES) | $(BIN)/python

@@ -102,7 +102,7 @@ class Compiler:
         note = note_of(
             manifest.spec,
             graph.name,
-            manifest.precision,
+            manifest.precision_of(graph.name),
             target=self._options.library.value,
             version=self._facts.version,
             gpus=tuple(map(str, self.gpus)),
@@ -149,7 +149,7 @@ class Compiler:
             graph=graph.name,
             onnx=str(onnx),
             engine=str(folder / ENGINE_FOLDER / options.library / f"{graph.name}.engine"),
-            precision=manifest.precision.value,
+            precision=manifest.precision_of(graph.name).value,
             expected=tuple(name for name in linears if manifest.spec.graph_of_linear(name) == graph.name),
             profile=profile_of(
                 graph, manifest.batch, manifest.spec, times=len(manifest.plan.times), decoder=manifest.decoder

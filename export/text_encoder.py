@@ -9,6 +9,7 @@ from typing import IO, Any
 
 import onnx_ir as ir
 import torch
+from onnxscript.optimizer import optimize_ir
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
@@ -59,16 +60,21 @@ def export_text(folder: PipelineFolder, spec: TextSpec, path: Path) -> None:
             input_names=[port.name for port in spec.graph.inputs],
             output_names=[port.name for port in spec.graph.outputs],
             dynamic_shapes=({0: prompts}, {0: prompts}),
-            optimize=False,  # it would look into weights that are not there
+            optimize=False,
             verbose=False,
         )
-    model = program.model
+        model = program.model
+        weights = list(model.graph.initializers)
+        for name in weights:
+            model.graph.initializers[name].const_value = None  # not there: the optimizer takes it for an input
+        optimize_ir(model)
     strip_metadata(model)
     model.graph.name = spec.graph.name
     path.parent.mkdir(parents=True, exist_ok=True)
     data = path.with_name(path.name + WEIGHTS_SUFFIX)
     with _Shards.open(folder.path / "text_encoder") as shards, data.open("wb") as file:
-        for name, value in model.graph.initializers.items():
+        for name in weights:
+            value = model.graph.initializers[name]
             tensor = shape.buckets(spec.tokens) if name == "buckets" else _laid_out(shards.read(name), name).to(dtype)
             if tuple(tensor.shape) != tuple(value.shape):
                 found, wanted = tuple(tensor.shape), tuple(value.shape)
@@ -85,7 +91,7 @@ def write_tokenizer(folder: PipelineFolder, path: Path) -> None:
     try:
         from transformers import AutoTokenizer
     except ImportError as error:
-        raise MissingDependency(f"text needs {error.name}; pip install 'ilf-trt[text]'") from error
+        raise MissingDependency(f"a text encoder needs {error.name}; pip install 'ilf-trt[pipeline]'") from error
     source = folder.path / "tokenizer"
     try:
         with warnings.catch_warnings():

@@ -6,6 +6,8 @@ from math import isfinite
 from typing import Any
 
 from ilf_trt.contract import (
+    DECODE,
+    TEXT,
     Batch,
     Calibrator,
     DecoderSpec,
@@ -153,6 +155,11 @@ class Manifest:
         except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
             raise BundleError(f"manifest field missing or wrong ({error!r}); build the bundle anew") from error
         return manifest
+
+    def precision_of(self, graph: str) -> Precision:
+        """What a graph runs in: text encoder and decoder have a precision of their own."""
+        beside = {TEXT: self.text, DECODE: self.decoder}.get(graph)
+        return self.precision if beside is None else beside.precision
 
     def check(self) -> None:
         """Raise InvalidRequest when parts of the manifest contradict one another."""

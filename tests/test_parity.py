@@ -12,11 +12,13 @@ import torch
 from numpy.typing import NDArray
 
 from ilf_trt import ILFModel, attach, load_ilf, reference, save_ilf
-from ilf_trt.build import BuildOptions, Stage, build
+from ilf_trt.build import BuildOptions, Stage, build, compile_bundle
+from ilf_trt.contract import DECODE, GRAPHS, TEXT
 from ilf_trt.errors import InvalidRequest, MissingDependency
 from ilf_trt.runtime import Pipeline
 from ilf_trt.schedule import make_plan
 from ilf_trt.served_transformer import ServedTransformer
+from ilf_trt.target import Architecture, EngineOptions, Library
 from ilf_trt.transformer import ILFTransformer
 from tests import small_pipelines
 
@@ -242,6 +244,13 @@ def test_a_size_is_brought_to_the_nearest_that_was_trained(tmp_path: Path) -> No
         two.ours.generate("a red fox", size=(100, 400))
     with pytest.raises(InvalidRequest, match="size 200x300 is not among the bundle's 256x256, 208x304; the nearest is"):
         two.ours.generate("a red fox", size=asked, binning=False)
+
+
+def test_every_graph_of_a_pipeline_becomes_an_engine(pair: Callable[[str], Pair], tmp_path: Path) -> None:
+    pytest.importorskip("tensorrt_rtx", reason="TensorRT-RTX builds without a GPU")
+    engines = EngineOptions(Library.TENSORRT_RTX, (Architecture(8, 9),))
+    made = compile_bundle(pair("alpha").ours.bundle.path, tmp_path / "engines.ilf", engines)
+    assert [facts.graph for facts in made.bundle.manifest.engines] == [*GRAPHS, TEXT, DECODE]
 
 
 # --- inside diffusers' own pipelines
