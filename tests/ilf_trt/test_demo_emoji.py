@@ -1,0 +1,88 @@
+"""The text-to-image demo in the package: whole, small, and different for different prompts."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from transformers import AutoTokenizer, T5EncoderModel
+
+from ilf_trt import ILFModel, load_ilf, reference
+from ilf_trt.build import BuildOptions, build
+from ilf_trt.checkpoint import read_checkpoint
+from ilf_trt.contract import Batch
+from ilf_trt.packaged import EMOJI, packaged
+from ilf_trt.runtime import Pipeline
+from ilf_trt.schedule import make_plan
+
+MOST_BYTES = 12_000_000
+PROMPTS = ["smiling cat", "green apple"]
+STEPS = 4
+
+
+@pytest.fixture(scope="module")
+def model() -> ILFModel:
+    return load_ilf("demo-emoji")
+
+
+def embedded(prompts: list[str]) -> dict[str, torch.Tensor]:
+    tokenizer: Any = AutoTokenizer.from_pretrained(EMOJI.folder / "tokenizer")
+    encoder = T5EncoderModel.from_pretrained(EMOJI.folder / "text_encoder", dtype=torch.float32)
+    length = tokenizer.model_max_length
+    conditions = {}
+    for prefix, texts in (("", prompts), ("negative_", [""] * len(prompts))):
+        given = tokenizer(texts, padding="max_length", max_length=length, truncation=True, return_tensors="pt")
+        with torch.inference_mode():
+            text = encoder(given.input_ids, attention_mask=given.attention_mask).last_hidden_state
+        conditions |= {f"{prefix}text": text, f"{prefix}text_mask": given.attention_mask.float()}
+    return conditions
+
+
+def test_it_is_small_and_says_where_its_pictures_are_from() -> None:
+    files = [path for path in EMOJI.folder.rglob("*") if path.is_file()]
+    assert sum(path.stat().st_size for path in files) <= MOST_BYTES
+    notice = (EMOJI.folder / "NOTICE").read_text()
+    assert "Noto Emoji" in notice
+    assert "Apache License 2.0" in notice
+
+
+def test_its_name_stands_for_the_folder_unless_one_lies_here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert packaged("demo-emoji") is EMOJI
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "demo-emoji").mkdir()
+    assert packaged("demo-emoji") is None
+
+
+def test_its_base_is_the_one_that_it_was_trained_on(model: ILFModel) -> None:
+    checkpoint = read_checkpoint("demo-emoji")
+    assert (checkpoint.kind, checkpoint.base) == ("pixart", str(EMOJI.folder / "transformer"))
+    assert model.adapter.latent == (3, 32, 32)
+    assert any(scale != 0 for scale in model.feedback.scales.tolist())
+
+
+def test_every_name_is_read_without_unknown_words() -> None:
+    tokenizer: Any = AutoTokenizer.from_pretrained(EMOJI.folder / "tokenizer")
+    for text in ("smiling cat face with heart shaped eyes", "green apple", "crescent moon", "soccer ball"):
+        ids = tokenizer(text).input_ids
+        assert tokenizer.unk_token_id not in ids
+        assert tokenizer.decode(ids, skip_special_tokens=True) == text
+
+
+def test_a_served_prompt_gives_the_references_picture(model: ILFModel, tmp_path: Path) -> None:
+    options = BuildOptions(batch=Batch(2, 2, 2), guidance_scale=EMOJI.guidance_scale, steps=STEPS, verify=False)
+    built = build("demo-emoji", tmp_path / "emoji.ilf", options)
+    manifest = built.bundle.manifest
+    plan = make_plan(manifest.scheduler, STEPS, blocks=len(model.adapter.blocks), loop=model.loop, feedback="outer:1")
+    noise = torch.randn(2, 3, 32, 32, generator=torch.Generator().manual_seed(7))
+    wanted = reference.generate(
+        model, plan, manifest.scheduler, embedded(PROMPTS), noise, guidance_scale=EMOJI.guidance_scale
+    ).numpy()
+    with Pipeline.load(built.bundle.path, threads=1) as pipeline:
+        result = pipeline.generate(PROMPTS, seed=7, plan=plan)
+    assert np.abs(result.latents - wanted).max() / np.abs(wanted).max() < 1e-4
+    assert result.pixels is not None
+    assert result.pixels.shape == (2, 32, 32, 3)
+    cat, apple = result.pixels[:, 8:24, 8:24].astype(float).mean((1, 2))
+    assert apple[1] > apple[0]  # more green than red
+    assert cat[0] > cat[2]  # more yellow than blue
