@@ -145,7 +145,9 @@ class Bench:
         cond = OnnxRuntimeEngine(border, self.pipeline.bundle.graph_path("cond"), threads=0)
         sizes = {"B": 1, "R": 2, "T": len(plan.times)}
         tables = {port.name: np.zeros(port.resolve(sizes), port.dtype) for port in cond.graph.outputs}
-        times, labels = np.array(plan.times, np.float32), np.array([self.label], np.int32)
+        times, labels = np.array(plan.times, np.float32), np.array([self.label, manifest.spec.null], np.int32)
+        rows = {"picture": [0, 0], "conditional": [0], "unconditional": [1]}
+        places = {name: np.array(numbers, np.int32) for name, numbers in rows.items()}
         constants = self.pipeline.bundle.constants()
         condition = cond.bind({"times": times, "class_labels": labels, **constants, **tables})
         latents = [np.zeros((1, *manifest.spec.latent), np.float32) for _ in range(2)]
@@ -157,6 +159,7 @@ class Bench:
             engine.bind(
                 {
                     **{name: table[plan.times.index(step.t)] for name, table in tables.items()},
+                    **places,
                     "latent": latents[k % 2],
                     "next_latent": latents[(k + 1) % 2],
                     "prediction": history[k % 3],

@@ -35,6 +35,21 @@ def study(data: str, part: str) -> str:
     return "\n".join(lines)
 
 
+def emoji() -> str:
+    """The text-to-image demo: distances and shares over the seeds."""
+    groups: dict[str, list[Row]] = {}
+    for row in read_rows("quality-emoji"):
+        groups.setdefault(row["sampler"], []).append(row)
+    lines = [
+        "| sampler | block forwards | Fréchet distance, mean (each seed) | nearest is its own | among five nearest |",
+        "|---|---|---|---|---|",
+    ]
+    for sampler, rows in groups.items():
+        shares = [_mean(row[name] for row in rows) for name in ("own", "near")]
+        lines.append(f"| {' | '.join([sampler, rows[0]['block_forwards'], distances(rows), *shares])} |")
+    return "\n".join(lines)
+
+
 def distances(rows: list[Row]) -> str:
     """`0.111 (0.122 0.109 0.101)`, or the one number of a single seed."""
     found = [float(row["frechet"]) for row in rows]
@@ -54,6 +69,7 @@ def _number(text: str) -> float | None:
 PARTS = ("main", "rules", "patterns", "trainings", "duration")
 STUDY: dict[str, Callable[[], str]] = {
     f"study-{data}-{part}": lambda data=data, part=part: study(data, part)  # type: ignore[misc]
-    for data in ("digits", "cifar10")
+    for data in ("digits", "digits-4-rounds", "cifar10")
     for part in PARTS
 }
+STUDY["study-emoji"] = lambda: emoji()

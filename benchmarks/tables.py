@@ -140,6 +140,39 @@ def training() -> str:
     )
 
 
+def serving() -> str:
+    """Cold start, memory, and what generations leave behind."""
+    lines = [
+        "| bundle | MiB on disk | process start to first picture, s (spread) | peak MiB | with low_memory: peak MiB "
+        "| s | growth over 200 generations, MiB |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for row in read_rows("serving"):
+        cold = f"{row['cold_start_s']} ({row['cold_start_min']} to {row['cold_start_max']})"
+        cells = [
+            row["model"],
+            row["bundle_mib"],
+            cold,
+            row["peak_mib"],
+            row["low_memory_peak_mib"],
+            row["low_memory_s"],
+        ]
+        lines.append(f"| {' | '.join([*cells, row['resident_growth_mib'] or '–'])} |")
+    return "\n".join(lines)
+
+
+def text_export() -> str:
+    """Memory of exporting a text encoder."""
+    lines = [
+        "| layers x width | shards | precision | weights, MiB | peak grew by, MiB | s |",
+        "|---|---|---|---|---|---|",
+    ]
+    for row in read_rows("text-export"):
+        names = ("shards", "precision", "weights_mib", "growth_mib", "export_s")
+        lines.append(f"| {row['layers']} x {row['width']} | {' | '.join(row[name] for name in names)} |")
+    return "\n".join(lines)
+
+
 TABLES: dict[str, dict[str, Callable[[], str]]] = {
     "README.md": {
         "cpu-latency": latency,
@@ -149,6 +182,7 @@ TABLES: dict[str, dict[str, Callable[[], str]]] = {
     },
     "docs/training.md": {"training": training},
     "docs/engines.md": {"hoisting": hoisting, "hoisting-text": text_gain},
+    "docs/pipelines.md": {"serving": serving, "text-export": text_export},
 }
 
 ANYWHERE: dict[str, Callable[[], str]] = {
