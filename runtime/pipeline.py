@@ -17,12 +17,13 @@ from numpy.typing import ArrayLike, NDArray
 from ilf_trt.bundle import TOKENIZER_FILE, Bundle
 from ilf_trt.class_names import labels_of
 from ilf_trt.conditions import check_conditions, row_conditions
-from ilf_trt.contract import DECODE, NEGATIVE, PICTURES, Graph, Port
-from ilf_trt.errors import Cancelled, InvalidRequest, PortMismatch
+from ilf_trt.contract import NEGATIVE, PICTURES
+from ilf_trt.errors import InvalidRequest
 from ilf_trt.manifest import Manifest
 from ilf_trt.schedule import Ratio, Rule, StepPlan, make_plan
 
 from . import start
+from .alone import run_alone
 from .chunks import Chunk, chunks_of
 from .compatibility import EngineKind
 from .decoder import Decoder
@@ -35,8 +36,9 @@ from .picture import pixels_from_latents
 from .prompts import Prompt, Prompts, embed
 from .result import Result
 from .session import KEPT_TRAJECTORIES, Job, Session, Timings
-from .stages import CLOSED, GRAPHS_OF, AllAtOnce, OneAfterAnother, Place, Stages
+from .stages import CLOSED, AllAtOnce, OneAfterAnother, Place, Stages
 from .tokens import Tokens
+from .watch import Watching
 
 DEFAULT_SESSIONS = 4
 PIXEL_CHANNELS = (1, 3)
@@ -113,17 +115,7 @@ class Pipeline:
 
         Raises PortMismatch for a missing array or a wrong shape, InvalidRequest for an unknown graph.
         """
-        border = next((each for each in self.manifest.graphs if each.name == graph), None)
-        if border is None:
-            names = ", ".join(each.name for each in self.manifest.graphs)
-            raise InvalidRequest(f"the bundle has no graph {graph!r}; it has {names}")
-        given = {port.name: _as_port(graph, port, arrays.get(port.name)) for port in border.inputs}
-        sizes = self._sizes(border, given)
-        outputs = {port.name: np.zeros(port.resolve(sizes), port.array_dtype) for port in border.outputs}
-        stage = next(name for name, graphs in GRAPHS_OF.items() if graph in graphs)
-        with self._stages.session(stage) as (place, _):
-            place.run(border, given, outputs)
-        return outputs
+        return run_alone(self.manifest, self._stages, graph, arrays)
 
     def warm_up(
         self, pictures: int | None = None, plan: StepPlan | None = None, *, size: Sequence[int] | None = None
@@ -203,7 +195,7 @@ class Pipeline:
             raise InvalidRequest(
                 f"{pictures} pictures are more than a run's {batch.max}, and latents on a GPU are not split; pass fewer"
             )
-        watch = _Watch(len(plan.steps) * len(chunks), progress, cancel) if progress or cancel else None
+        watch = Watching(len(plan.steps) * len(chunks), progress, cancel) if progress or cancel else None
         job = Job(plan, pictures, frame.cells, guided)
         made, timings = self._trajectories(
             chunks, job, arrays, noises, scale, watch, profile=profile, on_device=on_device
@@ -349,7 +341,7 @@ class Pipeline:
         arrays: Mapping[str, NDArray[Any]],
         noises: Any,
         scale: float,
-        watch: "_Watch | None",
+        watch: Watching | None,
         *,
         profile: bool,
         on_device: bool,
@@ -393,35 +385,6 @@ class Pipeline:
             pixels = Decoder(run, spec).decode(latents, frame.asked if frame.asked != frame.made else None)
         return pixels, (perf_counter_ns() - begin) / 1e6
 
-    def _sizes(self, graph: Graph, arrays: Mapping[str, NDArray[Any]]) -> dict[str, int]:
-        """What every symbol of a graph stands for, by what the inputs have."""
-        sizes: dict[str, int] = {}
-        for port in graph.inputs:
-            for dim, size in zip(port.shape, arrays[port.name].shape, strict=True):
-                if isinstance(dim, str) and sizes.setdefault(dim, size) != size:
-                    raise PortMismatch(
-                        f"{graph.name}: input {port.name!r} has {dim} = {size}, others have {sizes[dim]}"
-                    )
-        if graph.name == DECODE and self.manifest.decoder is not None:
-            scale = self.manifest.decoder.scale
-            sizes |= {f"{scale}{name}": side * scale for name, side in sizes.items()}
-        return sizes
-
-
-class _Watch:
-    """Tells of every step that is done, and ends a generation that its caller wants no more."""
-
-    def __init__(self, steps: int, progress: Callable[[int, int], None] | None, cancel: Event | None) -> None:
-        self._steps, self._progress, self._cancel = steps, progress, cancel
-        self._done = 0
-
-    def __call__(self) -> None:
-        self._done += 1
-        if self._progress is not None:
-            self._progress(self._done, self._steps)
-        if self._cancel is not None and self._cancel.is_set():
-            raise Cancelled(f"cancelled after {self._done} of {self._steps} steps")
-
 
 def _ordinal(device: str) -> int | None:
     """`"cuda:1"` -> 1, `"cuda"` -> 0, `"cpu"` -> None."""
@@ -431,14 +394,3 @@ def _ordinal(device: str) -> int | None:
     if name != "cuda" or (colon and not (number.isascii() and number.isdecimal())):
         raise InvalidRequest(f"device {device!r} is unknown; it is cpu, cuda or cuda:N")
     return int(number or 0)
-
-
-def _as_port(graph: str, port: Port, array: ArrayLike | None) -> NDArray[Any]:
-    if array is None:
-        raise PortMismatch(f"{graph}: input {port.name!r} is missing, it is {port.dtype} {port.shape}")
-    found = np.ascontiguousarray(array, dtype=port.array_dtype)
-    if len(found.shape) != len(port.shape) or any(
-        isinstance(want, int) and want != got for want, got in zip(port.shape, found.shape, strict=True)
-    ):
-        raise PortMismatch(f"{graph}: input {port.name!r} is {found.shape}, expected {port.shape}")
-    return found
