@@ -21,6 +21,7 @@ from unsplit import UNSPLIT, opened
 from ilf_trt import attach, load_ilf
 from ilf_trt.bundle import ENGINE_FOLDER, GRAPH_FOLDER, Bundle
 from ilf_trt.checkpoint import read_checkpoint
+from ilf_trt.conditions import row_conditions
 from ilf_trt.reference import CompileOptions
 from ilf_trt.runtime import Pipeline
 from ilf_trt.runtime.verify import difference
@@ -247,10 +248,12 @@ class Bench:
         bundle = Bundle.open(self.bundle(precision))
         whole = unsplit_path(bundle.path, library)
         of_library = None if library == ONNXRUNTIME else Library(library)
+        spec = bundle.manifest.spec
+        rows = row_conditions(spec, self.conditions, guided=spec.guidance)
         with opened(bundle, plan, self.batch, whole, device=self.machine.device, library=of_library) as trajectory:
 
             def run(*, profile: bool) -> tuple[Any, Any]:
-                return trajectory.run(self.noise, self.conditions, GUIDANCE_SCALE, profile=profile, on_device=False)
+                return trajectory.run(self.noise, rows, GUIDANCE_SCALE, profile=profile, on_device=False, watch=None)
 
             yield Ready(
                 lambda: _shot(*run(profile=False)),

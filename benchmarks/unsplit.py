@@ -26,7 +26,7 @@ from ilf_trt.runtime.host import HostTrajectory
 from ilf_trt.runtime.onnxruntime_cuda_engine import OnnxRuntimeCudaEngine
 from ilf_trt.runtime.onnxruntime_engine import OnnxRuntimeEngine
 from ilf_trt.runtime.route import COND, Route, Run, route_of
-from ilf_trt.runtime.session import Trajectory
+from ilf_trt.runtime.session import Job, Trajectory
 from ilf_trt.runtime.tensorrt_engine import TensorRT
 from ilf_trt.schedule import StepPlan
 from ilf_trt.target import EngineOptions, Library
@@ -81,7 +81,9 @@ def build_unsplit(manifest: Manifest, onnx: Path, engine: Path, options: EngineO
         engine=str(engine.resolve()),
         precision=manifest.precision.value,
         expected=(),
-        profile=profile_of(unsplit_graph(_graphs(manifest)), manifest.batch, times=len(manifest.plan.times)),
+        profile=profile_of(
+            unsplit_graph(_graphs(manifest)), manifest.batch, manifest.spec, times=len(manifest.plan.times)
+        ),
         gpus=tuple(map(str, options.gpus)),
         builder_level=options.builder_level,
         workspace_bytes=options.workspace_bytes,
@@ -102,7 +104,8 @@ def opened(
     manifest = bundle.manifest
     graphs = _graphs(manifest)
     both = (graphs[COND], unsplit_graph(graphs))
-    route = _route(route_of(manifest, plan, pictures), both[1])
+    job = Job(plan, pictures, manifest.spec.latent[1:], manifest.spec.guidance)
+    route = _route(route_of(manifest, job), both[1])
     cond = bundle.path / ENGINE_FOLDER / library / f"{COND}.engine" if library else bundle.graph_path(COND)
     files = {COND: cond, UNSPLIT: whole}
     with ExitStack() as stack:

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ilf_trt.bundle import Bundle
-from ilf_trt.contract import GRAPHS, Graph, Precision
+from ilf_trt.contract import DECODE, TEXT, Graph, Precision
 from ilf_trt.errors import InvalidRequest
 from ilf_trt.manifest import Manifest
 
@@ -95,7 +95,7 @@ class HostTrajectory:
 
     def __init__(self, engines: Mapping[str, Engine], constants: Mapping[str, Array], route: Route) -> None:
         self._route = route
-        self._graphs = tuple(name for name in engines if name in GRAPHS)
+        self._graphs = tuple(name for name in engines if name not in (TEXT, DECODE))
         self._arrays = {name: np.zeros(each.shape, each.dtype) for name, each in route.tensors.items()}
         for name, value in route.fixed.items():
             self._arrays[name][:] = value

@@ -16,6 +16,7 @@ import torch
 from ilf_trt import attach
 from ilf_trt.build import BuildResult
 from ilf_trt.bundle import Bundle
+from ilf_trt.conditions import row_conditions
 from ilf_trt.contract import Loop, Precision
 from ilf_trt.engines.profiles import profile_of
 from ilf_trt.errors import DeviceError, InvalidRequest
@@ -396,13 +397,14 @@ def test_one_graph_a_step_gives_what_five_give(
     pictures = 3
     noise = np.random.default_rng(3).standard_normal((pictures, *bundle.manifest.spec.latent), np.float32)
     conditions = conditions_of(bundle, pictures)
+    rows = row_conditions(bundle.manifest.spec, conditions, guided=True)
     with Pipeline.load(built.bundle.path, threads=1) as pipeline:
         plan = pipeline.plan(5, feedback="none")
         wanted = pipeline.generate(latents=noise, plan=plan, guidance_scale=GUIDANCE, **conditions).latents
     device = "cpu" if library is None else "cuda:0"
     with unsplit.opened(bundle, plan, pictures, whole, device=device, library=library) as trajectory:
         for _ in range(3):
-            got, timings = trajectory.run(noise, conditions, GUIDANCE, profile=False, on_device=False)
+            got, timings = trajectory.run(noise, rows, GUIDANCE, profile=False, on_device=False)
             assert np.abs(got - wanted).max() <= ROUNDING * np.abs(wanted).max()
     assert timings.captured == (library is not None)
 
