@@ -54,7 +54,7 @@ EXHIBITS = (
         "Emoji from prompts",
         {"prompt": list(PROMPTS)},
         PROMPTS,
-        "A PixArt of 12 blocks of width 96 with its own text encoder, 32x32 pixels, trained on one core in an hour: "
+        "A PixArt of 12 blocks of width 96 with its own text encoder, 32x32 pixels, trained on one CPU core: "
         "it knows some 590 emoji by name, mixes them up, and is no model of the world. Guidance 4.",
     ),
     Exhibit(

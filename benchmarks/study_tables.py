@@ -37,16 +37,16 @@ def study(data: str, part: str) -> str:
 
 def emoji() -> str:
     """The text-to-image demo: distances and shares over the seeds."""
-    groups: dict[str, list[Row]] = {}
+    groups: dict[tuple[str, str], list[Row]] = {}
     for row in read_rows("quality-emoji"):
-        groups.setdefault(row["sampler"], []).append(row)
+        groups.setdefault((row["guidance_scale"], row["sampler"]), []).append(row)
     lines = [
-        "| sampler | block forwards | Fréchet distance, mean (each seed) | nearest is its own | among five nearest |",
-        "|---|---|---|---|---|",
+        "| guidance | sampler | block forwards | Fréchet distance, mean (each seed) | nearest is its own | among five nearest |",
+        "|---|---|---|---|---|---|",
     ]
-    for sampler, rows in groups.items():
+    for (scale, sampler), rows in groups.items():
         shares = [_mean(row[name] for row in rows) for name in ("own", "near")]
-        lines.append(f"| {' | '.join([sampler, rows[0]['block_forwards'], distances(rows), *shares])} |")
+        lines.append(f"| {' | '.join([scale, sampler, rows[0]['block_forwards'], distances(rows), *shares])} |")
     return "\n".join(lines)
 
 
