@@ -41,7 +41,8 @@ def emoji() -> str:
     for row in read_rows("quality-emoji"):
         groups.setdefault((row["guidance_scale"], row["sampler"]), []).append(row)
     lines = [
-        "| guidance | sampler | block forwards | Fréchet distance, mean (each seed) | nearest is its own | among five nearest |",
+        "| guidance | sampler | block forwards | Fréchet distance, mean (each seed) | nearest is its own "
+        "| among five nearest |",
         "|---|---|---|---|---|---|",
     ]
     for (scale, sampler), rows in groups.items():

@@ -79,7 +79,8 @@ def test_the_wheel_holds_the_tracked_sources_of_the_four_folders_and_nothing_els
     for name in tracked_files():
         folder, _, rest = name.partition("/")
         if folder in FOLDERS and (
-            name.endswith((".py", "py.typed")) or name.startswith(("ilf_trt/demo/", "ilf_trt/recipes/"))
+            name.endswith((".py", "py.typed"))
+            or name.startswith(("ilf_trt/demo/", "ilf_trt/demo_emoji/", "ilf_trt/recipes/"))
         ):
             sources.add(f"{FOLDERS[folder]}/{rest}")
     assert {name for name in names if ".dist-info/" not in name} == sources

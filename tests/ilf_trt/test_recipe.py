@@ -25,8 +25,8 @@ def refused(changes: list[str], message: str, name: str = "demo") -> None:
 # --- the files
 
 
-def test_the_package_holds_the_demo_cifar_10_and_the_paper_s_five_models() -> None:
-    assert recipe_names() == sorted(["cifar10", "demo", "dit-xl-256", *TEXT_MODELS])
+def test_the_package_holds_the_demos_cifar_10_and_the_paper_s_five_models() -> None:
+    assert recipe_names() == sorted(["cifar10", "demo", "dit-xl-256", "emoji", *TEXT_MODELS])
 
 
 @pytest.mark.parametrize("name", recipe_names())
