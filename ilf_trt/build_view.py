@@ -49,9 +49,11 @@ def print_build(result: BuildResult, console: Console) -> None:
     for stage, seconds in result.stage_s.items():
         times.add_row(stage, f"{seconds:.1f}")
     console.print(times)
-    path, spec = result.bundle.path, result.bundle.manifest.spec
+    path, spec, text = result.bundle.path, result.bundle.manifest.spec, result.bundle.manifest.text
     labels = any(port.name == "class_labels" for port in spec.conditions)
     arguments = "--labels 0-9 -o build/picture.png" if labels else "--conditions text.npz --latents-out latents.npy"
+    if text is not None:
+        arguments = '"a red fox" -o build/picture.png'
     following = f"generate {path} {arguments}"
     lines = [f"{path}: {result.bundle.size_bytes / MIB:.1f} MiB in {sum(result.stage_s.values()):.0f} s"]
     if result.reused:
