@@ -2,7 +2,7 @@
 
 import warnings
 from collections.abc import Iterator
-from contextlib import ExitStack
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
@@ -72,7 +72,8 @@ def export_text(folder: PipelineFolder, spec: TextSpec, path: Path) -> None:
     model.graph.name = spec.graph.name
     path.parent.mkdir(parents=True, exist_ok=True)
     data = path.with_name(path.name + WEIGHTS_SUFFIX)
-    with _Shards.open(folder.path / "text_encoder") as shards, data.open("wb") as file:
+    shards = _Shards.of(folder.path / "text_encoder")
+    with data.open("wb") as file:
         for name in weights:
             value = model.graph.initializers[name]
             tensor = shape.buckets(spec.tokens) if name == "buckets" else _laid_out(shards.read(name), name).to(dtype)
@@ -148,36 +149,35 @@ def _written(tensor: Tensor, file: IO[bytes], path: Path, name: str) -> Any:
 
 @dataclass(frozen=True, slots=True)
 class _Shards:
-    """Open safetensors files, and which of them holds a tensor."""
+    """Which safetensors file holds a tensor; each is opened for one tensor at a time, so that none stays mapped."""
 
     folder: Path
-    files: dict[str, Any]
-    close: Any
+    paths: dict[str, Path]
 
     @classmethod
-    def open(cls, folder: Path) -> "_Shards":
-        with ExitStack() as stack:
-            files: dict[str, Any] = {}
-            for path in _shard_paths(folder):
-                try:
-                    opened = stack.enter_context(safe_open(path, framework="pt"))
-                except (OSError, SafetensorError) as error:
-                    raise CheckpointError(f"{path} is missing or damaged ({error}); copy it again") from error
-                files |= dict.fromkeys(opened.keys(), opened)
-            return cls(folder, files, stack.pop_all().close)
+    def of(cls, folder: Path) -> "_Shards":
+        paths: dict[str, Path] = {}
+        for path in _shard_paths(folder):
+            with _opened(path) as shard:
+                paths |= dict.fromkeys(shard.keys(), path)
+        return cls(folder, paths)
 
     def read(self, name: str) -> Tensor:
         for alias in EMBEDDINGS if name in EMBEDDINGS else (name,):
-            if alias in self.files:
-                tensor: Tensor = self.files[alias].get_tensor(alias)
-                return tensor
+            if alias in self.paths:
+                with _opened(self.paths[alias]) as shard:
+                    tensor: Tensor = shard.get_tensor(alias)
+                    return tensor
         raise CheckpointError(f"{self.folder} lacks {name}; copy all of its shards again")
 
-    def __enter__(self) -> "_Shards":
-        return self
 
-    def __exit__(self, *_: object) -> None:
-        self.close()
+@contextmanager
+def _opened(path: Path) -> Iterator[Any]:
+    try:
+        with safe_open(path, framework="pt") as shard:
+            yield shard
+    except (OSError, SafetensorError) as error:
+        raise CheckpointError(f"{path} is missing or damaged ({error}); copy it again") from error
 
 
 def _shard_paths(folder: Path) -> Iterator[Path]:
