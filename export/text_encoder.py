@@ -43,7 +43,7 @@ def export_text(folder: PipelineFolder, spec: TextSpec, path: Path) -> None:
     The graph is made without weights; they are then read from their shards, cast and written one by one, so that no
     more than one of them is in memory. Raises CheckpointError for weights that are missing or of another shape.
     """
-    shape = _shape(folder)
+    shape, shards = _shape(folder), _Shards.of(folder.path / "text_encoder")
     dtype = getattr(torch, spec.precision.dtype)
     with quiet(), FakeTensorMode(), torch.no_grad():
         module = _weightless(shape, spec.tokens, dtype)
@@ -72,7 +72,6 @@ def export_text(folder: PipelineFolder, spec: TextSpec, path: Path) -> None:
     model.graph.name = spec.graph.name
     path.parent.mkdir(parents=True, exist_ok=True)
     data = path.with_name(path.name + WEIGHTS_SUFFIX)
-    shards = _Shards.of(folder.path / "text_encoder")
     with data.open("wb") as file:
         for name in weights:
             value = model.graph.initializers[name]

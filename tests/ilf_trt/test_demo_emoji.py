@@ -3,17 +3,13 @@
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 from transformers import AutoTokenizer, T5EncoderModel
 
 from ilf_trt import ILFModel, load_ilf, reference
-from ilf_trt.build import BuildOptions, build
 from ilf_trt.checkpoint import read_checkpoint
-from ilf_trt.contract import Batch
 from ilf_trt.packaged import EMOJI, packaged
-from ilf_trt.runtime import Pipeline
 from ilf_trt.schedule import make_plan
 
 MOST_BYTES = 12_000_000
@@ -69,20 +65,13 @@ def test_every_name_is_read_without_unknown_words() -> None:
         assert tokenizer.decode(ids, skip_special_tokens=True) == text
 
 
-def test_a_served_prompt_gives_the_references_picture(model: ILFModel, tmp_path: Path) -> None:
-    options = BuildOptions(batch=Batch(2, 2, 2), guidance_scale=EMOJI.guidance_scale, steps=STEPS, verify=False)
-    built = build("demo-emoji", tmp_path / "emoji.ilf", options)
-    manifest = built.bundle.manifest
-    plan = make_plan(manifest.scheduler, STEPS, blocks=len(model.adapter.blocks), loop=model.loop, feedback="outer:1")
+def test_a_prompt_gives_its_colours(model: ILFModel) -> None:
+    scheduler = read_checkpoint("demo-emoji").scheduler_config()
+    plan = make_plan(scheduler, STEPS, blocks=len(model.adapter.blocks), loop=model.loop, feedback="outer:1")
     noise = torch.randn(2, 3, 32, 32, generator=torch.Generator().manual_seed(7))
-    wanted = reference.generate(
-        model, plan, manifest.scheduler, embedded(PROMPTS), noise, guidance_scale=EMOJI.guidance_scale
-    ).numpy()
-    with Pipeline.load(built.bundle.path, threads=1) as pipeline:
-        result = pipeline.generate(PROMPTS, seed=7, plan=plan)
-    assert np.abs(result.latents - wanted).max() / np.abs(wanted).max() < 1e-4
-    assert result.pixels is not None
-    assert result.pixels.shape == (2, 32, 32, 3)
-    cat, apple = result.pixels[:, 8:24, 8:24].astype(float).mean((1, 2))
+    scale = EMOJI.guidance_scale
+    made = reference.generate(model, plan, scheduler, embedded(PROMPTS), noise, guidance_scale=scale)
+    assert torch.isfinite(made).all()
+    cat, apple = made[..., 8:24, 8:24].mean((2, 3))
     assert apple[1] > apple[0]  # more green than red
     assert cat[0] > cat[2]  # more yellow than blue
