@@ -43,8 +43,7 @@ class Surroundings:
         if folder is None:
             if options.without:
                 raise InvalidRequest(f"--without {options.without[0]} is for a bundle that is built with --pipeline")
-            cell = LATENT_CELL if channels == LATENT_CHANNELS else 1
-            return cls(None, None, None, PictureFacts(cell, {}, {}))
+            return cls(None, None, None, PictureFacts(_cell(model, folder), {}, {}))
         picture = PictureFacts(folder.cell, folder.class_names, folder.bins)
         text = decoder = None
         if folder.has_text and Stage.TEXT not in options.without:
@@ -116,10 +115,10 @@ def text_tokens(options: BuildOptions, folder: PipelineFolder | None) -> int:
 
 def cells_of(model: ILFModel, options: BuildOptions, folder: PipelineFolder | None) -> tuple[tuple[int, int], ...]:
     """The sizes of `options` in cells of a latent; the model's own without any. Raises InvalidRequest."""
-    channels, *own = model.adapter.latent
+    _, height, width = model.adapter.latent
     if not options.sizes:
-        return ((own[0], own[1]),)
-    cell = folder.cell if folder is not None else LATENT_CELL if channels == LATENT_CHANNELS else 1
+        return ((height, width),)
+    cell = _cell(model, folder)
     step = cell * model.adapter.patch
     for height, width in options.sizes:
         if height % step or width % step:
@@ -129,6 +128,13 @@ def cells_of(model: ILFModel, options: BuildOptions, folder: PipelineFolder | No
                 f"{low}x{high}"
             )
     return tuple((height // cell, width // cell) for height, width in options.sizes)
+
+
+def _cell(model: ILFModel, folder: PipelineFolder | None) -> int:
+    """Pixels to a side of a latent's cell: the pipeline's, or what latents of so many channels have by custom."""
+    if folder is not None:
+        return folder.cell
+    return LATENT_CELL if model.adapter.latent[0] == LATENT_CHANNELS else 1
 
 
 def _key(subfolder: Path, spec: Mapping[str, Any]) -> str:

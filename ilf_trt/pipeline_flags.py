@@ -56,10 +56,12 @@ class PipelineFlags:
 
 def sizes_of(text: str) -> tuple[tuple[int, int], ...]:
     """`"512x512,768x512"` -> ((512, 512), (768, 512)), each (height, width); raises InvalidRequest."""
-    sizes = []
-    for part in text.split(","):
-        sides = part.strip().split("x")
-        if len(sides) != 2 or not all(side.isascii() and side.isdecimal() and int(side) > 0 for side in sides):
-            raise InvalidRequest(f"size {text!r} is not HEIGHTxWIDTH in pixels; give 512x768, or several with commas")
-        sizes.append((int(sides[0]), int(sides[1])))
-    return tuple(dict.fromkeys(sizes))
+    return tuple(dict.fromkeys(map(size_of, text.split(","))))
+
+
+def size_of(text: str) -> tuple[int, int]:
+    """`"768x512"` -> (768, 512), (height, width); raises InvalidRequest."""
+    sides = text.strip().split("x")
+    if len(sides) != 2 or not all(side.isascii() and side.isdecimal() and int(side) > 0 for side in sides):
+        raise InvalidRequest(f"size {text!r} is not HEIGHTxWIDTH in pixels; give 512x768")
+    return int(sides[0]), int(sides[1])

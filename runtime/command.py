@@ -17,6 +17,7 @@ from rich.table import Table
 from ilf_trt.conditions import numbers_of, read_conditions
 from ilf_trt.engine_flags import CacheFolder, cache_folder
 from ilf_trt.errors import InvalidRequest
+from ilf_trt.pipeline_flags import size_of
 from ilf_trt.schedule import Rule, StepPlan
 
 from .compatibility import EngineKind
@@ -144,7 +145,7 @@ def generate(
             result = pipeline.generate(
                 texts or None,
                 negative_prompt=negative_prompt,
-                size=None if size is None else _size(size),
+                size=None if size is None else size_of(size),
                 seed=seeds[0] if len(seeds) == 1 else seeds,
                 latents=None if latents_in is None else _array(latents_in),
                 noise=noise,
@@ -242,13 +243,6 @@ def _lines(path: Path) -> list[str]:
     if not texts:
         raise InvalidRequest(f"{path} holds no prompt; give one a line")
     return texts
-
-
-def _size(text: str) -> tuple[int, int]:
-    sides = text.split("x")
-    if len(sides) != 2 or not all(side.isascii() and side.isdecimal() for side in sides):
-        raise InvalidRequest(f"size {text!r} is not HEIGHTxWIDTH in pixels; give 512x768")
-    return int(sides[0]), int(sides[1])
 
 
 def _plan(path: Path) -> StepPlan:

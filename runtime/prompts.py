@@ -42,11 +42,6 @@ class Prompts:
             )
         return cls(positive, against, clean)
 
-    @property
-    def asked(self) -> tuple[str, ...]:
-        """Every different text, as the model reads it."""
-        return tuple(dict.fromkeys(self.read(text) for text in (*self.positive, *self.negative)))
-
     def read(self, text: str) -> str:
         """A text as the model reads it."""
         return prepared(text, clean=self.clean)
