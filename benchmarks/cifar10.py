@@ -8,17 +8,15 @@ The base is DiT in diffusers' format, trained to predict the noise; what is kept
 """
 
 import argparse
-import json
-import time
 from pathlib import Path
 
 import numpy as np
 import torch
 import torch.nn.functional as F
+from base_training import Course, train_base
 from diffusers import DiTTransformer2DModel
 from numpy.typing import NDArray
 from PIL import Image
-from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from ilf_trt.demo import NULL_SHARE, new_scheduler, start_from_zero
@@ -26,7 +24,6 @@ from ilf_trt.losses import noised
 
 CLASSES, SIDE, HEAD_WIDTH = 10, 32, 32
 BATCH = 128
-LEARNING_RATE = 1e-3
 WARMUP = 300
 MEAN_HALF_LIFE = 200  # iterations of the weights' running mean
 SAVE_EVERY = 250
@@ -70,37 +67,20 @@ def train(
     pixels, targets = (torch.from_numpy(array) for array in read(data, "train"))
     torch.manual_seed(seed)
     model = new_base(width, patch).eval().to(device)
-    mean = {name: value.clone() for name, value in model.state_dict().items()}
-    optimizer = torch.optim.AdamW(model.parameters(), lr=LEARNING_RATE, betas=(0.9, 0.99), weight_decay=0.01)
-    state, facts = output / "state.safetensors", output / "state.json"
-    first = 1
-    if state.exists():
-        first = json.loads(facts.read_text())["iteration"] + 1
-        _restore(load_file(state), model, mean, optimizer)
     alphas = new_scheduler().alphas_cumprod
     forward = torch.compile(model) if compiled else model
-    output.mkdir(parents=True, exist_ok=True)
-    began, total = time.perf_counter(), 0.0
-    for iteration in range(first, iterations + 1):
-        for group in optimizer.param_groups:
-            group["lr"] = LEARNING_RATE * _rate(iteration, iterations)
+
+    def loss_of(iteration: int) -> Tensor:
         generator = torch.Generator().manual_seed(seed * 1_000_003 + iteration)
-        loss = _loss(forward, *_batch(pixels, targets, alphas, generator, device))
-        optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        optimizer.step()
-        share = min(0.5 ** (1 / MEAN_HALF_LIFE), iteration / (iteration + 10))
-        for name, value in model.state_dict().items():
-            mean[name].lerp_(value, 1 - share)
-        total += loss.item()
-        if iteration % 50 == 0:
-            row = {"iteration": iteration, "loss": total / 50, "seconds": round(time.perf_counter() - began, 1)}
-            with (output / "log.jsonl").open("a") as log:
-                log.write(json.dumps(row) + "\n")
-            total = 0.0
-        if iteration % SAVE_EVERY == 0 or iteration == iterations:
-            _save(output, model, mean, optimizer, iteration)
+        return _loss(forward, *_batch(pixels, targets, alphas, generator, device))
+
+    def write(mean: dict[str, Tensor]) -> None:
+        kept = type(model).from_config(model.config)
+        kept.load_state_dict({name: value.cpu() for name, value in mean.items()})
+        kept.save_pretrained(output / "transformer")
+        new_scheduler().save_pretrained(output / "scheduler")
+
+    train_base(model, loss_of, output, Course(iterations, WARMUP, MEAN_HALF_LIFE, SAVE_EVERY), write)
 
 
 def _batch(
@@ -124,44 +104,6 @@ def _loss(forward: torch.nn.Module, x_t: Tensor, noise: Tensor, time_: Tensor, l
     with torch.autocast(x_t.device.type, torch.bfloat16):
         predicted = forward(x_t, time_, class_labels=labels, return_dict=False)[0]
     return F.mse_loss(predicted.float(), noise)
-
-
-def _rate(iteration: int, iterations: int) -> float:
-    """Warm-up, then constant, then a linear fall over the last third."""
-    return min(1.0, iteration / WARMUP, 3 * (1 - iteration / (iterations + 1)))
-
-
-def _save(
-    output: Path, model: DiTTransformer2DModel, mean: dict[str, Tensor], optimizer: torch.optim.Optimizer, done: int
-) -> None:
-    kept = type(model).from_config(model.config)
-    kept.load_state_dict({name: value.cpu() for name, value in mean.items()})
-    kept.save_pretrained(output / "transformer")
-    new_scheduler().save_pretrained(output / "scheduler")
-    moments = {
-        f"{kind}.{index}": values[kind]
-        for index, values in optimizer.state_dict()["state"].items()
-        for kind in ("step", "exp_avg", "exp_avg_sq")
-    }
-    weights = {f"model.{name}": value for name, value in model.state_dict().items()}
-    means = {f"mean.{name}": value for name, value in mean.items()}
-    save_file({**moments, **weights, **means}, output / "state.partial")
-    (output / "state.partial").replace(output / "state.safetensors")
-    (output / "state.json").write_text(json.dumps({"iteration": done}))
-
-
-def _restore(
-    saved: dict[str, Tensor],
-    model: DiTTransformer2DModel,
-    mean: dict[str, Tensor],
-    optimizer: torch.optim.Optimizer,
-) -> None:
-    model.load_state_dict({name[6:]: value for name, value in saved.items() if name.startswith("model.")})
-    mean.update({name[5:]: value for name, value in saved.items() if name.startswith("mean.")})
-    table = optimizer.state_dict()
-    for index in table["param_groups"][0]["params"]:
-        table["state"][index] = {kind: saved[f"{kind}.{index}"] for kind in ("step", "exp_avg", "exp_avg_sq")}
-    optimizer.load_state_dict(table)
 
 
 def main() -> None:

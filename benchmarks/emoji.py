@@ -8,17 +8,15 @@ over time, in half precision; the feedback block is trained on what was kept.
 """
 
 import argparse
-import json
-import time
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 import torch.nn.functional as F
+from base_training import Course, train_base
 from diffusers import DPMSolverMultistepScheduler, PixArtAlphaPipeline, PixArtTransformer2DModel
 from emoji_data import SIDE, Emoji, read, texts
-from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from torch import Tensor, nn
 from transformers import T5Config, T5EncoderModel, T5TokenizerFast
@@ -34,7 +32,6 @@ from ilf_trt.training_state import Base
 WIDTH, HEAD_WIDTH, BLOCKS, PATCH = 96, 32, 12, 4
 TEXT_WIDTH, TEXT_LAYERS, TEXT_TOKENS, PIECES = 96, 2, 16, 1000
 BATCH = 64
-LEARNING_RATE = 1e-3
 WARMUP = 300
 MEAN_HALF_LIFE = 300  # iterations of the weights' running mean
 NULL_SHARE = 0.1
@@ -141,26 +138,17 @@ class Captions:
         return made.input_ids, made.attention_mask
 
 
-def train_base(pictures: Path, output: Path, *, iterations: int, seed: int, compiled: bool) -> None:
+def train_model(pictures: Path, output: Path, *, iterations: int, seed: int, compiled: bool) -> None:
     """Train transformer and text encoder, and write the pipeline's folder."""
     pixels, emoji = read(pictures)
     images = torch.from_numpy(pixels).permute(0, 3, 1, 2).float() / 127.5 - 1
     torch.manual_seed(seed)
     captions = Captions(emoji, new_tokenizer(emoji, output / "tokenizer"))
     model = new_model(len(captions.tokenizer))
-    mean = {name: value.clone() for name, value in model.state_dict().items()}
-    optimizer = torch.optim.AdamW(model.parameters(), lr=LEARNING_RATE, betas=(0.9, 0.99), weight_decay=0.01)
-    state, facts = output / "state.safetensors", output / "state.json"
-    first = 1
-    if state.exists():
-        first = json.loads(facts.read_text())["iteration"] + 1
-        _restore(load_file(state), model, mean, optimizer)
     alphas = new_scheduler().alphas_cumprod
     forward = torch.compile(model) if compiled else model
-    began, total = time.perf_counter(), 0.0
-    for iteration in range(first, iterations + 1):
-        for group in optimizer.param_groups:
-            group["lr"] = LEARNING_RATE * min(1.0, iteration / WARMUP, 3 * (1 - iteration / (iterations + 1)))
+
+    def loss_of(iteration: int) -> Tensor:
         draw = np.random.default_rng([seed, iteration])
         chosen = draw.integers(0, len(images), BATCH).tolist()
         ids, mask = captions.draw(chosen, draw, null_share=NULL_SHARE)
@@ -171,23 +159,12 @@ def train_base(pictures: Path, output: Path, *, iterations: int, seed: int, comp
             predicted = forward(noised(images[chosen], noise, time_, alphas), time_, ids, mask)
         apart = F.mse_loss(predicted.float(), noise, reduction="none").mean((1, 2, 3))
         snr = alphas[time_] / (1 - alphas[time_])
-        loss = (apart * (MOST_SNR / snr).clamp(max=1)).mean()
-        optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        optimizer.step()
-        share = min(0.5 ** (1 / MEAN_HALF_LIFE), iteration / (iteration + 10))
-        for name, value in model.state_dict().items():
-            mean[name].lerp_(value, 1 - share)
-        total += loss.item()
-        if iteration % 50 == 0:
-            row = {"iteration": iteration, "loss": total / 50, "seconds": round(time.perf_counter() - began, 1)}
-            with (output / "log.jsonl").open("a") as log:
-                log.write(json.dumps(row) + "\n")
-            total = 0.0
-        if iteration % SAVE_EVERY == 0 or iteration == iterations:
-            _save(output, model, mean, optimizer, iteration)
-            write_pipeline(output, mean, captions.tokenizer)
+        return (apart * (MOST_SNR / snr).clamp(max=1)).mean()
+
+    def write(mean: dict[str, Tensor]) -> None:
+        write_pipeline(output, mean, captions.tokenizer)
+
+    train_base(model, loss_of, output, Course(iterations, WARMUP, MEAN_HALF_LIFE, SAVE_EVERY), write)
 
 
 def write_pipeline(output: Path, weights: dict[str, Tensor], tokenizer: Any) -> None:
@@ -234,31 +211,6 @@ def train_feedback(pictures: Path, output: Path, *, iterations: int, seed: int) 
     print(f"feedback: {outcome.iteration} iterations, mean loss {outcome.mean_loss:.4f}", flush=True)
 
 
-def _save(output: Path, model: Pictured, mean: dict[str, Tensor], optimizer: torch.optim.Optimizer, done: int) -> None:
-    moments = {
-        f"{kind}.{index}": values[kind]
-        for index, values in optimizer.state_dict()["state"].items()
-        for kind in ("step", "exp_avg", "exp_avg_sq")
-    }
-    weights = {f"model.{name}": value.clone() for name, value in model.state_dict().items()}
-    means = {f"mean.{name}": value for name, value in mean.items()}
-    save_file({**moments, **weights, **means}, output / "state.partial")
-    (output / "state.partial").replace(output / "state.safetensors")
-    (output / "state.json").write_text(json.dumps({"iteration": done}))
-
-
-def _restore(
-    saved: dict[str, Tensor], model: Pictured, mean: dict[str, Tensor], optimizer: torch.optim.Optimizer
-) -> None:
-    model.load_state_dict({name[6:]: value for name, value in saved.items() if name.startswith("model.")})
-    mean.update({name[5:]: value for name, value in saved.items() if name.startswith("mean.")})
-    table = optimizer.state_dict()
-    for index in table["param_groups"][0]["params"]:
-        if f"step.{index}" in saved:
-            table["state"][index] = {kind: saved[f"{kind}.{index}"] for kind in ("step", "exp_avg", "exp_avg_sq")}
-    optimizer.load_state_dict(table)
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--pictures", type=Path, required=True, help="folder of the npm package")
@@ -270,7 +222,7 @@ def main() -> None:
     parser.add_argument("--eager", action="store_true", help="without torch.compile")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
-    train_base(
+    train_model(
         options.pictures, options.output, iterations=options.iterations, seed=options.seed, compiled=not options.eager
     )
     if options.feedback_iterations:
