@@ -9,6 +9,7 @@ from pathlib import Path
 import matplotlib as mpl
 import numpy as np
 from record import RESULTS, read_rows
+from samplers import samplers
 
 mpl.use("Agg")
 from matplotlib import pyplot as plt
@@ -51,8 +52,9 @@ def cost(data: str) -> Path | None:
 def duration(data: str) -> Path | None:
     """Figure 8: Fréchet distance over the iterations of one training."""
     found: dict[int, list[Row]] = {}
+    trainings = {sampler.training for sampler in samplers() if sampler.part == "duration"}
     for row in read_rows(f"quality-{data}"):
-        if row["part"] == "duration":
+        if row["training"] in trainings and row["sampler"] == OWN[0]:
             found.setdefault(int(row["training"].rpartition("/")[2]), []).append(row)
     if not found:
         return None

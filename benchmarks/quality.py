@@ -2,7 +2,7 @@
 
     python benchmarks/quality.py --data digits --trainings build/study/digits
     python benchmarks/quality.py --data cifar10 --trainings build/study/cifar10 --base build/cifar10/base \\
-        --pictures FOLDER --classifier resnet56-4bfd9763.th
+        --pictures FOLDER --classifier resnet56-4bfd9763.th --compiled
 
 Every row is one sampler and one seed of noise; a row that stands in the CSV with the same weights is not drawn again.
 Trainings are made by `benchmarks/trainings.py`.
@@ -11,14 +11,16 @@ Trainings are made by `benchmarks/trainings.py`.
 import argparse
 import shlex
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass, field
 from hashlib import file_digest
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from attention import attention_on
 from eager import CACHED_EVERY, Eager, Run, cached_blocks
 from judge import CifarJudge, DigitsJudge, Judge, rounded
 from numpy.typing import NDArray
@@ -31,23 +33,36 @@ from ilf_trt.contract import Loop
 from ilf_trt.errors import MissingDependency
 from ilf_trt.losses import autocasting
 from ilf_trt.model import ILFModel
+from ilf_trt.reference import CompileMode, CompileOptions
 from ilf_trt.schedule import StepPlan, cached_block_forwards, make_plan
 from ilf_trt.surgery import attach
 
-BATCH = 250
+BATCH = 50
 LONG, FIRST_SEED = 50, 1  # steps of the pictures that the same noise should lead to, and the seed that asks for them
 APART = ("psnr_db", "feature_distance")
 KEY = ("sampler", "training", "seed", "weights")
+SHOWN = ("sampler", "training", "seed", "block_forwards", "frechet", "accuracy")
 
 
+Draw = Callable[[int], tuple[NDArray[np.float32], int]]
+"""A seed -> pictures (N, C, H, W) for all labels of the judge, and what one of them cost in block forwards."""
+
+
+@dataclass(slots=True)
 class Study:
-    """One data set: its base, its judge, and the trainings that were made on the base."""
+    """One data set: its base, its judge, and the trainings that were made on the base.
 
-    def __init__(self, base: str, judge: Judge, trainings: Path, autocast: torch.dtype | None, device: str) -> None:
-        self.base, self.judge, self.trainings, self.autocast, self.device = base, judge, trainings, autocast, device
-        self.scheduler = base_scheduler(base)
-        self.long: NDArray[np.float32] | None = None
-        self.far = True
+    `far` also asks how far pictures of the first seed are from those of the same noise in a long run.
+    """
+
+    base: str
+    judge: Judge
+    trainings: Path
+    autocast: torch.dtype | None
+    device: str
+    compiled: CompileOptions | None
+    far: bool
+    _long: dict[float, NDArray[np.float32]] = field(default_factory=dict)  # by guidance scale
 
     def model(self, training: str) -> ILFModel:
         """The model of a training; without a name the base, whose feedback does nothing."""
@@ -62,10 +77,11 @@ class Study:
         with (self.trainings / training / WEIGHTS_FILE).open("rb") as file:
             return file_digest(file, "sha256").hexdigest()[:12]
 
-    def draw(self, sampler: Sampler, seed: int) -> tuple[NDArray[np.float32], int]:
-        """Pictures (N, C, H, W) for all labels of the judge, and what one of them cost in block forwards."""
+    @contextmanager
+    def drawing(self, sampler: Sampler) -> Iterator[Draw]:
+        """A sampler with its model in place, compiled where the study compiles, for any number of seeds."""
         model = self.model(sampler.training)
-        scheduler = {**self.scheduler, "solver_order": sampler.order}
+        scheduler = {**base_scheduler(self.base), "solver_order": sampler.order}
         plan = make_plan(
             scheduler,
             sampler.steps,
@@ -77,23 +93,27 @@ class Study:
         )
         labels = torch.from_numpy(self.judge.labels)
         shape = (len(labels), *model.adapter.latent)
-        noise = torch.from_numpy(np.random.default_rng(seed).standard_normal(shape, np.float32))
-        eager = Eager(model, scheduler, 1.0, self.device, torch.float32, guidance=False)
-        parts = []
-        with self._run(eager, sampler, plan) as (run, cost), autocasting(self.device, self.autocast):
-            for begin in range(0, len(labels), BATCH):
-                rows = slice(begin, begin + BATCH)
-                parts.append(run({"class_labels": labels[rows]}, noise[rows]).float().cpu().numpy())
-            return np.concatenate(parts), cost()
+        scale = sampler.guidance_scale
+        eager = Eager(model, scheduler, scale, self.device, torch.float32, guidance=scale != 1)
+        with self._run(eager, sampler, plan) as (run, cost):
 
-    def measure(self, sampler: Sampler, seed: int) -> dict[str, Any]:
+            def draw(seed: int) -> tuple[NDArray[np.float32], int]:
+                noise = torch.from_numpy(np.random.default_rng(seed).standard_normal(shape, np.float32))
+                parts = []
+                with attention_on(self.device), autocasting(self.device, self.autocast):
+                    for begin in range(0, len(labels), BATCH):
+                        rows = slice(begin, begin + BATCH)
+                        parts.append(run({"class_labels": labels[rows]}, noise[rows]).float().cpu().numpy())
+                return np.concatenate(parts), cost()
+
+            yield draw
+
+    def measure(self, sampler: Sampler, draw: Draw, seed: int) -> dict[str, Any]:
         """One row of the table."""
-        pictures, cost = self.draw(sampler, seed)
+        pictures, cost = draw(seed)
         apart = {}
         if seed == FIRST_SEED and self.far:
-            if self.long is None:
-                self.long = self.draw(Sampler("main", f"plain {LONG}", Kind.PLAIN, LONG), seed)[0]
-            apart = self.judge.apart(pictures, self.long)
+            apart = self.judge.apart(pictures, self._long_run(sampler.guidance_scale))
         return {
             "part": sampler.part,
             "sampler": sampler.name,
@@ -108,6 +128,13 @@ class Study:
             **{name: round(apart[name], 4) if name in apart else "" for name in APART},
         }
 
+    def _long_run(self, guidance_scale: float) -> NDArray[np.float32]:
+        if guidance_scale not in self._long:
+            sampler = Sampler("main", f"plain {LONG}", Kind.PLAIN, LONG, guidance_scale=guidance_scale)
+            with self.drawing(sampler) as draw:
+                self._long[guidance_scale] = draw(FIRST_SEED)[0]
+        return self._long[guidance_scale]
+
     @contextmanager
     def _run(self, eager: Eager, sampler: Sampler, plan: StepPlan) -> Iterator[tuple[Run, Any]]:
         if sampler.kind is Kind.CACHE_DIT:
@@ -120,16 +147,18 @@ class Study:
             with eager.cached(plan) as run:
                 yield run, lambda: sum(costs)
         else:
-            with eager.ilf(plan) as run:
+            with eager.ilf(plan, compiled=self.compiled) as run:
                 yield run, lambda: plan.block_forwards
 
 
 def study_of(options: argparse.Namespace) -> Study:
     """Digits need nothing; CIFAR-10 needs its pictures, its base and the classifier."""
+    compiled = CompileOptions(CompileMode.DEFAULT) if options.compiled else None
+    how = (options.device, compiled, not options.near)
     if options.data == "digits":
-        return Study("demo", DigitsJudge(options.rounds), options.trainings, None, options.device)
+        return Study("demo", DigitsJudge(options.rounds), options.trainings, None, *how)
     judge = CifarJudge(options.pictures, options.classifier, options.samples)
-    return Study(str(options.base), judge, options.trainings, torch.bfloat16, options.device)
+    return Study(str(options.base), judge, options.trainings, torch.bfloat16, *how)
 
 
 def done(name: str) -> set[tuple[str, ...]]:
@@ -141,18 +170,18 @@ def run(study: Study, chosen: list[Sampler], seeds: list[int], name: str, comman
     """Every sampler with every seed."""
     there = done(name)
     for sampler in chosen:
-        for seed in seeds:
-            key = (sampler.name, sampler.training, str(seed), study.weights(sampler.training))
-            if key in there:
-                continue
-            try:
-                row: Mapping[str, Any] = study.measure(sampler, seed)
-            except MissingDependency as error:
-                print(f"left out {sampler.name}: {error}", flush=True)
-                break
-            append_rows(name, command, [row], key=KEY)
-            print({key: row[key] for key in ("sampler", "training", "seed", "block_forwards", "frechet", "accuracy")})
-            sys.stdout.flush()
+        weights = study.weights(sampler.training)
+        wanted = [seed for seed in seeds if (sampler.name, sampler.training, str(seed), weights) not in there]
+        if not wanted:
+            continue
+        try:
+            with study.drawing(sampler) as draw:
+                for seed in wanted:
+                    row: Mapping[str, Any] = study.measure(sampler, draw, seed)
+                    append_rows(name, command, [row], key=KEY)
+                    print({key: row[key] for key in SHOWN}, flush=True)
+        except MissingDependency as error:
+            print(f"left out {sampler.name}: {error}", flush=True)
 
 
 def main() -> None:
@@ -173,12 +202,12 @@ def main() -> None:
     parser.add_argument("--pictures", type=Path, help="CIFAR-10: folder of the mosaics")
     parser.add_argument("--classifier", type=Path, help="CIFAR-10: file of the ResNet's weights")
     parser.add_argument("--near", action="store_true", help="leave out the distances to long runs, which cost most")
+    parser.add_argument("--compiled", action="store_true", help="by torch.compile, but for the caches")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     study = study_of(options)
-    study.far = not options.near
     chosen = [
         sampler
         for sampler in samplers()

@@ -1,6 +1,6 @@
 """What the study draws pictures with: fewer steps, caches, and feedback under every rule, pattern and training."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import StrEnum
 
 from ilf_trt.schedule import Ratio, Rule
@@ -13,6 +13,7 @@ RULES = (
     (Rule.ANNEAL, Ratio.LOOP_TO_MODEL),
     (Rule.ANNEAL, Ratio.MODEL_TO_LOOP),
 )
+GUIDANCE = 1.5
 TUNED, SMALL, SHORT = "tuned", "small-lr", "long/steps/00000750"
 
 
@@ -38,6 +39,7 @@ class Sampler:
     ratio: Ratio = Ratio.LOOP_TO_MODEL
     training: str = ""
     order: int = 2
+    guidance_scale: float = 1.0
 
 
 def samplers() -> list[Sampler]:
@@ -53,7 +55,18 @@ def samplers() -> list[Sampler]:
     few = ((11, "outer:1"), (9, "outer:3"), (8, "all"), (8, "outer:1"), (6, "all"), (5, "outer:2"))
     main += [_fed("main", steps, feedback, Rule.ANNEAL, training=TUNED) for steps, feedback in few]
     main += [_interval(steps) for steps in (8, 6)]
-    return [*main, *_rules(), *_patterns(), *_trainings(), *_duration()]
+    main += [_fed("main", 20, "outer:2", Rule.ANNEAL, training=TUNED)]
+    return [*main, *_guided(), *_rules(), *_patterns(), *_trainings(), *_duration()]
+
+
+def _guided() -> list[Sampler]:
+    """The samplers that matter most, under guidance; every one of their block forwards runs on two rows a picture."""
+    fed = [_fed("guided", steps, "outer:2", Rule.ANNEAL, training=TUNED) for steps in (10, 7)]
+    plain = [replace(_plain(steps), part="guided") for steps in (20, 12, 9)]
+    return [
+        replace(sampler, name=f"{sampler.name}, guidance {GUIDANCE}", guidance_scale=GUIDANCE)
+        for sampler in (*plain, *fed)
+    ]
 
 
 def _rules() -> list[Sampler]:

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import torch
+from attention import attention_on
 from cifar10 import read
 
 from ilf_trt.checkpoint import base_scheduler, base_source, fingerprint, load_backbone
@@ -90,7 +91,8 @@ def main() -> None:
         setting = Setting(
             folder, Base(source, fingerprint(backbone)), base_scheduler(source), cpu=options.device == "cpu"
         )
-        outcome = train(model, recipe, feed_of(options.data, options.pictures, recipe), setting)
+        with attention_on(options.device):
+            outcome = train(model, recipe, feed_of(options.data, options.pictures, recipe), setting)
         if name != "long":
             shutil.rmtree(folder / "steps")
         print(f"{name}: {outcome.iteration} iterations, mean loss {outcome.mean_loss:.4f}", flush=True)
