@@ -15,10 +15,11 @@ from diffusers import (
     PixArtSigmaPipeline,
     PixArtTransformer2DModel,
 )
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from transformers import T5Config, T5EncoderModel, T5TokenizerFast
 
-CHANNELS, TEXT_WIDTH, PIECES, CLASSES = 4, 32, 120, 1000
+from tests.small_tokenizer import unigram
+
+CHANNELS, TEXT_WIDTH, CLASSES = 4, 32, 1000
 NAMES = {
     "0": "tench, Tinca tinca",
     "1": "goldfish",
@@ -39,16 +40,8 @@ SPREAD = 0.2  # of the random weights: large enough that every condition shows i
 
 def tokenizer(folder: Path) -> Any:
     """A small Unigram tokenizer with T5's conventions, as transformers has it."""
-    own = Tokenizer(models.Unigram())
-    own.pre_tokenizer = pre_tokenizers.Sequence([pre_tokenizers.WhitespaceSplit(), pre_tokenizers.Metaspace()])
-    own.decoder = decoders.Metaspace()
-    trainer = trainers.UnigramTrainer(
-        vocab_size=PIECES, special_tokens=["<pad>", "</s>", "<unk>"], unk_token="<unk>", show_progress=False
-    )
-    own.train_from_iterator(SENTENCES, trainer)
-    own.post_processor = processors.TemplateProcessing(single="$A </s>", special_tokens=[("</s>", 1)])
     folder.mkdir(parents=True, exist_ok=True)
-    own.save(str(folder / "tokenizer.json"))
+    unigram(SENTENCES).save(str(folder / "tokenizer.json"))
     return T5TokenizerFast.from_pretrained(folder, extra_ids=0)
 
 

@@ -13,8 +13,8 @@ import pytest
 from ilf_trt.contract import Precision, TextSpec
 from ilf_trt.errors import BundleError, InvalidRequest, MissingDependency
 from ilf_trt.runtime.tokens import Tokens
+from tests.small_tokenizer import unigram
 
-PIECES = 120
 VOCABULARY = 512
 THREADS = 4
 ROUNDS = 50
@@ -48,18 +48,7 @@ def spec_of(tokens: int, vocabulary: int = VOCABULARY) -> TextSpec:
 @pytest.fixture(scope="module")
 def t5() -> Any:
     """A small Unigram tokenizer with the pipeline of T5."""
-    tokenizers = pytest.importorskip("tokenizers", reason="tokens need the tokenizers library")
-    from tokenizers import decoders, models, pre_tokenizers, processors, trainers
-
-    tokenizer = tokenizers.Tokenizer(models.Unigram())
-    tokenizer.pre_tokenizer = pre_tokenizers.Sequence([pre_tokenizers.WhitespaceSplit(), pre_tokenizers.Metaspace()])
-    tokenizer.decoder = decoders.Metaspace()
-    trainer = trainers.UnigramTrainer(
-        vocab_size=PIECES, special_tokens=["<pad>", "</s>", "<unk>"], unk_token="<unk>", show_progress=False
-    )
-    tokenizer.train_from_iterator(SENTENCES, trainer)
-    tokenizer.post_processor = processors.TemplateProcessing(single="$A </s>", special_tokens=[("</s>", 1)])
-    return tokenizer
+    return unigram(SENTENCES)
 
 
 @pytest.fixture(scope="module")
