@@ -55,8 +55,24 @@ def samplers() -> list[Sampler]:
     few = ((11, "outer:1"), (9, "outer:3"), (8, "all"), (8, "outer:1"), (6, "all"), (5, "outer:2"))
     main += [_fed("main", steps, feedback, Rule.ANNEAL, training=TUNED) for steps, feedback in few]
     main += [_interval(steps) for steps in (8, 6)]
-    main += [_fed("main", 20, "outer:2", Rule.ANNEAL, training=TUNED)]
-    return [*main, *_guided(), *_rules(), *_patterns(), *_trainings(), *_duration()]
+    return [*main, *_controls(), *_guided(), *_rules(), *_patterns(), *_trainings(), *_duration()]
+
+
+def _controls() -> list[Sampler]:
+    """What the shift of t_post does alone, what the trained block does alone, and both on top of many steps.
+
+    A block that was never trained adds nothing, so that only the time of the later blocks differs from plain steps.
+    """
+    shift = [
+        Sampler("controls", f"shift only {steps} outer:2 anneal m/n", Kind.ILF, steps, "outer:2", Rule.ANNEAL)
+        for steps in (10, 7)
+    ]
+    block = ((10, "outer:2"), (10, "last:4"), (8, "all"), (7, "outer:2"), (6, "all"), (20, "outer:2"))
+    return [
+        *shift,
+        *(_fed("controls", steps, feedback, Rule.NONE, training=TUNED) for steps, feedback in block),
+        _fed("controls", 20, "outer:2", Rule.ANNEAL, training=TUNED),
+    ]
 
 
 def _guided() -> list[Sampler]:
@@ -80,9 +96,11 @@ def _rules() -> list[Sampler]:
 
 
 def _patterns() -> list[Sampler]:
-    """Which of 10 steps get feedback (figure 10)."""
+    """Which steps get feedback (figure 10): of 10, then the last ones for as many block forwards with fewer steps."""
     patterns = ("first:4", "last:4", "3,4,5,6", "alternate", "inner:2", "all")
-    return [_fed("patterns", 10, pattern, Rule.ANNEAL, training=TUNED) for pattern in patterns]
+    last = ((11, "last:2"), (9, "last:6"), (8, "last:2"), (7, "last:4"))
+    chosen = (*((10, pattern) for pattern in patterns), *last)
+    return [_fed("patterns", steps, pattern, Rule.ANNEAL, training=TUNED) for steps, pattern in chosen]
 
 
 def _trainings() -> list[Sampler]:
