@@ -55,7 +55,7 @@ def samplers() -> list[Sampler]:
     few = ((11, "outer:1"), (9, "outer:3"), (8, "all"), (8, "outer:1"), (6, "all"), (5, "outer:2"))
     main += [_fed("main", steps, feedback, Rule.ANNEAL, training=TUNED) for steps, feedback in few]
     main += [_interval(steps) for steps in (8, 6)]
-    return [*main, *_controls(), *_guided(), *_rules(), *_patterns(), *_trainings(), *_duration()]
+    return [*main, *_controls(), *_guided(), *_rules(), *_patterns(), *_trainings(), *_early(), *_duration()]
 
 
 def _controls() -> list[Sampler]:
@@ -105,8 +105,19 @@ def _patterns() -> list[Sampler]:
 
 def _trainings() -> list[Sampler]:
     """One change of the training each: losses (figure 11), starts, and loops (table 3)."""
-    losses, loops = (SHORT, "none", "standard", "distillation"), ("loop-0-4", "loop-7-11", "loop-4-6", "loop-2-9")
+    losses = (SHORT, "none", "standard", "standard-2", "distillation", "quarter")
+    loops = ("loop-0-4", "loop-7-11", "loop-4-6", "loop-2-9")
     return [_fed("trainings", 10, "outer:2", Rule.ANNEAL, training=name) for name in (*losses, "begin", "zero", *loops)]
+
+
+def _early() -> list[Sampler]:
+    """What each loss does to early and to late steps: feedback on the first four, the last four, and all."""
+    plans = ((10, "first:4"), (10, "last:4"), (8, "all"))
+    return [
+        _fed("early", steps, pattern, Rule.ANNEAL, training=name)
+        for name in (SHORT, "none", "standard-2", "quarter")
+        for steps, pattern in plans
+    ]
 
 
 def _duration() -> list[Sampler]:

@@ -43,6 +43,8 @@ CHANGES: dict[str, Sequence[str]] = {
     "half": (*SHORT, "loss.second_pass=t/2"),
     "none": (*SHORT, "loss.kind=none"),
     "standard": (*SHORT, "loss.kind=standard"),
+    "standard-2": (*SHORT, "loss.kind=standard", "loss.teacher_steps=2"),
+    "quarter": (*SHORT, "loss.distillation=0.25"),
     "distillation": (*SHORT, "loss.reconstruction=0"),
     "begin": (*SHORT, "model.initialisation=begin"),
     "zero": (*SHORT, "model.initialisation=zero"),
