@@ -16,7 +16,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from hashlib import file_digest
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -81,6 +81,8 @@ class Study:
     def drawing(self, sampler: Sampler) -> Iterator[Draw]:
         """A sampler with its model in place, compiled where the study compiles, for any number of seeds."""
         model = self.model(sampler.training)
+        if sampler.noise_over != 1:
+            _divide_noise(model, sampler.noise_over)
         scheduler = {**base_scheduler(self.base), "solver_order": sampler.order}
         plan = make_plan(
             scheduler,
@@ -149,6 +151,13 @@ class Study:
         else:
             with eager.ilf(plan, compiled=self.compiled) as run:
                 yield run, lambda: plan.block_forwards
+
+
+@torch.no_grad()
+def _divide_noise(model: ILFModel, over: float) -> None:
+    """Make the last layer, which is linear, give as much less."""
+    for parameter in cast(Any, model.backbone).proj_out_2.parameters():
+        parameter.div_(over)
 
 
 def study_of(options: argparse.Namespace) -> Study:

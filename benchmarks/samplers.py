@@ -28,7 +28,10 @@ class Kind(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Sampler:
-    """One row of the study; `training` names the feedback block, `order` is the solver's."""
+    """One row of the study; `training` names the feedback block, `order` is the solver's.
+
+    `noise_over` divides what the model predicts: epsilon scaling (arXiv 2308.15321), which costs nothing.
+    """
 
     part: str
     name: str
@@ -40,6 +43,7 @@ class Sampler:
     training: str = ""
     order: int = 2
     guidance_scale: float = 1.0
+    noise_over: float = 1.0
 
 
 def samplers() -> list[Sampler]:
@@ -52,10 +56,21 @@ def samplers() -> list[Sampler]:
     main += [_fed("main", 7, "outer:2", Rule.ANNEAL, training=SMALL)]
     main += [Sampler("main", "cache-dit 20", Kind.CACHE_DIT, 20)]
     main += [_plain(steps) for steps in (50, 16, 10, 8, 6)]
-    few = ((11, "outer:1"), (9, "outer:3"), (8, "all"), (8, "outer:1"), (6, "all"), (5, "outer:2"))
+    few = ((10, "last:4"), (7, "last:4"), (11, "outer:1"), (9, "outer:3"))
+    few += ((8, "all"), (8, "outer:1"), (6, "all"), (5, "outer:2"))
     main += [_fed("main", steps, feedback, Rule.ANNEAL, training=TUNED) for steps, feedback in few]
     main += [_interval(steps) for steps in (8, 6)]
-    return [*main, *_controls(), *_guided(), *_rules(), *_patterns(), *_trainings(), *_early(), *_duration()]
+    parts = (_scaled, _controls, _guided, _rules, _patterns, _trainings, _early, _duration)
+    return [*main, *(sampler for part in parts for sampler in part())]
+
+
+def _scaled() -> list[Sampler]:
+    """The rival that needs no training: plain steps whose predicted noise is a little smaller."""
+    return [
+        replace(_plain(steps), part="scaled", name=f"plain {steps}, noise / {over}", noise_over=over)
+        for steps in (12, 9, 20)
+        for over in (1.005, 1.01, 1.02)
+    ]
 
 
 def _controls() -> list[Sampler]:
@@ -98,7 +113,7 @@ def _rules() -> list[Sampler]:
 def _patterns() -> list[Sampler]:
     """Which steps get feedback (figure 10): of 10, then the last ones for as many block forwards with fewer steps."""
     patterns = ("first:4", "last:4", "3,4,5,6", "alternate", "inner:2", "all")
-    last = ((11, "last:2"), (9, "last:6"), (8, "last:2"), (7, "last:4"))
+    last = ((11, "last:2"), (9, "last:6"), (8, "last:2"))
     chosen = (*((10, pattern) for pattern in patterns), *last)
     return [_fed("patterns", steps, pattern, Rule.ANNEAL, training=TUNED) for steps, pattern in chosen]
 

@@ -67,7 +67,7 @@ def _number(text: str) -> float | None:
     return None if text in ("", "nan") else float(text)
 
 
-PARTS = ("main", "controls", "guided", "rules", "patterns", "trainings", "early", "duration")
+PARTS = ("main", "scaled", "controls", "guided", "rules", "patterns", "trainings", "early", "duration")
 STUDY: dict[str, Callable[[], str]] = {
     f"study-{data}-{part}": lambda data=data, part=part: study(data, part)  # type: ignore[misc]
     for data in ("digits", "digits-4-rounds", "cifar10")
