@@ -51,6 +51,21 @@ def emoji() -> str:
     return "\n".join(lines)
 
 
+def shrinkage(data: str) -> str:
+    """For every time the share of the noise that each predicts, in percent, and what a percent is worth in x0."""
+    rows = read_rows(f"shrinkage-{data}")
+    if not rows:
+        return "Not measured."
+    columns = dict.fromkeys((row["what"], row["training"]) for row in rows)
+    heads = [f"{what}, {training}" if training else what for what, training in columns]
+    lines = [f"| t | sigma / alpha | {' | '.join(heads)} |", "|---|---|" + "---|" * len(heads)]
+    for t in dict.fromkeys(row["t"] for row in rows):
+        found = {(row["what"], row["training"]): row for row in rows if row["t"] == t}
+        cells = [f"{100 * float(found[column]['share']):.2f}" for column in columns]
+        lines.append(f"| {t} | {float(next(iter(found.values()))['sigma_over_alpha']):.2f} | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
 def distances(rows: list[Row]) -> str:
     """`0.111 (0.122 0.109 0.101)`, or the one number of a single seed."""
     found = [float(row["frechet"]) for row in rows]
@@ -74,3 +89,4 @@ STUDY: dict[str, Callable[[], str]] = {
     for part in PARTS
 }
 STUDY["study-emoji"] = lambda: emoji()
+STUDY["study-cifar10-shrinkage"] = lambda: shrinkage("cifar10")
