@@ -92,7 +92,8 @@ def _controls() -> list[Sampler]:
 
 def _guided() -> list[Sampler]:
     """The samplers that matter most, under guidance; every one of their block forwards runs on two rows a picture."""
-    fed = [_fed("guided", steps, "outer:2", Rule.ANNEAL, training=TUNED) for steps in (10, 7)]
+    plans = ((10, "outer:2"), (7, "outer:2"), (10, "last:4"), (7, "last:4"))
+    fed = [_fed("guided", steps, feedback, Rule.ANNEAL, training=TUNED) for steps, feedback in plans]
     plain = [replace(_plain(steps), part="guided") for steps in (20, 12, 9)]
     return [
         replace(sampler, name=f"{sampler.name}, guidance {GUIDANCE}", guidance_scale=GUIDANCE)
