@@ -4,7 +4,7 @@ import sys
 from collections.abc import Iterator
 from importlib import import_module
 from pathlib import Path
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -151,6 +151,58 @@ def test_the_paper_s_equal_costs_are_equal() -> None:
     assert cost(12, "none") == cost(10, "outer:2") == cost(8, "all") == 144
     assert cost(9, "none") == cost(6, "all") == cost(7, "outer:2") == cost(8, "outer:1") == 108
     assert cost(11, "outer:1") == cost(9, "outer:3") == 144
+
+
+class FewLabels:
+    labels = np.arange(3)
+
+
+@pytest.fixture(scope="module")
+def draw() -> Any:
+    """A sampler's pictures of the demo's base, a few of one seed."""
+    quality = import_module("quality")
+    study = quality.Study("demo", FewLabels(), Path(), None, "cpu", None, far=False)
+
+    def draw(**options: Any) -> Any:
+        samplers = import_module("samplers")
+        kind = samplers.Kind.ILF if "feedback" in options else samplers.Kind.PLAIN
+        with study.drawing(samplers.Sampler("main", "one", kind, 3, **options)) as drawing:
+            return drawing(1)[0]
+
+    return draw
+
+
+def test_a_block_that_was_never_trained_leaves_only_the_shift(draw: Any) -> None:
+    plain = draw()
+    assert np.allclose(draw(feedback="all", rule=Rule.NONE), plain, **FLOAT32)
+    assert np.abs(draw(feedback="all", rule=Rule.ANNEAL) - plain).max() > 0.01
+
+
+def test_guidance_and_a_smaller_noise_reach_the_pictures(draw: Any) -> None:
+    plain = draw()
+    assert np.abs(draw(guidance_scale=1.5) - plain).max() > 0.01
+    assert np.abs(draw(noise_over=1.02) - plain).max() > 0.01
+
+
+def test_noise_is_divided_at_the_last_layer() -> None:
+    model, given = attach(small_dit(), LOOP), {"timestep": torch.tensor([500]), "class_labels": torch.tensor([1])}
+    x = torch.randn(1, *model.adapter.latent)
+    with torch.no_grad():
+        before = model(x, **given).sample
+        import_module("quality")._divide_noise(model, 1.25)
+        assert torch.allclose(model(x, **given).sample, before / 1.25, **FLOAT32)
+
+
+def test_a_share_is_what_is_predicted_of_the_noise() -> None:
+    alphas = torch.linspace(0.999, 0.01, 1000)
+
+    def nine_tenths(x_t: torch.Tensor, time: torch.Tensor, **_: Any) -> SimpleNamespace:
+        return SimpleNamespace(sample=0.9 * x_t / (1 - alphas[time[0]]).sqrt())
+
+    black, labels = torch.zeros(8, 1, 4, 4), torch.zeros(8, dtype=torch.long)
+    rows = list(import_module("shrinkage").shares(nine_tenths, black, labels, alphas, feedback=False))
+    assert {row["what"] for row in rows} == {"base", "teacher at t/2"}
+    assert {row["share"] for row in rows} == {0.9}
 
 
 # --- traces
