@@ -69,7 +69,7 @@ def _scaled() -> list[Sampler]:
     return [
         replace(_plain(steps), part="scaled", name=f"plain {steps}, noise / {over}", noise_over=over)
         for steps in (12, 9, 20)
-        for over in (1.005, 1.01, 1.02)
+        for over in (1.005, 1.01, 1.02, 1.04, 1.08)
     ]
 
 
