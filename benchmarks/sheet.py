@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from quality import Study
 from record import RESULTS
-from samplers import samplers
+from samplers import TUNED, samplers
 
 COLUMNS, CLASSES, SEED, LARGER = 16, 10, 1, 2
 
@@ -29,11 +29,13 @@ def main() -> None:
     parser.add_argument("--data", choices=("digits", "cifar10"), required=True)
     parser.add_argument("--trainings", type=Path, required=True, help="folder of trainings, by name")
     parser.add_argument("--base", default="demo", help="folder of the base")
-    parser.add_argument("--names", nargs="+", required=True, help="samplers of the main part, in the order of the rows")
+    parser.add_argument(
+        "--names", nargs="+", required=True, help="samplers without a training, or of `tuned`, in the order of the rows"
+    )
     options = parser.parse_args()
     autocast = None if options.data == "digits" else torch.bfloat16
     study = Study(options.base, Labels(), options.trainings, autocast, "cpu", None, far=False)
-    known = {sampler.name: sampler for sampler in samplers() if sampler.part in ("main", "controls", "scaled")}
+    known = {sampler.name: sampler for sampler in samplers() if sampler.training in ("", TUNED)}
     rows = []
     for name in options.names:
         with study.drawing(known[name]) as draw:
