@@ -21,6 +21,7 @@ from ilf_trt.export.t5 import T5Shape
 from ilf_trt.export.text_encoder import export_text, text_spec_of, write_tokenizer
 from ilf_trt.runtime.tokens import Tokens
 from tests import small_pipelines
+from tests.small_tokenizer import PIECES
 
 TOKENS = 150  # past the longest distance that has a bucket of its own
 FLOAT32_LIMIT = 1e-5
@@ -84,7 +85,7 @@ def test_text_equals_that_of_transformers(folder: Path, tmp_path: Path) -> None:
 @pytest.mark.parametrize("activation", ["relu", "gated-silu"])
 def test_other_activations_equal_those_of_transformers(copy: Path, tmp_path: Path, activation: str) -> None:
     shutil.rmtree(copy / "text_encoder")
-    vocabulary = 3 + small_pipelines.PIECES
+    vocabulary = 3 + PIECES
     small_pipelines.text_encoder(vocabulary, feed_forward_proj=activation).save_pretrained(copy / "text_encoder")
     _, path = exported(copy, tmp_path)
     ids = np.random.default_rng(0).integers(0, vocabulary, (2, TOKENS), np.int32)
