@@ -210,7 +210,7 @@ def test_hoisted_text_projections_are_not_among_them() -> None:
         (("*.to_out.0", "feedback.ff.*"), {f"{place}.attn1.to_out.0" for place in PLACES}),
         (("feedback.attn1.to_q",), {"feedback.attn1.to_q"}),
     ],
-    ids=str,
+    ids=["a block", "patterns", "one"],
 )
 def test_excluded_linears_are_not_measured(dit: Case, exclude: tuple[str, ...], gone: set[str]) -> None:
     more = {"feedback.ff.net.0.proj", "feedback.ff.net.2"} if "feedback.ff.*" in exclude else set()

@@ -218,7 +218,7 @@ def overloads(text: str, name: str) -> list[list[str]]:
         (kind, name)
         for kind, thing in rtx_classes().items()
         if not issubclass(thing, enum.Enum)
-        for name in names_of(thing)
+        for name in sorted(names_of(thing))
         if inspect.isfunction(getattr(thing, name, None))
     ],
 )
