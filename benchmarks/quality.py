@@ -62,7 +62,7 @@ class Study:
     device: str
     compiled: CompileOptions | None
     far: bool
-    _long: dict[float, NDArray[np.float32]] = field(default_factory=dict)  # by guidance scale
+    _long: dict[float, NDArray[np.float32]] = field(default_factory=dict, init=False)  # by guidance scale
 
     def model(self, training: str) -> ILFModel:
         """The model of a training; without a name the base, whose feedback does nothing."""

@@ -16,7 +16,7 @@ from typing import Any
 
 import torch
 from attention import attention_on
-from cifar10 import read
+from cifar10 import read, scaled
 from record import write_rows
 from torch import Tensor
 
@@ -36,7 +36,7 @@ def pictures(data: str, folder: Path | None) -> tuple[Tensor, Tensor]:
         x0, labels = (torch.from_numpy(array) for array in digits())
     else:
         tiles, labels = (torch.from_numpy(array) for array in read(folder or Path(), "test"))
-        x0 = tiles.permute(0, 3, 1, 2).float() / 127.5 - 1
+        x0 = scaled(tiles)
     every = len(x0) // SAMPLES
     return x0[::every][:SAMPLES], labels[::every][:SAMPLES]
 

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import torch
 from attention import attention_on
-from cifar10 import read
+from cifar10 import read, scaled
 
 from ilf_trt.checkpoint import base_scheduler, base_source, fingerprint, load_backbone
 from ilf_trt.demo import digits_feed
@@ -64,7 +64,7 @@ def feed_of(data: str, pictures: Path | None, recipe: Recipe) -> Feed:
     if data == "digits":
         return digits_feed(**options)
     pixels, labels = (torch.from_numpy(array) for array in read(pictures or Path(), "train"))
-    x0 = pixels.permute(0, 3, 1, 2).float() / 127.5 - 1
+    x0 = scaled(pixels)
     return MemoryFeed(Batch(torch.cat([x0, x0.flip(-1)]), {"class_labels": labels.repeat(2)}), **options)
 
 
