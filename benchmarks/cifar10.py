@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 import torch
 import torch.nn.functional as F
+from arithmetic import arithmetic_on
 from base_training import Course, train_base
 from diffusers import DiTTransformer2DModel
 from numpy.typing import NDArray
@@ -85,7 +86,8 @@ def train(
         kept.save_pretrained(output / "transformer")
         new_scheduler().save_pretrained(output / "scheduler")
 
-    train_base(model, loss_of, output, Course(iterations, WARMUP, MEAN_HALF_LIFE, SAVE_EVERY), write)
+    with arithmetic_on(device):
+        train_base(model, loss_of, output, Course(iterations, WARMUP, MEAN_HALF_LIFE, SAVE_EVERY), write)
 
 
 def _batch(

@@ -20,7 +20,7 @@ from typing import Any, cast
 
 import numpy as np
 import torch
-from attention import attention_on
+from arithmetic import arithmetic_on
 from eager import CACHED_EVERY, Eager, Run, cached_blocks
 from judge import CifarJudge, DigitsJudge, Judge, rounded
 from numpy.typing import NDArray
@@ -102,7 +102,7 @@ class Study:
             def draw(seed: int) -> tuple[NDArray[np.float32], int]:
                 noise = torch.from_numpy(np.random.default_rng(seed).standard_normal(shape, np.float32))
                 parts = []
-                with attention_on(self.device), autocasting(self.device, self.autocast):
+                with arithmetic_on(self.device), autocasting(self.device, self.autocast):
                     for begin in range(0, len(labels), BATCH):
                         rows = slice(begin, begin + BATCH)
                         parts.append(run({"class_labels": labels[rows]}, noise[rows]).float().cpu().numpy())

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from attention import attention_on
+from arithmetic import arithmetic_on
 from cifar10 import read, scaled
 from record import write_rows
 from torch import Tensor
@@ -72,7 +72,7 @@ def main() -> None:
     options = parser.parse_args()
     x0, labels = pictures(options.data, options.pictures)
     rows: list[dict[str, Any]] = []
-    with attention_on("cpu"):
+    with arithmetic_on("cpu"):
         for name in options.names:
             model = load_ilf(options.trainings / name)
             base = read_checkpoint(options.trainings / name).base

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import torch
-from attention import attention_on
+from arithmetic import arithmetic_on
 from cifar10 import read, scaled
 
 from ilf_trt.checkpoint import base_scheduler, base_source, fingerprint, load_backbone
@@ -93,7 +93,7 @@ def main() -> None:
         setting = Setting(
             folder, Base(source, fingerprint(backbone)), base_scheduler(source), cpu=options.device == "cpu"
         )
-        with attention_on(options.device):
+        with arithmetic_on(options.device):
             outcome = train(model, recipe, feed_of(options.data, options.pictures, recipe), setting)
         if name != "long":
             shutil.rmtree(folder / "steps")
