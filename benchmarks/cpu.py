@@ -21,7 +21,7 @@ import torch
 from diffusers import DiTTransformer2DModel
 from judge import DigitsJudge
 from numpy.typing import NDArray
-from record import write_rows
+from record import append_rows
 from served import BATCH, SHOWN, sample
 from torch import Tensor, nn
 from unsplit import Unsplit
@@ -288,7 +288,7 @@ def main() -> None:
         middle = Bench("dit-12x384", middle_checkpoint(folder), folder, label=207)
         if not options.process_only:
             rows = demo.measure(options.repeats, demo_quality(folder)) + middle.measure(options.repeats, {})
-            print(write_rows("cpu-latency", command, rows))
+            print(append_rows("cpu-latency", command, rows, key=("device", "model", "row")))
         facts = [
             {"model": bench.name, "overhead_us_per_step": round(bench.overhead_us(options.repeats), 1)}
             | process_facts(bench.path, options.repeats)
@@ -296,7 +296,7 @@ def main() -> None:
         ]
         for fact in facts:
             print(fact)
-        print(write_rows("cpu-process", command, facts))
+        print(append_rows("cpu-process", command, facts, key=("device", "model")))
 
 
 if __name__ == "__main__":

@@ -17,14 +17,14 @@ Row = dict[str, str]
 
 
 def latency() -> str:
-    """Ratios and differences, a section for each model."""
+    """Ratios and differences, a section for each machine and model."""
     lines = [
-        "| model | what runs | steps | block forwards | faster than eager 20 (spread) | against one graph | "
+        "| machine | model | what runs | steps | block forwards | faster than eager 20 (spread) | against one graph | "
         "difference from eager | Fréchet distance | accuracy |",
-        "|---|---|---|---|---|---|---|---|---|",
+        "|---|---|---|---|---|---|---|---|---|---|",
     ]
     for row in read_rows("cpu-latency"):
-        cells = [row[name] for name in ("model", "row", "steps", "block_forwards")]
+        cells = [machine(row), *(row[name] for name in ("model", "row", "steps", "block_forwards"))]
         low, middle, high = (float(row[name]) for name in ("faster_min", "faster_than_eager_20", "faster_max"))
         cells += [f"{middle:.2f}x ({low:.2f} to {high:.2f})", f"{float(row['cost_against_one_graph']):.3f}"]
         cells += [row[name] or "–" for name in ("relative_difference", "frechet", "accuracy")]
@@ -35,13 +35,18 @@ def latency() -> str:
 def process() -> str:
     """What a serving process costs besides its engines."""
     lines = [
-        "| model | Python a step beyond the engines | `import ilf_trt.runtime` | peak memory |",
-        "|---|---|---|---|",
+        "| machine | model | Python a step beyond the engines | `import ilf_trt.runtime` | peak memory |",
+        "|---|---|---|---|---|",
     ]
     for row in read_rows("cpu-process"):
         overhead, seconds, memory = (row[name] for name in ("overhead_us_per_step", "import_s", "serving_peak_mib"))
-        lines += [f"| {row['model']} | {overhead} µs | {seconds} s | {memory} MiB |"]
+        lines += [f"| {machine(row)} | {row['model']} | {overhead} µs | {seconds} s | {memory} MiB |"]
     return "\n".join(lines)
+
+
+def machine(row: Row) -> str:
+    """The processor of a row, without its trade marks and its cores."""
+    return row["device"].partition(",")[0].replace("(R)", "").removesuffix(" Processor")
 
 
 def precision() -> str:
