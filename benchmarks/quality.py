@@ -206,6 +206,7 @@ def main() -> None:
         default=1,
         help="digits: samples for each real digit; more than one has a table of its own",
     )
+    parser.add_argument("--table", help="name of the table; by default that of the data")
     parser.add_argument("--samples", type=int, default=2000, help="CIFAR-10: samples of a row")
     parser.add_argument("--base", type=Path, default=Path("build/cifar10/base"))
     parser.add_argument("--pictures", type=Path, help="CIFAR-10: folder of the mosaics")
@@ -229,7 +230,7 @@ def main() -> None:
         study,
         chosen,
         options.seeds,
-        f"quality-{options.data}{more}",
+        f"quality-{options.table or options.data + more}",
         shlex.join(["benchmarks/quality.py", *sys.argv[1:]]),
     )
 

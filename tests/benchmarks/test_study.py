@@ -11,9 +11,11 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from safetensors.torch import load_file
 from sklearn.metrics import pairwise_distances
 
 from ilf_trt import attach
+from ilf_trt.checkpoint import load_backbone
 from ilf_trt.contract import Loop
 from ilf_trt.reference import generate
 from ilf_trt.schedule import SCHEDULERS, Ratio, Rule, make_plan
@@ -120,6 +122,27 @@ def test_mosaics_are_cut_row_by_row(tmp_path: Path) -> None:
     found, labels = cifar10.read(tmp_path, "train")
     assert [int(picture.mean()) for picture in found] == [0, 1, 2, 3, 4]
     assert labels.tolist() == [4] * 5
+
+
+def test_a_base_of_pictures_is_written_in_float16_and_read_in_float32(tmp_path: Path) -> None:
+    cifar10 = import_module("cifar10")
+    sheet = np.random.default_rng(0).integers(0, 255, (32, 64, 3), np.uint8)
+    Image.fromarray(sheet).save(tmp_path / "train_4_deer_2.webp", lossless=True)
+    cifar10.train(tmp_path, tmp_path / "base", width=32, patch=16, iterations=1, seed=0, compiled=False, device="cpu")
+    kept = load_file(tmp_path / "base" / "transformer" / "diffusion_pytorch_model.safetensors")
+    assert {value.dtype for value in kept.values()} == {torch.float16}
+    base = load_backbone(str(tmp_path / "base"))
+    assert {value.dtype for value in base.state_dict().values()} == {torch.float32}
+
+
+def test_gelu_by_exp_is_gelu() -> None:
+    arithmetic = import_module("arithmetic")
+    x = torch.linspace(-30, 30, 2001)
+    for approximate in ("tanh", "none"):
+        expected = torch.nn.functional.gelu(x.double(), approximate=approximate)
+        with arithmetic.arithmetic_on("cpu"):
+            found = torch.nn.functional.gelu(x, approximate=approximate)
+        torch.testing.assert_close(found.double(), expected, rtol=0, atol=2e-6)
 
 
 # --- samplers
