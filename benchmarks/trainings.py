@@ -44,6 +44,8 @@ CHANGES: dict[str, Sequence[str]] = {
     "none": (*SHORT, "loss.kind=none"),
     "standard": (*SHORT, "loss.kind=standard"),
     "standard-2": (*SHORT, "loss.kind=standard", "loss.teacher_steps=2"),
+    "near": (*SHORT, "loss.look_ahead=100"),
+    "near-2": (*SHORT, "loss.kind=standard", "loss.teacher_steps=2", "loss.look_ahead=100"),
     "quarter": (*SHORT, "loss.distillation=0.25"),
     "distillation": (*SHORT, "loss.reconstruction=0"),
     "begin": (*SHORT, "model.initialisation=begin"),

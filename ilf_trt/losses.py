@@ -59,9 +59,9 @@ class Objective(nn.Module):
         return self.loss.reconstruction * terms[0].mean() + self.loss.distillation * terms[1].mean()
 
     def _step(self, time: Tensor, share: Tensor) -> tuple[Tensor, Tensor]:
-        """time (B,) and the time that one solver step from there leads to; 0 stands for the clean image."""
+        """time (B,) and where the teacher looks, or where one solver step leads to; 0 stands for the clean image."""
         if self.loss.kind is not LossKind.INTERVAL:
-            return time, time // 2
+            return time, torch.maximum(time // 2, time - self.loss.look_ahead)
         few, most = self.loss.fewest_steps, self.loss.most_steps
         steps = few + (share * (most - few + 1)).long()
         time = time.clamp(min=self.loss.teacher_steps)
@@ -78,17 +78,19 @@ class Objective(nn.Module):
         if self.loss.kind is LossKind.NONE or not self.loss.distillation:
             return None
         if self.loss.kind is LossKind.FAST:
-            return self.fast(x0, noise, first.time, first.context)
+            return self.fast(x0, noise, later, first.context)
         if self.loss.kind is LossKind.INTERVAL:
             return self.interval(x_t, first, later, self.loss.teacher_steps)
-        return self.standard(x_t, first, self.loss.teacher_steps)
+        return self.standard(x_t, first, later, self.loss.teacher_steps)
 
-    def fast(self, x0: Tensor, noise: Tensor, time: Tensor, context: Context) -> Tensor:
-        """Fast Approximate Distillation (section 3.2): the teacher sees the same image and noise at t/2, once."""
-        half = time // 2
-        return self._plain(noised(x0, noise, half, self.alphas_cumprod), half, context)
+    def fast(self, x0: Tensor, noise: Tensor, later: Tensor, context: Context) -> Tensor:
+        """Fast Approximate Distillation (section 3.2): the teacher sees the same image and noise at t/2, once.
 
-    def standard(self, x_t: Tensor, first: FirstPass, steps: int) -> Tensor:
+        `later` (B,) is t/2, or nearer to t where `look_ahead` says so.
+        """
+        return self._plain(noised(x0, noise, later, self.alphas_cumprod), later, context)
+
+    def standard(self, x_t: Tensor, first: FirstPass, later: Tensor, steps: int) -> Tensor:
         """Standard distillation: the teacher's prediction at t/2 after `steps` forwards (8 in figure 11) from x_t.
 
         The paper leaves open what is matched. Its fast loss asks for the teacher's prediction at t/2 and calls that an
@@ -99,9 +101,9 @@ class Objective(nn.Module):
         x, time = x_t.float(), first.time
         epsilon = self._epsilon(self.model.finish(first.features, time, first.context, first.grid))
         for step in range(1, steps):
-            later = first.time - (first.time - first.time // 2) * step // (steps - 1)
-            x = ddim(x, epsilon, time, later, self.alphas_cumprod)
-            epsilon, time = self._plain(x, later, first.context), later
+            following = first.time - (first.time - later) * step // (steps - 1)
+            x = ddim(x, epsilon, time, following, self.alphas_cumprod)
+            epsilon, time = self._plain(x, following, first.context), following
         return epsilon
 
     def interval(self, x_t: Tensor, first: FirstPass, later: Tensor, steps: int) -> Tensor:

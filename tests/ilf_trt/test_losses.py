@@ -139,6 +139,24 @@ def test_fast_distillation_asks_the_teacher_once_for_the_same_image_and_noise_at
     assert torch.allclose(terms_of(model, rows, noise)[1], wanted, **FLOAT32)
 
 
+def test_fast_distillation_looks_no_further_ahead_than_it_is_told(model: ILFModel, rows: Batch, noise: Tensor) -> None:
+    later = torch.tensor([0, 140, 401, 899])
+    teacher = teacher_of(model, x_at(later, rows.x0, noise), later, rows)
+    wanted = mse(student_of(model, rows, noise, TIME), teacher)
+    found = terms_of(model, rows, noise, replace(LOSS, look_ahead=100))[1]
+    assert torch.allclose(found, wanted, **FLOAT32)
+
+
+def test_standard_distillation_walks_no_further_ahead_than_it_is_told(
+    model: ILFModel, rows: Batch, noise: Tensor
+) -> None:
+    later, x = torch.tensor([0, 140, 401, 899]), x_at(TIME, rows.x0, noise)
+    at_later = ddim(x, teacher_of(model, x, TIME, rows), TIME, later, ALPHAS)
+    wanted = mse(student_of(model, rows, noise, TIME), teacher_of(model, at_later, later, rows))
+    walk = replace(LOSS, kind=LossKind.STANDARD, teacher_steps=2, look_ahead=100)
+    assert torch.allclose(terms_of(model, rows, noise, walk)[1], wanted, **FLOAT32)
+
+
 @pytest.mark.parametrize("steps", [2, 4, 8])
 def test_standard_distillation_walks_to_half_the_time_in_k_forwards(
     model: ILFModel, rows: Batch, noise: Tensor, steps: int
