@@ -14,7 +14,8 @@ RULES = (
     (Rule.ANNEAL, Ratio.MODEL_TO_LOOP),
 )
 GUIDANCE = 1.5
-TUNED, SMALL, SHORT = "tuned", "small-lr", "long/steps/00000750"
+TUNED, SMALL = "tuned", "small-lr"
+SHORT = ("long/steps/00000750", "long/steps/00000375")  # without a change, as long as those that have one
 
 
 class Kind(StrEnum):
@@ -105,7 +106,7 @@ def _rules() -> list[Sampler]:
     """Rules and ratios, for a second pass that was trained at t and at t/2."""
     return [
         _fed("rules", steps, "outer:2", rule, ratio, training=training)
-        for training in (SHORT, "half")
+        for training in (*SHORT, "half")
         for steps in (10, 7)
         for rule, ratio in RULES
     ]
@@ -121,7 +122,7 @@ def _patterns() -> list[Sampler]:
 
 def _trainings() -> list[Sampler]:
     """One change of the training each: losses (figure 11), starts, and loops (table 3)."""
-    losses = (SHORT, "none", "standard", "standard-2", "near", "near-2", "distillation", "quarter")
+    losses = (*SHORT, "none", "standard", "standard-2", "near", "near-2", "distillation", "quarter")
     loops = ("loop-0-4", "loop-7-11", "loop-4-6", "loop-2-9")
     return [_fed("trainings", 10, "outer:2", Rule.ANNEAL, training=name) for name in (*losses, "begin", "zero", *loops)]
 
@@ -131,7 +132,7 @@ def _early() -> list[Sampler]:
     plans = ((10, "first:4"), (10, "last:4"), (8, "all"), (7, "last:4"))
     return [
         _fed("early", steps, pattern, Rule.ANNEAL, training=name)
-        for name in (SHORT, "none", "standard-2", "near", "near-2", "quarter")
+        for name in (*SHORT, "none", "standard-2", "near", "near-2", "quarter")
         for steps, pattern in plans
     ]
 

@@ -75,7 +75,9 @@ def main() -> None:
     parser.add_argument("--data", choices=("digits", "cifar10"), required=True)
     parser.add_argument("--output", type=Path, required=True)
     parser.add_argument("--only", nargs="+", choices=CHANGES, default=list(CHANGES))
-    parser.add_argument("--set", nargs="+", default=[], help="changes of every recipe, SECTION.KEY=VALUE")
+    parser.add_argument(
+        "--set", nargs="+", default=[], help="changes of every recipe that come last, SECTION.KEY=VALUE"
+    )
     parser.add_argument("--base", default="demo", help="folder of the base")
     parser.add_argument("--pictures", type=Path, help="CIFAR-10: folder of the mosaics")
     parser.add_argument("--threads", type=int, default=1)
@@ -87,7 +89,7 @@ def main() -> None:
         if (folder / "ilf.json").is_file():
             continue
         recipe = Recipe.read(
-            "demo" if options.data == "digits" else "cifar10", ["logging.samples_every=0", *options.set, *CHANGES[name]]
+            "demo" if options.data == "digits" else "cifar10", ["logging.samples_every=0", *CHANGES[name], *options.set]
         )
         source = base_source(options.base)
         backbone = load_backbone(source)
