@@ -5,7 +5,7 @@
 
 FOLDER holds `train_<class>_*.webp` and `test_<class>_*.webp`: lossless mosaics of 32x32 tiles, 50 a row, row by row.
 The base is DiT in diffusers' format, trained to predict the noise; what is kept is the mean of its weights over time,
-in float16. `benchmarks/results/cifar10-base` is one that it made.
+in float16. `benchmarks/bases/cifar10` is one that it made.
 """
 
 import argparse

@@ -1,8 +1,8 @@
 """The study: quality over cost of fewer steps, caching and inner loop feedback, on the same frozen base and noise.
 
     python benchmarks/quality.py --data digits --trainings build/study/digits
-    python benchmarks/quality.py --data cifar10 --trainings build/study/cifar10 --base build/cifar10/base \\
-        --pictures FOLDER --classifier resnet56-4bfd9763.th --compiled
+    python benchmarks/quality.py --data cifar10 --trainings build/study/cifar10 --pictures FOLDER \\
+        --classifier resnet56-4bfd9763.th --compiled --table cifar10-second
 
 Every row is one sampler and one seed of noise; a row that stands in the CSV with the same weights is not drawn again.
 Trainings are made by `benchmarks/trainings.py`.
@@ -37,6 +37,7 @@ from ilf_trt.reference import CompileMode, CompileOptions
 from ilf_trt.schedule import StepPlan, cached_block_forwards, make_plan
 from ilf_trt.surgery import attach
 
+BASE = Path(__file__).parent / "bases" / "cifar10"
 BATCH = 50
 LONG, FIRST_SEED = 50, 1  # steps of the pictures that the same noise should lead to, and the seed that asks for them
 APART = ("psnr_db", "feature_distance")
@@ -208,7 +209,7 @@ def main() -> None:
     )
     parser.add_argument("--table", help="name of the table; by default that of the data")
     parser.add_argument("--samples", type=int, default=2000, help="CIFAR-10: samples of a row")
-    parser.add_argument("--base", type=Path, default=Path("build/cifar10/base"))
+    parser.add_argument("--base", type=Path, default=BASE, help="CIFAR-10: folder of the base")
     parser.add_argument("--pictures", type=Path, help="CIFAR-10: folder of the mosaics")
     parser.add_argument("--classifier", type=Path, help="CIFAR-10: file of the ResNet's weights")
     parser.add_argument("--near", action="store_true", help="leave out the distances to long runs, which cost most")

@@ -1,6 +1,6 @@
 """Pictures of the study side by side: a row for each sampler, the same noise and label in a column.
 
-    python benchmarks/sheet.py --data cifar10 --trainings build/study/cifar10 --base build/cifar10/base \\
+    python benchmarks/sheet.py --data cifar10 --trainings build/study/cifar10 --base benchmarks/bases/cifar10 \\
         --names "plain 20" "plain 12" "cache 20" "ILF 10 outer:2 anneal m/n"
 """
 

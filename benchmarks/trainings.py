@@ -1,7 +1,8 @@
 """The feedback blocks of the study: each a recipe of the package with a few changes, trained on the same frozen base.
 
-python benchmarks/trainings.py --data digits --output build/study/digits [--only tuned small-lr]
-python benchmarks/trainings.py --data cifar10 --output build/study/cifar10 --base build/cifar10/base --pictures FOLDER
+    python benchmarks/trainings.py --data digits --output build/study/digits [--only tuned small-lr]
+    python benchmarks/trainings.py --data cifar10 --output build/study/cifar10 \\
+        --base benchmarks/bases/cifar10 --pictures FOLDER
 """
 
 import argparse
