@@ -129,7 +129,7 @@ def _trainings() -> list[Sampler]:
 
 def _early() -> list[Sampler]:
     """What each loss does to early and to late steps: feedback on the first four, the last four, and all."""
-    plans = ((10, "first:4"), (10, "last:4"), (8, "all"), (7, "last:4"))
+    plans = ((10, "first:4"), (10, "last:4"), (8, "all"), (7, "last:4"), (6, "all"))
     return [
         _fed("early", steps, pattern, Rule.ANNEAL, training=name)
         for name in (*SHORT, "none", "standard-2", "near", "near-2", "quarter")
