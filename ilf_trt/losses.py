@@ -96,7 +96,8 @@ class Objective(nn.Module):
         The paper leaves open what is matched. Its fast loss asks for the teacher's prediction at t/2 and calls that an
         approximation; what it approximates is then the way there: here the teacher walks from x_t to t/2 in `steps` - 1
         equal solver steps, where the fast loss noises the real image to t/2. Both targets are predictions at t/2. The
-        first forward is the student's own first pass, so it costs only the blocks after the loop.
+        first forward is the student's own first pass, so it costs only the blocks after the loop. `later` (B,) is t/2,
+        or nearer to t where `look_ahead` says so.
         """
         x, time = x_t.float(), first.time
         epsilon = self._epsilon(self.model.finish(first.features, time, first.context, first.grid))
