@@ -2,7 +2,7 @@
 
     python benchmarks/quality.py --data digits --trainings build/study/digits
     python benchmarks/quality.py --data cifar10 --trainings build/study/cifar10 --pictures FOLDER \\
-        --classifier resnet56-4bfd9763.th --compiled --table cifar10-second
+        --classifier resnet56-4bfd9763.th --compiled
 
 Every row is one sampler and one seed of noise; a row that stands in the CSV with the same weights is not drawn again.
 Trainings are made by `benchmarks/trainings.py`.
@@ -28,7 +28,7 @@ from record import append_rows, read_rows
 from samplers import Kind, Sampler, samplers
 
 from ilf_trt import load_ilf
-from ilf_trt.checkpoint import WEIGHTS_FILE, base_scheduler, load_backbone
+from ilf_trt.checkpoint import WEIGHTS_FILE, base_scheduler, fingerprint, load_backbone
 from ilf_trt.contract import Loop
 from ilf_trt.errors import MissingDependency
 from ilf_trt.losses import autocasting
@@ -64,6 +64,7 @@ class Study:
     compiled: CompileOptions | None
     far: bool
     _long: dict[float, NDArray[np.float32]] = field(default_factory=dict, init=False)  # by guidance scale
+    _weights: dict[str, str] = field(default_factory=dict, init=False)  # by training
 
     def model(self, training: str) -> ILFModel:
         """The model of a training; without a name the base, whose feedback does nothing."""
@@ -72,11 +73,16 @@ class Study:
         return attach(load_backbone(self.base), Loop(3, 7))
 
     def weights(self, training: str) -> str:
-        """What tells one training of a name from another."""
+        """What tells one training of a name from another, and without a name one base from another."""
+        if training not in self._weights:
+            self._weights[training] = self._digest(training)[:12]
+        return self._weights[training]
+
+    def _digest(self, training: str) -> str:
         if not training:
-            return "base"
+            return fingerprint(load_backbone(self.base))
         with (self.trainings / training / WEIGHTS_FILE).open("rb") as file:
-            return file_digest(file, "sha256").hexdigest()[:12]
+            return file_digest(file, "sha256").hexdigest()
 
     @contextmanager
     def drawing(self, sampler: Sampler) -> Iterator[Draw]:
@@ -116,6 +122,8 @@ class Study:
         pictures, cost = draw(seed)
         apart = {}
         if seed == FIRST_SEED and self.far:
+            if sampler == _long_sampler(sampler.guidance_scale):
+                self._long[sampler.guidance_scale] = pictures
             apart = self.judge.apart(pictures, self._long_run(sampler.guidance_scale))
         return {
             "part": sampler.part,
@@ -133,8 +141,7 @@ class Study:
 
     def _long_run(self, guidance_scale: float) -> NDArray[np.float32]:
         if guidance_scale not in self._long:
-            sampler = Sampler("main", f"plain {LONG}", Kind.PLAIN, LONG, guidance_scale=guidance_scale)
-            with self.drawing(sampler) as draw:
+            with self.drawing(_long_sampler(guidance_scale)) as draw:
                 self._long[guidance_scale] = draw(FIRST_SEED)[0]
         return self._long[guidance_scale]
 
@@ -152,6 +159,10 @@ class Study:
         else:
             with eager.ilf(plan, compiled=self.compiled) as run:
                 yield run, lambda: plan.block_forwards
+
+
+def _long_sampler(guidance_scale: float) -> Sampler:
+    return Sampler("main", f"plain {LONG}", Kind.PLAIN, LONG, guidance_scale=guidance_scale)
 
 
 @torch.no_grad()

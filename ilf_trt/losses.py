@@ -61,7 +61,8 @@ class Objective(nn.Module):
     def _step(self, time: Tensor, share: Tensor) -> tuple[Tensor, Tensor]:
         """time (B,) and where the teacher looks, or where one solver step leads to; 0 stands for the clean image."""
         if self.loss.kind is not LossKind.INTERVAL:
-            return time, torch.maximum(time // 2, time - self.loss.look_ahead)
+            half = time // 2
+            return time, torch.maximum(half, time - self.loss.look_ahead) if self.loss.look_ahead else half
         few, most = self.loss.fewest_steps, self.loss.most_steps
         steps = few + (share * (most - few + 1)).long()
         time = time.clamp(min=self.loss.teacher_steps)

@@ -116,7 +116,7 @@ class Optimisation:
 class Loss:
     """Weights of both terms, and what the student and the teacher are asked; see `ilf_trt.losses`.
 
-    `look_ahead` is how far from t, at most, the teacher's t/2 lies, in times of the noise schedule; 500 binds nowhere.
+    `look_ahead` is how far from t, at most, the teacher's t/2 lies, in times of the noise schedule; 0: at t/2 always.
     Intervals are those of samplers of `fewest_steps` to `most_steps` steps.
     """
 
@@ -126,14 +126,15 @@ class Loss:
     reconstruction: float = 1.0
     distillation: float = 1.0
     teacher_steps: int = 8
-    look_ahead: int = 500
+    look_ahead: int = 0
     fewest_steps: int = 5
     most_steps: int = 12
 
     def check(self) -> None:
         _at_least(0, "loss.", reconstruction=self.reconstruction, distillation=self.distillation)
+        _at_least(0, "loss.", look_ahead=self.look_ahead)
+        _at_least(1, "loss.", fewest_steps=self.fewest_steps)
         _at_least(2, "loss.", teacher_steps=self.teacher_steps)
-        _at_least(1, "loss.", fewest_steps=self.fewest_steps, look_ahead=self.look_ahead)
         _at_least(self.fewest_steps, "loss.", most_steps=self.most_steps)
         if (self.kind is LossKind.INTERVAL) != (self.second_pass is SecondPass.RESCALE):
             raise InvalidRequest(

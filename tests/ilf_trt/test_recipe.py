@@ -135,7 +135,7 @@ def test_a_list_is_a_loop_too_and_a_whole_number_a_float() -> None:
         ("loss.second_pass=t-i*m/n", r"loss\.kind is fast and loss\.second_pass is t-i\*m/n"),
         ("loss.fewest_steps=13", r"loss\.most_steps is 12, it must be at least 13"),
         ("loss.fewest_steps=0", r"loss\.fewest_steps is 0"),
-        ("loss.look_ahead=0", r"loss\.look_ahead is 0"),
+        ("loss.look_ahead=-1", r"loss\.look_ahead is -1"),
         ("checkpoint.every=0", r"checkpoint\.every is 0"),
         ("checkpoint.keep=0", r"checkpoint\.keep is 0"),
         ("logging.every=0", r"logging\.every is 0"),
