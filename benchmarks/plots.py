@@ -9,7 +9,8 @@ from pathlib import Path
 import matplotlib as mpl
 import numpy as np
 from record import RESULTS, read_rows
-from samplers import samplers
+from samplers import NEAR, SMALL, TUNED
+from study_tables import part_of
 
 mpl.use("Agg")
 from matplotlib import pyplot as plt
@@ -22,15 +23,16 @@ LINES: tuple[tuple[str, str, Callable[[Row], bool]], ...] = (
     ("fewer steps", "tab:gray", lambda row: row["sampler"].startswith("plain")),
     ("caching (the paper's)", "tab:orange", lambda row: row["sampler"].startswith("cache ")),
     ("cache-dit", "tab:red", lambda row: row["sampler"].startswith("cache-dit")),
-    ("ILF", "tab:blue", lambda row: row["training"] == "tuned" and row["sampler"] in OWN),
-    ("ILF, a smaller learning rate", "tab:cyan", lambda row: row["training"] == "small-lr"),
+    ("ILF", "tab:blue", lambda row: row["training"] == TUNED and row["sampler"] in OWN),
+    ("ILF on all steps, a near teacher", "tab:purple", lambda row: row["training"] == NEAR),
+    ("ILF, a smaller learning rate", "tab:cyan", lambda row: row["training"] == SMALL),
     ("ILF, trained on intervals", "tab:green", lambda row: row["training"] == "interval"),
 )
 
 
 def cost(data: str) -> Path | None:
     """Figure 9: Fréchet distance over block forwards, every seed a dot, the mean a line."""
-    rows = [row for row in read_rows(f"quality-{data}") if row["part"] == "main"]
+    rows = part_of(data, "main")
     if not rows:
         return None
     figure, axes = plt.subplots(figsize=(7, 4.2), layout="constrained")
@@ -52,10 +54,8 @@ def cost(data: str) -> Path | None:
 def duration(data: str) -> Path | None:
     """Figure 8: Fréchet distance over the iterations of one training."""
     found: dict[int, list[Row]] = {}
-    trainings = {sampler.training for sampler in samplers() if sampler.part == "duration"}
-    for row in read_rows(f"quality-{data}"):
-        if row["training"] in trainings and row["sampler"] == OWN[0]:
-            found.setdefault(int(row["training"].rpartition("/")[2]), []).append(row)
+    for row in part_of(data, "duration"):
+        found.setdefault(int(row["training"].rpartition("/")[2]), []).append(row)
     if not found:
         return None
     figure, axes = plt.subplots(figsize=(7, 3.2), layout="constrained")

@@ -14,10 +14,8 @@ HEADS = {"psnr_db": "PSNR to 50 steps, dB", "feature_distance": "features apart"
 def study(data: str, part: str) -> str:
     """Rows in the order of their cost; Fréchet distances with every seed, the other numbers as means."""
     groups: dict[tuple[str, str], list[Row]] = {}
-    wanted = {(sampler.name, sampler.training) for sampler in samplers() if sampler.part == part}
-    for row in read_rows(f"quality-{data}"):
-        if (row["sampler"], row["training"]) in wanted:  # a row may serve two parts
-            groups.setdefault((row["sampler"], row["training"]), []).append(row)
+    for row in part_of(data, part):
+        groups.setdefault((row["sampler"], row["training"]), []).append(row)
     if not groups:
         return "Not measured."
     shown = [
@@ -29,10 +27,21 @@ def study(data: str, part: str) -> str:
         "|---|---|---|---|" + "---|" * len(shown),
     ]
     for (sampler, training), rows in sorted(groups.items(), key=lambda item: -int(item[1][0]["block_forwards"])):
+        if len({row["weights"] for row in rows}) > 1:
+            raise SystemExit(
+                f"quality-{data}.csv has rows of {sampler} ({training or 'no training'}) from several weights, which "
+                "have no mean; take out those of all but one"
+            )
         cells = [sampler, training or "–", rows[0]["block_forwards"], distances(rows)]
         cells += [_mean(row[name] for row in rows) for name in shown]
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)
+
+
+def part_of(data: str, part: str) -> list[Row]:
+    """The rows of a part, whichever part they were drawn for: one may serve several."""
+    wanted = {(sampler.name, sampler.training) for sampler in samplers() if sampler.part == part}
+    return [row for row in read_rows(f"quality-{data}") if (row["sampler"], row["training"]) in wanted]
 
 
 def emoji() -> str:

@@ -14,7 +14,7 @@ from PIL import Image
 from safetensors.torch import load_file
 from sklearn.metrics import pairwise_distances
 
-from ilf_trt import attach
+from ilf_trt import attach, save_ilf
 from ilf_trt.checkpoint import load_backbone
 from ilf_trt.contract import Loop
 from ilf_trt.reference import generate
@@ -195,6 +195,51 @@ def draw() -> Any:
     return draw
 
 
+def test_rows_tell_one_base_and_one_training_from_another(tmp_path: Path) -> None:
+    def weights(base: str, training: str) -> str:
+        study = import_module("quality").Study(base, FewLabels(), tmp_path, None, "cpu", None, far=False)
+        found: str = study.weights(training)
+        return found
+
+    for name, scale in (("one", 0.1), ("two", 0.2)):
+        model = attach(small_dit(), LOOP)
+        torch.nn.init.constant_(model.feedback.scales, scale)
+        save_ilf(model, tmp_path / name)
+    every = {weights("demo", ""), weights(str(tmp_path / "one"), ""), weights("demo", "one"), weights("demo", "two")}
+    assert len(every) == 4
+    assert weights("demo", "one") == weights("demo", "one")
+
+
+class PaleJudge(FewLabels):
+    """Sees nothing of a picture but how far it is from another."""
+
+    def judge(self, _pictures: Any) -> dict[str, float]:
+        return {"frechet": 0.0}
+
+    def apart(self, pictures: Any, reference: Any) -> dict[str, float]:
+        return {"psnr_db": float(np.abs(pictures - reference).max()), "feature_distance": 0.0}
+
+
+def test_the_long_run_of_a_seed_is_drawn_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    quality, samplers = import_module("quality"), import_module("samplers")
+    monkeypatch.setattr(quality, "LONG", 4)
+    study = quality.Study("demo", PaleJudge(), Path(), None, "cpu", None, far=True)
+    drawing, drawn = quality.Study.drawing, []
+    monkeypatch.setattr(
+        quality.Study, "drawing", lambda self, sampler: drawn.append(sampler.steps) or drawing(self, sampler)
+    )
+
+    def apart(steps: int, seed: int) -> Any:
+        sampler = samplers.Sampler("main", f"plain {steps}", samplers.Kind.PLAIN, steps)
+        with study.drawing(sampler) as draw:
+            return study.measure(sampler, draw, seed)["psnr_db"]
+
+    assert apart(4, 1) == 0
+    assert apart(3, 1) > 0.01
+    assert apart(3, 2) == ""
+    assert drawn == [4, 3, 3]
+
+
 def test_a_block_that_was_never_trained_leaves_only_the_shift(draw: Any) -> None:
     plain = draw()
     assert np.allclose(draw(feedback="all", rule=Rule.NONE), plain, **FLOAT32)
@@ -271,7 +316,7 @@ def test_a_cached_trace_runs_the_middle_blocks_only_when_they_are_due() -> None:
 
 def test_a_table_has_means_over_seeds_in_the_order_of_cost(monkeypatch: pytest.MonkeyPatch) -> None:
     tables = import_module("study_tables")
-    shared = {"part": "main", "training": "", "feature_distance": "nan", "psnr_db": "20", "accuracy": "0.9"}
+    shared = {"weights": "a", "training": "", "feature_distance": "nan", "psnr_db": "20", "accuracy": "0.9"}
     shared |= dict.fromkeys(("precision", "recall", "density", "coverage"), "0.5")
     rows = [
         {**shared, "sampler": "plain 6", "block_forwards": "72", "frechet": "0.5"},
@@ -284,3 +329,6 @@ def test_a_table_has_means_over_seeds_in_the_order_of_cost(monkeypatch: pytest.M
     assert lines[2].startswith("| plain 20 | – | 240 | 0.200 (0.100 0.300) | 0.900 |")
     assert lines[3].startswith("| plain 6 | – | 72 | 0.500 |")
     assert tables.study("digits", "rules") == "Not measured."
+    rows[2]["weights"] = "b"
+    with pytest.raises(SystemExit, match=r"plain 20 \(no training\) from several weights"):
+        tables.study("digits", "main")
