@@ -211,6 +211,7 @@ def main() -> None:
     parser.add_argument("--trainings", type=Path, required=True, help="folder of trainings, by name")
     parser.add_argument("--parts", nargs="+", help="parts of the study; by default all")
     parser.add_argument("--names", nargs="+", help="samplers by name; by default all of the parts")
+    parser.add_argument("--only", nargs="+", help="samplers with the feedback of these trainings")
     parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3])
     parser.add_argument(
         "--rounds",
@@ -235,6 +236,7 @@ def main() -> None:
         for sampler in samplers()
         if (not options.parts or sampler.part in options.parts)
         and (not options.names or sampler.name in options.names)
+        and (not options.only or sampler.training in options.only)
         and (not sampler.training or (options.trainings / sampler.training / WEIGHTS_FILE).is_file())
     ]
     more = f"-{options.rounds}-rounds" if options.data == "digits" and options.rounds > 1 else ""
