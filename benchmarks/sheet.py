@@ -1,7 +1,7 @@
 """Pictures of the study side by side: a row for each sampler, the same noise and label in a column.
 
     python benchmarks/sheet.py --data cifar10 --trainings build/study/cifar10 --base benchmarks/bases/cifar10 \\
-        --names "plain 20" "plain 12" "cache 20" "ILF 10 outer:2 anneal m/n"
+        --names "plain 20" "plain 12" "cache 20" "ILF 10 outer:2 anneal m/n" "ILF 8 all anneal m/n@near"
 """
 
 import argparse
@@ -30,15 +30,15 @@ def main() -> None:
     parser.add_argument("--trainings", type=Path, required=True, help="folder of trainings, by name")
     parser.add_argument("--base", default="demo", help="folder of the base")
     parser.add_argument(
-        "--names", nargs="+", required=True, help="samplers without a training, or of `tuned`, in the order of the rows"
+        "--names", nargs="+", required=True, help="samplers in the order of the rows; @TRAINING where it is not `tuned`"
     )
     options = parser.parse_args()
     autocast = None if options.data == "digits" else torch.bfloat16
     study = Study(options.base, Labels(), options.trainings, autocast, "cpu", None, far=False)
-    known = {sampler.name: sampler for sampler in samplers() if sampler.training in ("", TUNED)}
+    known = {f"{sampler.name}@{sampler.training or TUNED}": sampler for sampler in samplers()}
     rows = []
     for name in options.names:
-        with study.drawing(known[name]) as draw:
+        with study.drawing(known[name if "@" in name else f"{name}@{TUNED}"]) as draw:
             pictures = np.clip(draw(SEED)[0], -1, 1)
         rows.append(np.concatenate(list(((pictures + 1) * 127.5).astype(np.uint8).transpose(0, 2, 3, 1)), axis=1))
     sheet = Image.fromarray(np.concatenate(rows).squeeze())

@@ -94,7 +94,7 @@ def _number(text: str) -> float | None:
 PARTS = ("main", "scaled", "controls", "guided", "rules", "patterns", "trainings", "early", "duration")
 STUDY: dict[str, Callable[[], str]] = {
     f"study-{data}-{part}": lambda data=data, part=part: study(data, part)  # type: ignore[misc]
-    for data in ("digits", "digits-4-rounds", "cifar10", "cifar10-second")
+    for data in ("digits", "digits-4-rounds", "cifar10", "cifar10-other-base")
     for part in PARTS
 }
 STUDY["study-emoji"] = lambda: emoji()
