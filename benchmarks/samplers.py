@@ -14,7 +14,7 @@ RULES = (
     (Rule.ANNEAL, Ratio.MODEL_TO_LOOP),
 )
 GUIDANCE = 1.5
-TUNED, SMALL, NEAR = "tuned", "small-lr", "near"
+TUNED, SMALL, NEAR = "tuned", "small-lr", "near-200"
 SHORT = ("long/steps/00000750", "long/steps/00000375")  # without a change, as long as those that have one
 
 
@@ -123,7 +123,7 @@ def _patterns() -> list[Sampler]:
 
 def _trainings() -> list[Sampler]:
     """One change of the training each: losses (figure 11), starts, and loops (table 3)."""
-    losses = (*SHORT, "none", "standard", "standard-2", NEAR, "near-200", "near-2", "distillation", "quarter")
+    losses = (*SHORT, "none", "standard", "standard-2", "near", NEAR, "near-2", "distillation", "quarter")
     loops = ("loop-0-4", "loop-7-11", "loop-4-6", "loop-2-9")
     return [_fed("trainings", 10, "outer:2", Rule.ANNEAL, training=name) for name in (*losses, "begin", "zero", *loops)]
 
@@ -133,7 +133,7 @@ def _early() -> list[Sampler]:
     plans = ((10, "first:4"), (10, "last:4"), (8, "all"), (7, "last:4"), (6, "all"))
     return [
         _fed("early", steps, pattern, Rule.ANNEAL, training=name)
-        for name in (*SHORT, "none", "standard-2", NEAR, "near-200", "near-2", "quarter")
+        for name in (*SHORT, "none", "standard-2", "near", NEAR, "near-2", "quarter")
         for steps, pattern in plans
     ]
 
