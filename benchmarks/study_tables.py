@@ -12,9 +12,9 @@ HEADS = {"psnr_db": "PSNR to 50 steps, dB", "feature_distance": "features apart"
 
 
 def study(data: str, part: str) -> str:
-    """Rows in the order of their cost; Fréchet distances with every seed, the other numbers as means."""
+    """Rows in the order of cost, then of the samplers; Fréchet distances with every seed, the other numbers as means."""
     groups: dict[tuple[str, str], list[Row]] = {}
-    for row in part_of(data, part):
+    for row in sorted(part_of(data, part), key=lambda row: int(row["seed"])):
         groups.setdefault((row["sampler"], row["training"]), []).append(row)
     if not groups:
         return "Not measured."
@@ -26,7 +26,9 @@ def study(data: str, part: str) -> str:
         f"| sampler | training | block forwards | Fréchet distance, mean (each seed) | {heads} |",
         "|---|---|---|---|" + "---|" * len(shown),
     ]
-    for (sampler, training), rows in sorted(groups.items(), key=lambda item: -int(item[1][0]["block_forwards"])):
+    places = {(sampler.name, sampler.training): place for place, sampler in enumerate(samplers())}
+    ordered = sorted(groups.items(), key=lambda group: (-int(group[1][0]["block_forwards"]), places[group[0]]))
+    for (sampler, training), rows in ordered:
         if len({row["weights"] for row in rows}) > 1:
             raise SystemExit(
                 f"quality-{data}.csv has rows of {sampler} ({training or 'no training'}) from several weights, which "

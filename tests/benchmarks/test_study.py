@@ -319,9 +319,9 @@ def test_a_table_has_means_over_seeds_in_the_order_of_cost(monkeypatch: pytest.M
     shared = {"weights": "a", "training": "", "feature_distance": "nan", "psnr_db": "20", "accuracy": "0.9"}
     shared |= dict.fromkeys(("precision", "recall", "density", "coverage"), "0.5")
     rows = [
-        {**shared, "sampler": "plain 6", "block_forwards": "72", "frechet": "0.5"},
-        {**shared, "sampler": "plain 20", "block_forwards": "240", "frechet": "0.1"},
-        {**shared, "sampler": "plain 20", "block_forwards": "240", "frechet": "0.3"},
+        {**shared, "sampler": "plain 6", "block_forwards": "72", "seed": "1", "frechet": "0.5"},
+        {**shared, "sampler": "plain 20", "block_forwards": "240", "seed": "2", "frechet": "0.3"},
+        {**shared, "sampler": "plain 20", "block_forwards": "240", "seed": "1", "frechet": "0.1"},
     ]
     monkeypatch.setattr(tables, "read_rows", lambda _: rows)
     lines = tables.study("digits", "main").splitlines()
