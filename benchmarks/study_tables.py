@@ -12,7 +12,7 @@ HEADS = {"psnr_db": "PSNR to 50 steps, dB", "feature_distance": "features apart"
 
 
 def study(data: str, part: str) -> str:
-    """Rows in the order of cost, then of the samplers; Fréchet distances with every seed, the other numbers as means."""
+    """Rows in the order of cost, then of samplers; Fréchet distances with every seed, the other numbers as means."""
     groups: dict[tuple[str, str], list[Row]] = {}
     for row in sorted(part_of(data, part), key=lambda row: int(row["seed"])):
         groups.setdefault((row["sampler"], row["training"]), []).append(row)
