@@ -226,10 +226,14 @@ def test_a_builder_that_takes_no_step_is_killed_in_the_end(
     monkeypatch.setattr(job, "GRACE_S", 0.1)
     place = tmp_path / "number"
     failing(NO_STEPS.format(place=str(place)))
+    inherited = signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs ignore it
     waiting = threading.Timer(0, lambda: (number_in(place), os.kill(os.getpid(), signal.SIGINT)))
     waiting.start()
-    with pytest.raises(KeyboardInterrupt):
-        job.ask(Library.TENSORRT_RTX, build(tmp_path))
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            job.ask(Library.TENSORRT_RTX, build(tmp_path))
+    finally:
+        signal.signal(signal.SIGINT, inherited)
     waiting.join()
     assert not psutil.pid_exists(number_in(place))
 
