@@ -49,14 +49,14 @@ class Sampler:
 
 def samplers() -> list[Sampler]:
     """All of the study, what matters most first."""
-    main = [_plain(steps) for steps in (50, 20, 12, 9)]  # the longest first: it is what pictures are held against
+    main = [plain(steps) for steps in (50, 20, 12, 9)]  # the longest first: it is what pictures are held against
     main += [_fed("main", 10, "outer:2", Rule.ANNEAL, training=TUNED)]
     main += [_fed("main", 7, "outer:2", Rule.ANNEAL, training=TUNED)]
     main += [Sampler("main", f"cache {steps}", Kind.CACHED, steps) for steps in (20, 14)]
     main += [_fed("main", 10, "outer:2", Rule.ANNEAL, training=SMALL)]
     main += [_fed("main", 7, "outer:2", Rule.ANNEAL, training=SMALL)]
     main += [Sampler("main", "cache-dit 20", Kind.CACHE_DIT, 20)]
-    main += [_plain(steps) for steps in (16, 10, 8, 6)]
+    main += [plain(steps) for steps in (16, 10, 8, 6)]
     few = ((10, "last:4"), (7, "last:4"), (11, "outer:1"), (9, "outer:3"))
     few += ((8, "all"), (8, "outer:1"), (6, "all"), (5, "outer:2"))
     main += [_fed("main", steps, feedback, Rule.ANNEAL, training=TUNED) for steps, feedback in few]
@@ -66,10 +66,16 @@ def samplers() -> list[Sampler]:
     return [*main, *(sampler for part in parts for sampler in part())]
 
 
+def plain(steps: int, guidance_scale: float = 1.0, part: str = "main") -> Sampler:
+    """Every block once a step, as the base was trained."""
+    name = f"plain {steps}" + ("" if guidance_scale == 1 else f", guidance {guidance_scale}")
+    return Sampler(part, name, Kind.PLAIN, steps, guidance_scale=guidance_scale)
+
+
 def _scaled() -> list[Sampler]:
     """The rival that needs no training: plain steps whose predicted noise is a little smaller."""
     return [
-        replace(_plain(steps), part="scaled", name=f"plain {steps}, noise / {over}", noise_over=over)
+        replace(plain(steps, part="scaled"), name=f"plain {steps}, noise / {over}", noise_over=over)
         for steps in (12, 9, 20)
         for over in (1.005, 1.01, 1.02, 1.04, 1.08)
     ]
@@ -96,11 +102,8 @@ def _guided() -> list[Sampler]:
     """The samplers that matter most, under guidance; every one of their block forwards runs on two rows a picture."""
     plans = ((10, "outer:2"), (7, "outer:2"), (10, "last:4"), (7, "last:4"))
     fed = [_fed("guided", steps, feedback, Rule.ANNEAL, training=TUNED) for steps, feedback in plans]
-    plain = [replace(_plain(steps), part="guided") for steps in (20, 12, 9)]
-    return [
-        replace(sampler, name=f"{sampler.name}, guidance {GUIDANCE}", guidance_scale=GUIDANCE)
-        for sampler in (*plain, *fed)
-    ]
+    guided = [replace(x, name=f"{x.name}, guidance {GUIDANCE}", guidance_scale=GUIDANCE) for x in fed]
+    return [*(plain(steps, GUIDANCE, "guided") for steps in (20, 12, 9)), *guided]
 
 
 def _rules() -> list[Sampler]:
@@ -142,10 +145,6 @@ def _duration() -> list[Sampler]:
     """Quality over the iterations of a training (figure 8)."""
     marks = (375, 750, 1125, 1500, 2250, 3000, 3750)
     return [_fed("duration", 10, "outer:2", Rule.ANNEAL, training=f"long/steps/{mark:08d}") for mark in marks]
-
-
-def _plain(steps: int) -> Sampler:
-    return Sampler("main", f"plain {steps}", Kind.PLAIN, steps)
 
 
 def _fed(
