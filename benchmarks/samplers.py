@@ -14,7 +14,7 @@ RULES = (
     (Rule.ANNEAL, Ratio.MODEL_TO_LOOP),
 )
 GUIDANCE = 1.5
-TUNED, SMALL, NEAR = "tuned", "small-lr", "near-200"
+TUNED, SMALL, NEAR, NEAR_LONG = "tuned", "small-lr", "near-200", "near-200-long"
 SHORT = ("long/steps/00000750", "long/steps/00000375")  # without a change, as long as those that have one
 
 
@@ -60,7 +60,7 @@ def samplers() -> list[Sampler]:
     few = ((10, "last:4"), (7, "last:4"), (11, "outer:1"), (9, "outer:3"))
     few += ((8, "all"), (8, "outer:1"), (6, "all"), (5, "outer:2"))
     main += [_fed("main", steps, feedback, Rule.ANNEAL, training=TUNED) for steps, feedback in few]
-    main += [_fed("main", steps, "all", Rule.ANNEAL, training=NEAR) for steps in (8, 6)]
+    main += [_fed("main", steps, "all", Rule.ANNEAL, training=name) for name in (NEAR, NEAR_LONG) for steps in (8, 6)]
     main += [_interval(steps) for steps in (8, 6)]
     parts = (_scaled, _controls, _guided, _rules, _patterns, _trainings, _early, _duration)
     return [*main, *(sampler for part in parts for sampler in part())]
@@ -136,7 +136,7 @@ def _early() -> list[Sampler]:
     plans = ((10, "first:4"), (10, "last:4"), (8, "all"), (7, "last:4"), (6, "all"))
     return [
         _fed("early", steps, pattern, Rule.ANNEAL, training=name)
-        for name in (*SHORT, "none", "standard-2", "near", NEAR, "near-2", "quarter")
+        for name in (*SHORT, "none", "standard-2", "near", NEAR, NEAR_LONG, "near-2", "quarter")
         for steps, pattern in plans
     ]
 

@@ -47,6 +47,7 @@ CHANGES: dict[str, Sequence[str]] = {
     "standard-2": (*SHORT, "loss.kind=standard", "loss.teacher_steps=2"),
     "near": (*SHORT, "loss.look_ahead=100"),
     "near-200": (*SHORT, "loss.look_ahead=200"),
+    "near-200-long": ("loss.look_ahead=200",),
     "near-2": (*SHORT, "loss.kind=standard", "loss.teacher_steps=2", "loss.look_ahead=100"),
     "quarter": (*SHORT, "loss.distillation=0.25"),
     "distillation": (*SHORT, "loss.reconstruction=0"),
