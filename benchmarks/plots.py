@@ -46,6 +46,8 @@ def cost(data: str) -> Path | None:
         axes.plot(costs, [np.mean(found[c]) for c in costs], "-o", ms=4, color=colour, label=name)
         axes.plot([c for c in costs for _ in found[c]], [d for c in costs for d in found[c]], ".", ms=3, color=colour)
     axes.set(xlabel="block forwards of a picture", ylabel="Fréchet distance", yscale="log", title=TITLES[data])
+    axes.yaxis.set_major_formatter("{x:g}")
+    axes.yaxis.set_minor_formatter("{x:g}")
     axes.grid(alpha=0.3, which="both")
     axes.legend()
     return _saved(figure, f"cost-{data}")
