@@ -25,7 +25,7 @@ from eager import CACHED_EVERY, Eager, Run, cached_blocks
 from judge import CifarJudge, DigitsJudge, Judge, rounded
 from numpy.typing import NDArray
 from record import append_rows, read_rows
-from samplers import Kind, Sampler, plain, samplers
+from samplers import Kind, Sampler, guided, plain, samplers
 
 from ilf_trt import load_ilf
 from ilf_trt.checkpoint import WEIGHTS_FILE, base_scheduler, fingerprint, load_backbone
@@ -122,7 +122,7 @@ class Study:
         pictures, cost = draw(seed)
         apart = {}
         if seed == FIRST_SEED and self.far:
-            if sampler == plain(LONG, sampler.guidance_scale):
+            if sampler == guided(plain(LONG), sampler.guidance_scale):
                 self._long[sampler.guidance_scale] = pictures
             apart = self.judge.apart(pictures, self._long_run(sampler.guidance_scale))
         return {
@@ -141,7 +141,7 @@ class Study:
 
     def _long_run(self, guidance_scale: float) -> NDArray[np.float32]:
         if guidance_scale not in self._long:
-            with self.drawing(plain(LONG, guidance_scale)) as draw:
+            with self.drawing(guided(plain(LONG), guidance_scale)) as draw:
                 self._long[guidance_scale] = draw(FIRST_SEED)[0]
         return self._long[guidance_scale]
 

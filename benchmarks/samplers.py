@@ -66,16 +66,22 @@ def samplers() -> list[Sampler]:
     return [*main, *(sampler for part in parts for sampler in part())]
 
 
-def plain(steps: int, guidance_scale: float = 1.0, part: str = "main") -> Sampler:
+def plain(steps: int) -> Sampler:
     """Every block once a step, as the base was trained."""
-    name = f"plain {steps}" + ("" if guidance_scale == 1 else f", guidance {guidance_scale}")
-    return Sampler(part, name, Kind.PLAIN, steps, guidance_scale=guidance_scale)
+    return Sampler("main", f"plain {steps}", Kind.PLAIN, steps)
+
+
+def guided(sampler: Sampler, scale: float) -> Sampler:
+    """The same under guidance; at a scale of 1 there is none."""
+    if scale == 1:
+        return sampler
+    return replace(sampler, part="guided", name=f"{sampler.name}, guidance {scale}", guidance_scale=scale)
 
 
 def _scaled() -> list[Sampler]:
     """The rival that needs no training: plain steps whose predicted noise is a little smaller."""
     return [
-        replace(plain(steps, part="scaled"), name=f"plain {steps}, noise / {over}", noise_over=over)
+        replace(plain(steps), part="scaled", name=f"plain {steps}, noise / {over}", noise_over=over)
         for steps in (12, 9, 20)
         for over in (1.005, 1.01, 1.02, 1.04, 1.08)
     ]
@@ -102,8 +108,7 @@ def _guided() -> list[Sampler]:
     """The samplers that matter most, under guidance; every one of their block forwards runs on two rows a picture."""
     plans = ((10, "outer:2"), (7, "outer:2"), (10, "last:4"), (7, "last:4"))
     fed = [_fed("guided", steps, feedback, Rule.ANNEAL, training=TUNED) for steps, feedback in plans]
-    guided = [replace(x, name=f"{x.name}, guidance {GUIDANCE}", guidance_scale=GUIDANCE) for x in fed]
-    return [*(plain(steps, GUIDANCE, "guided") for steps in (20, 12, 9)), *guided]
+    return [guided(sampler, GUIDANCE) for sampler in (*map(plain, (20, 12, 9)), *fed)]
 
 
 def _rules() -> list[Sampler]:
