@@ -33,21 +33,21 @@ format: $(VENV)/.dev
 
 bench: $(VENV)/.dev
 	$(PIP) --editable '.[dev,bench]'
-	$(BIN)/python benchmarks/cpu.py
-	$(BIN)/python benchmarks/served.py
-	$(BIN)/python benchmarks/training.py
-	$(BIN)/python benchmarks/trainings.py --data digits --output build/study/digits
-	$(BIN)/python benchmarks/quality.py --data digits --trainings build/study/digits
-	$(BIN)/python benchmarks/features.py --training build/study/digits/tuned
-	$(BIN)/python benchmarks/plots.py
-	$(BIN)/python benchmarks/hoisting.py
-	$(BIN)/python benchmarks/hoisting.py --text-gain
-	$(BIN)/python benchmarks/serving.py
-	$(BIN)/python benchmarks/text_export.py
-	$(BIN)/python benchmarks/gallery.py
-	$(BIN)/python benchmarks/build.py
-	$(BIN)/python benchmarks/build.py --precisions fp8 --models dit-xl-256 pixart-alpha-512
-	$(BIN)/python benchmarks/tables.py
+	$(BIN)/python -m benchmarks.speed.cpu
+	$(BIN)/python -m benchmarks.study.served_quality
+	$(BIN)/python -m benchmarks.speed.training_speed
+	$(BIN)/python -m benchmarks.study.trainings --data digits --output build/study/digits
+	$(BIN)/python -m benchmarks.study.quality --data digits --trainings build/study/digits
+	$(BIN)/python -m benchmarks.study.features --training build/study/digits/tuned
+	$(BIN)/python -m benchmarks.study.plots
+	$(BIN)/python -m benchmarks.speed.hoisting
+	$(BIN)/python -m benchmarks.speed.hoisting --text-gain
+	$(BIN)/python -m benchmarks.speed.serving
+	$(BIN)/python -m benchmarks.speed.text_export
+	$(BIN)/python -m benchmarks.emoji.gallery
+	$(BIN)/python -m benchmarks.speed.full_size_build
+	$(BIN)/python -m benchmarks.speed.full_size_build --precisions fp8 --models dit-xl-256 pixart-alpha-512
+	$(BIN)/python -m benchmarks.tables
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info .pytest_cache .ruff_cache .mypy_cache

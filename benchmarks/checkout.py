@@ -1,6 +1,6 @@
 """Makes a checkout importable where nothing can be installed: a folder of links, laid out as the package is.
 
-    export PYTHONPATH=$(python benchmarks/checkout.py)
+    export PYTHONPATH=$(python -m benchmarks.checkout)
 
 The repository's flat folders are `ilf_trt.export`, `ilf_trt.engines` and `ilf_trt.runtime`, which an installation maps.
 This prints a folder that does the same, for this process and for those that it starts; edits show through the links.

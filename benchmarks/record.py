@@ -12,7 +12,8 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-RESULTS = Path(__file__).parent / "results"
+ROOT = Path(__file__).parent.parent
+RESULTS = ROOT / "benchmarks" / "results"
 TOOLS = ("ilf-trt", "torch", "diffusers", "onnx", "onnxruntime", "numpy", "tensorrt-rtx-cu13", "polygraphy")
 GPU_TOOLS = ("tensorrt", "tensorrt-cu13", "onnxruntime-gpu", "cuda-core", "cuda-bindings", "triton", "cache-dit")
 

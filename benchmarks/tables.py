@@ -1,18 +1,17 @@
 """Writes the tables of the documents anew from the committed CSVs, between their markers.
 
-python benchmarks/tables.py
+python -m benchmarks.tables
 """
 
 import re
 from collections.abc import Callable
-from pathlib import Path
 
 import numpy as np
-from gpu_tables import gpu_aims, gpu_facts, gpu_latency, gpu_parity
-from record import read_rows
-from study_tables import STUDY
 
-ROOT = Path(__file__).parent.parent
+from benchmarks.record import ROOT, read_rows
+from benchmarks.speed.gpu_tables import gpu_aims, gpu_facts, gpu_latency, gpu_parity
+from benchmarks.study.tables import STUDY
+
 Row = dict[str, str]
 
 

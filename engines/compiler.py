@@ -9,19 +9,19 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from ilf_trt.bundle import ENGINE_FOLDER, graph_file, write_manifest
-from ilf_trt.contract import Graph, Precision
+from ilf_trt.assembly.build_cache import Store, note_of, taken_or_made
+from ilf_trt.contract.bundle import ENGINE_FOLDER, graph_file, write_manifest
+from ilf_trt.contract.manifest import EngineFacts, Manifest
+from ilf_trt.contract.ports import Graph
+from ilf_trt.contract.spec import Precision
+from ilf_trt.contract.target import Architecture, EngineOptions, Library, check_precision
+from ilf_trt.engines.builder import BuildRequest
+from ilf_trt.engines.job import ask
+from ilf_trt.engines.library import LibraryFacts
+from ilf_trt.engines.profiles import profile_of
+from ilf_trt.engines.progress import Tell
+from ilf_trt.engines.report import EngineReport
 from ilf_trt.errors import BundleError, InvalidRequest
-from ilf_trt.manifest import EngineFacts, Manifest
-from ilf_trt.store import Store, note_of, taken_or_made
-from ilf_trt.target import Architecture, EngineOptions, Library, check_precision
-
-from .builder import BuildRequest
-from .job import ask
-from .library import LibraryFacts
-from .profiles import profile_of
-from .progress import Tell
-from .report import EngineReport
 
 RECIPE = 2  # raise it when the same graph shall become another engine or another report
 

@@ -11,10 +11,9 @@ from contextlib import contextmanager, suppress
 from typing import IO, Any
 
 from ilf_trt import errors
+from ilf_trt.contract.target import Library
+from ilf_trt.engines.progress import Tell
 from ilf_trt.errors import EngineError, IlfError
-from ilf_trt.target import Library
-
-from .progress import Tell
 
 SWITCH = "POLYGRAPHY_USE_TENSORRT_RTX"  # Polygraphy reads it once, when it is imported
 GRACE_S = 10.0

@@ -5,8 +5,8 @@ from dataclasses import asdict, dataclass
 from importlib import import_module
 from typing import Any
 
+from ilf_trt.contract.target import Architecture, Library
 from ilf_trt.errors import EngineError, MissingDependency
-from ilf_trt.target import Architecture, Library
 
 VERSIONS = {Library.TENSORRT: ((10, 13), (12, 0)), Library.TENSORRT_RTX: ((1, 5), (2, 0))}
 

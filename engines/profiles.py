@@ -1,6 +1,7 @@
 """The shapes an engine is built for: smallest, best and largest, from the contract and the bundle's batch."""
 
-from ilf_trt.contract import DECODE, PICTURES, ROWS, Batch, DecoderSpec, Graph, ModelSpec, Port
+from ilf_trt.contract.ports import DECODE, PICTURES, ROWS, Graph, Port
+from ilf_trt.contract.spec import Batch, DecoderSpec, ModelSpec
 
 MAX_TIMES = 128
 

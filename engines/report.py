@@ -7,9 +7,8 @@ from typing import Any
 from rich.table import Table
 from rich.text import Text
 
-from ilf_trt.contract import Precision
-
-from .listing import Kernel
+from ilf_trt.contract.spec import Precision
+from ilf_trt.engines.listing import Kernel
 
 MIB = 1 << 20
 COUNTED = ("matmul", "attention")

@@ -11,15 +11,16 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ilf_trt import reference
-from ilf_trt.block import LINEARS
-from ilf_trt.bundle import Bundle
-from ilf_trt.conditions import check_conditions, read_conditions
-from ilf_trt.contract import BLOCKS, FEEDBACK, Calibrator, ModelSpec
+from ilf_trt.contract.bundle import Bundle
+from ilf_trt.contract.conditions import check_conditions, read_conditions
+from ilf_trt.contract.manifest import Calibration
+from ilf_trt.contract.plan import StepPlan
+from ilf_trt.contract.ports import BLOCKS, FEEDBACK
+from ilf_trt.contract.spec import Calibrator, ModelSpec
 from ilf_trt.errors import InvalidRequest, MissingDependency
-from ilf_trt.manifest import Calibration
-from ilf_trt.model import ILFModel
-from ilf_trt.schedule import StepPlan
+from ilf_trt.model import sampling as reference
+from ilf_trt.model.block import LINEARS
+from ilf_trt.model.ilf_model import ILFModel
 
 SEED = 0
 PICTURES = 16

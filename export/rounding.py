@@ -8,9 +8,10 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 
-from ilf_trt.bundle import GRAPH_FOLDER, TOKENIZER_FILE, graph_file, write_manifest
-from ilf_trt.contract import Precision
-from ilf_trt.manifest import Manifest, all_graphs
+from ilf_trt.contract.bundle import GRAPH_FOLDER, TOKENIZER_FILE, graph_file, write_manifest
+from ilf_trt.contract.graphs import all_graphs
+from ilf_trt.contract.manifest import Manifest
+from ilf_trt.contract.spec import Precision
 
 BF16, FP32 = ir.DataType.BFLOAT16, ir.DataType.FLOAT
 

@@ -7,20 +7,11 @@ from typing import ClassVar
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from ilf_trt.backbone import TEXT_PAIRS, Backbone, Context
-from ilf_trt.contract import (
-    BLOCKS,
-    BRANCHES,
-    FEEDBACK,
-    PICTURES,
-    ROWS,
-    Graph,
-    ModelSpec,
-    Port,
-    Precision,
-    graphs_of,
-)
-from ilf_trt.model import ILFModel
+from ilf_trt.contract.graphs import graphs_of
+from ilf_trt.contract.ports import BLOCKS, BRANCHES, FEEDBACK, PICTURES, ROWS, Graph, Port
+from ilf_trt.contract.spec import ModelSpec, Precision
+from ilf_trt.model.backbone import TEXT_PAIRS, Backbone, Context
+from ilf_trt.model.ilf_model import ILFModel
 
 
 def spec_of(

@@ -4,22 +4,22 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from ilf_trt.checkpoint import load_ilf, save_ilf
-    from ilf_trt.model import ILFModel
-    from ilf_trt.served_transformer import ServedTransformer
-    from ilf_trt.surgery import attach
-    from ilf_trt.transformer import ILFTransformer
+    from ilf_trt.drop_in.eager import ILFTransformer
+    from ilf_trt.drop_in.served import ServedTransformer
+    from ilf_trt.model.checkpoint import load_ilf, save_ilf
+    from ilf_trt.model.ilf_model import ILFModel
+    from ilf_trt.model.surgery import attach
 
 __version__ = "0.1.0"
 __all__ = ["ILFModel", "ILFTransformer", "ServedTransformer", "__version__", "attach", "load_ilf", "save_ilf"]
 
 _HOMES = {
-    "ILFModel": "ilf_trt.model",
-    "ILFTransformer": "ilf_trt.transformer",
-    "ServedTransformer": "ilf_trt.served_transformer",
-    "attach": "ilf_trt.surgery",
-    "load_ilf": "ilf_trt.checkpoint",
-    "save_ilf": "ilf_trt.checkpoint",
+    "ILFModel": "ilf_trt.model.ilf_model",
+    "ILFTransformer": "ilf_trt.drop_in.eager",
+    "ServedTransformer": "ilf_trt.drop_in.served",
+    "attach": "ilf_trt.model.surgery",
+    "load_ilf": "ilf_trt.model.checkpoint",
+    "save_ilf": "ilf_trt.model.checkpoint",
 }
 
 

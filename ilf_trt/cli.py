@@ -25,49 +25,49 @@ app = App(
 )
 for _place, _name, _help, _example in (
     (
-        "ilf_trt.commands:build",
+        "ilf_trt.commands.build:build",
         "build",
         "Build a bundle from an ILF checkpoint.",
         "--checkpoint demo -o build/demo.ilf",
     ),
     (
-        "ilf_trt.runtime.command:generate",
+        "ilf_trt.runtime.commands:generate",
         "generate",
         "Make pictures from a bundle, without PyTorch.",
         "build/demo.ilf --labels 0-9 --seed 7 -o build/demo.png",
     ),
     (
-        "ilf_trt.commands:plan",
+        "ilf_trt.commands.plan:plan",
         "plan",
         "Print a step plan and its cost in block forwards.",
         "--blocks 28 --loop 8:19 --steps 10 --feedback outer:2",
     ),
     (
-        "ilf_trt.engines.command:compile",
+        "ilf_trt.commands.compile:compile",
         "compile",
         "Add engines to a bundle that was built elsewhere.",
         "model.ilf --target tensorrt",
     ),
-    ("ilf_trt.commands:inspect", "inspect", "Show what a bundle holds.", "build/demo.ilf"),
+    ("ilf_trt.commands.inspect:inspect", "inspect", "Show what a bundle holds.", "build/demo.ilf"),
     (
-        "ilf_trt.runtime.command:verify",
+        "ilf_trt.runtime.commands:verify",
         "verify",
         "Hold every graph and one trajectory of a bundle against its torch reference.",
         "build/demo.ilf",
     ),
     (
-        "ilf_trt.prepare_command:prepare",
+        "ilf_trt.commands.prepare:prepare",
         "prepare",
         "Make latents and embedded text from pictures, to train on.",
         "--data-kind images --path photos --vae stabilityai/sd-vae-ft-ema -o build/latents",
     ),
     (
-        "ilf_trt.training_command:train",
+        "ilf_trt.commands.train:train",
         "train",
         "Train the feedback block of a recipe.",
         "--config demo --output build/demo-training",
     ),
-    ("ilf_trt.commands:train_demo", "train-demo", "Train the demo anew.", "--output build/demo-checkpoint"),
+    ("ilf_trt.commands.train_demo:train_demo", "train-demo", "Train the demo anew.", "--output build/demo-checkpoint"),
 ):
     app.command(_place, name=_name, help=f"{_help}\n\nExample: `ilf-trt {_name} {_example}`")
 
@@ -75,8 +75,8 @@ for _place, _name, _help, _example in (
 cache = App(name="cache", help="List or remove what earlier builds left in the build cache.")
 app.command(cache)
 for _place, _name, _help, _example in (
-    ("ilf_trt.engines.command:list_cache", "ls", "List what the build cache holds.", ""),
-    ("ilf_trt.engines.command:prune_cache", "prune", "Remove builds from the build cache.", " --days 30"),
+    ("ilf_trt.commands.cache:list_cache", "ls", "List what the build cache holds.", ""),
+    ("ilf_trt.commands.cache:prune_cache", "prune", "Remove builds from the build cache.", " --days 30"),
 ):
     cache.command(_place, name=_name, help=f"{_help}\n\nExample: `ilf-trt cache {_name}{_example}`")
 

@@ -8,15 +8,17 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ilf_trt.bundle import Bundle
-from ilf_trt.contract import DECODE, TEXT, Graph, Precision
+from ilf_trt.contract.bundle import Bundle
+from ilf_trt.contract.manifest import Manifest
+from ilf_trt.contract.ports import DECODE, TEXT, Graph
+from ilf_trt.contract.spec import Precision
 from ilf_trt.errors import InvalidRequest
-from ilf_trt.manifest import Manifest
-
-from .engine import Array, Engine, Launch
-from .onnxruntime_engine import OnnxRuntimeEngine
-from .route import COEFFICIENT_ROWS, LAST, LATENTS, PREDICTIONS, Route, View, route_of
-from .session import KEPT_TRAJECTORIES, Job, Session, Timings, Watch
+from ilf_trt.runtime.engine import Array, Engine, Launch
+from ilf_trt.runtime.onnxruntime_engine import OnnxRuntimeEngine
+from ilf_trt.runtime.route import COEFFICIENT_ROWS, LAST, LATENTS, PREDICTIONS, Route, View, route_of
+from ilf_trt.runtime.session import KEPT_TRAJECTORIES, Session
+from ilf_trt.runtime.timings import Timings
+from ilf_trt.runtime.trajectory import Job, Watch
 
 
 class Host:

@@ -4,10 +4,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from ilf_trt.contract import Graph
+from ilf_trt.contract.ports import Graph
 from ilf_trt.errors import EngineError, MissingDependency, PortMismatch
-
-from .engine import Array, Launch
+from ilf_trt.runtime.engine import Array, Launch
 
 FATAL_ONLY = 4
 ORT_TYPES = {

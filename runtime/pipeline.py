@@ -14,31 +14,32 @@ from typing import Any, Self
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from ilf_trt.bundle import TOKENIZER_FILE, Bundle
-from ilf_trt.class_names import labels_of
-from ilf_trt.conditions import check_conditions, row_conditions
-from ilf_trt.contract import NEGATIVE, PICTURES
+from ilf_trt.contract.bundle import TOKENIZER_FILE, Bundle
+from ilf_trt.contract.class_names import labels_of
+from ilf_trt.contract.conditions import check_conditions, row_conditions
+from ilf_trt.contract.manifest import Manifest
+from ilf_trt.contract.plan import Ratio, Rule, StepPlan, make_plan
+from ilf_trt.contract.ports import NEGATIVE, PICTURES
 from ilf_trt.errors import InvalidRequest
-from ilf_trt.manifest import Manifest
-from ilf_trt.schedule import Ratio, Rule, StepPlan, make_plan
-
-from . import start
-from .alone import run_alone
-from .chunks import Chunk, chunks_of
-from .compatibility import EngineKind
-from .decoder import Decoder
-from .device import Device
-from .device_array import is_on_gpu
-from .frame import Frame
-from .host import Host
-from .noise import NoiseSource
-from .picture import pixels_from_latents
-from .prompts import Prompt, Prompts, embed
-from .result import Result
-from .session import KEPT_TRAJECTORIES, Job, Session, Timings
-from .stages import CLOSED, AllAtOnce, OneAfterAnother, Place, Stages
-from .tokens import Tokens
-from .watch import Watching
+from ilf_trt.runtime import start_noise as start
+from ilf_trt.runtime.batches import Chunk, chunks_of
+from ilf_trt.runtime.gpu.array import is_on_gpu
+from ilf_trt.runtime.gpu.compatibility import EngineKind
+from ilf_trt.runtime.gpu.device import Device
+from ilf_trt.runtime.host import Host
+from ilf_trt.runtime.loading import CLOSED, AllAtOnce, OneAfterAnother, Place, Stages
+from ilf_trt.runtime.picture.decoder import Decoder
+from ilf_trt.runtime.picture.png import pixels_from_latents
+from ilf_trt.runtime.picture.size import Frame
+from ilf_trt.runtime.progress import Watching
+from ilf_trt.runtime.result import Result
+from ilf_trt.runtime.session import KEPT_TRAJECTORIES, Session
+from ilf_trt.runtime.single_graph import run_alone
+from ilf_trt.runtime.start_noise import NoiseSource
+from ilf_trt.runtime.text.prompts import Prompt, Prompts, embed
+from ilf_trt.runtime.text.tokenizer import Tokens
+from ilf_trt.runtime.timings import Timings
+from ilf_trt.runtime.trajectory import Job
 
 DEFAULT_SESSIONS = 4
 PIXEL_CHANNELS = (1, 3)

@@ -6,11 +6,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from ilf_trt.contract.plan import StepPlan
 from ilf_trt.errors import InvalidRequest
-from ilf_trt.schedule import StepPlan
-
-from .picture import image_of
-from .session import Timings
+from ilf_trt.runtime.picture.png import image_of
+from ilf_trt.runtime.timings import Timings
 
 
 @dataclass(frozen=True, slots=True)

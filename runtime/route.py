@@ -7,12 +7,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ilf_trt.contract import BRANCHES, COEFFICIENTS, PICTURES, ROWS, Port, graphs_of
-from ilf_trt.manifest import Manifest
-from ilf_trt.positions import positions_of
-from ilf_trt.schedule import StepPlan
-
-from .session import Job
+from ilf_trt.contract.graphs import graphs_of
+from ilf_trt.contract.manifest import Manifest
+from ilf_trt.contract.plan import StepPlan
+from ilf_trt.contract.ports import BRANCHES, COEFFICIENTS, PICTURES, ROWS, Port
+from ilf_trt.contract.positions import positions_of
+from ilf_trt.runtime.trajectory import Job
 
 COND, LAST = "cond", "post"
 LATENTS = ("latent_0", "latent_1")

@@ -9,10 +9,9 @@ import numpy as np
 from numpy.typing import NDArray
 from rich.table import Table
 
-from ilf_trt.bundle import REFERENCE_FILE, Bundle, read_arrays
-from ilf_trt.contract import DECODE, TEXT, Graph, Precision
-from ilf_trt.errors import BundleError, ParityError
-from ilf_trt.probe import (
+from ilf_trt.contract.bundle import REFERENCE_FILE, Bundle, read_arrays
+from ilf_trt.contract.ports import DECODE, TEXT, Graph
+from ilf_trt.contract.reference_cases import (
     ASKED,
     CASES,
     DECODE_LATENTS,
@@ -24,9 +23,10 @@ from ilf_trt.probe import (
     TRAJECTORY_NOISE,
     Case,
 )
-
-from .chunks import chunks_of
-from .pipeline import Pipeline
+from ilf_trt.contract.spec import Precision
+from ilf_trt.errors import BundleError, ParityError
+from ilf_trt.runtime.batches import chunks_of
+from ilf_trt.runtime.pipeline import Pipeline
 
 TINY = 1e-30
 EXACT_SHADES, ROUGH_SHADES = 2, 8  # of 255, that a decoder may be off in float32 and in halves

@@ -14,9 +14,10 @@ import torch
 from diffusers import DiTTransformer2DModel, DPMSolverMultistepScheduler, PixArtTransformer2DModel
 
 from ilf_trt import ILFModel, attach, save_ilf
-from ilf_trt.build import BuildOptions, BuildResult, build
+from ilf_trt.assembly.conductor import BuildResult, build
+from ilf_trt.assembly.options import BuildOptions
 from ilf_trt.cli import main
-from ilf_trt.contract import Batch
+from ilf_trt.contract.spec import Batch
 
 BLOCKS = 4
 LOOP = (1, 2)

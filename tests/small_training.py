@@ -12,11 +12,11 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from ilf_trt import ILFModel, attach
-from ilf_trt.feed import Batch, MemoryFeed, Pulled
-from ilf_trt.recipe import Recipe
-from ilf_trt.solver import DEFAULT_SCHEDULER
-from ilf_trt.training import Outcome, Setting, train
-from ilf_trt.training_state import Base
+from ilf_trt.contract.solver import DEFAULT_SCHEDULER
+from ilf_trt.train.batch_stream import Batch, MemoryFeed, Pulled
+from ilf_trt.train.checkpoints import Base
+from ilf_trt.train.loop import Outcome, Setting, train
+from ilf_trt.train.recipe import Recipe
 from tests.conftest import CLASSES, LOOP, TEXT_CHANNELS, TEXT_TOKENS, small_dit
 
 ROWS, BATCH, ITERATIONS = 23, 8, 6

@@ -15,8 +15,8 @@ import pytest
 from PIL import Image
 
 from ilf_trt import __version__
-from ilf_trt.bundle import Bundle
-from ilf_trt.runtime.picture import GAP, TILE
+from ilf_trt.contract.bundle import Bundle
+from ilf_trt.runtime.picture.png import GAP, TILE
 from tests.conftest import BLOCKS, CLASSES, FAILED, LOOP, TEXT_CHANNELS, Ran, Run, small_dit, write_checkpoint
 
 COMMANDS = ("build", "compile", "generate", "plan", "inspect", "verify", "cache", "prepare", "train", "train-demo")

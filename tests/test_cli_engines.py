@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from ilf_trt.bundle import Bundle
 from ilf_trt.cli import main
+from ilf_trt.contract.bundle import Bundle
 from tests.conftest import Run, small_dit, write_checkpoint
 
 RTX = ("--target", "tensorrt-rtx", "--gpu", "sm89")

@@ -11,15 +11,18 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
-from ilf_trt import ILFModel, attach, load_ilf, reference, save_ilf
-from ilf_trt.build import BuildOptions, build, compile_bundle
-from ilf_trt.contract import DECODE, GRAPHS, TEXT, Batch
+from ilf_trt import ILFModel, attach, load_ilf, save_ilf
+from ilf_trt.assembly.conductor import build, compile_bundle
+from ilf_trt.assembly.options import BuildOptions
+from ilf_trt.contract.plan import make_plan
+from ilf_trt.contract.ports import DECODE, GRAPHS, TEXT
+from ilf_trt.contract.spec import Batch
+from ilf_trt.contract.target import Architecture, EngineOptions, Library
+from ilf_trt.drop_in.eager import ILFTransformer
+from ilf_trt.drop_in.served import ServedTransformer
 from ilf_trt.errors import InvalidRequest, MissingDependency
+from ilf_trt.model import sampling as reference
 from ilf_trt.runtime import Pipeline
-from ilf_trt.schedule import make_plan
-from ilf_trt.served_transformer import ServedTransformer
-from ilf_trt.target import Architecture, EngineOptions, Library
-from ilf_trt.transformer import ILFTransformer
 from tests import small_pipelines
 
 STEPS = 4

@@ -87,7 +87,7 @@ def test_the_wheel_holds_the_tracked_sources_of_the_four_folders_and_nothing_els
 
 
 def test_the_wheel_holds_a_module_of_every_folder(names: set[str]) -> None:
-    assert {f"{package}/__init__.py" for package in (*FOLDERS.values(), "ilf_trt/backbones")} <= names
+    assert {f"{package}/__init__.py" for package in (*FOLDERS.values(), "ilf_trt/model/backbones")} <= names
     assert "ilf_trt/py.typed" in names
 
 
@@ -118,7 +118,7 @@ def test_the_runtime_imports_from_the_wheel_without_torch(installed: Path, tmp_p
 
 
 def test_every_package_of_the_wheel_comes_from_it(installed: Path, tmp_path: Path) -> None:
-    packages = [path.replace("/", ".") for path in (*FOLDERS.values(), "ilf_trt/backbones")]
+    packages = [path.replace("/", ".") for path in (*FOLDERS.values(), "ilf_trt/model/backbones")]
     code = f"import importlib.util as u\nfor name in {packages}: print(u.find_spec(name).origin)"
     found = python(installed, tmp_path, "-c", code).splitlines()
     assert found == [str(installed / name.replace(".", "/") / "__init__.py") for name in packages]

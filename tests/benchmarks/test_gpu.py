@@ -3,7 +3,6 @@
 import csv
 import subprocess
 import sys
-from collections.abc import Iterator
 from importlib import import_module
 from pathlib import Path
 from types import ModuleType
@@ -13,20 +12,24 @@ import numpy as np
 import pytest
 import torch
 
+from benchmarks import checkout, record, tables
+from benchmarks.rivals import eager, unsplit
+from benchmarks.speed import gpu_pieces, gpu_tables, hoisting, rows
+from benchmarks.speed import machine as speed_machine
 from ilf_trt import attach
-from ilf_trt.build import BuildResult
-from ilf_trt.bundle import Bundle
-from ilf_trt.conditions import row_conditions
-from ilf_trt.contract import Loop, Precision
+from ilf_trt.assembly.conductor import BuildResult
+from ilf_trt.contract.bundle import Bundle
+from ilf_trt.contract.conditions import row_conditions
+from ilf_trt.contract.plan import SCHEDULERS, cached_block_forwards, make_plan
+from ilf_trt.contract.spec import Loop, Precision
+from ilf_trt.contract.target import Architecture, EngineOptions, Library
 from ilf_trt.engines.profiles import profile_of
 from ilf_trt.errors import DeviceError, InvalidRequest
 from ilf_trt.export.segments import spec_of
-from ilf_trt.reference import generate
+from ilf_trt.model.sampling import generate
 from ilf_trt.runtime import Pipeline
-from ilf_trt.schedule import SCHEDULERS, cached_block_forwards, make_plan
-from ilf_trt.target import Architecture, EngineOptions, Library
 from tests.conftest import BLOCKS, LOOP, TEXT_CHANNELS, TEXT_TOKENS, small_dit, small_pixart
-from tests.ilf_trt.test_reference import dit_conditions, noise_of, pixart_conditions
+from tests.ilf_trt.model.test_sampling import dit_conditions, noise_of, pixart_conditions
 from tests.runtime.conftest import VERSIONS, Compiled, Machine, compiled, machine
 
 __all__ = ["compiled", "machine"]
@@ -50,16 +53,8 @@ ENGINE_ROWS = ("one graph a step", "five graphs", "ilf-trt ILF")
 NUMBERS = ("denoise_p50_ms", "denoise_p95_ms", "end_to_end_ms", "faster_than_eager_20", "cold_load_s", "block_forwards")
 
 
-@pytest.fixture(scope="module", autouse=True)
-def _importable() -> Iterator[None]:
-    """The benchmarks are commands that lie beside one another, no package."""
-    sys.path.insert(0, str(BENCHMARKS))
-    yield
-    sys.path.remove(str(BENCHMARKS))
-
-
 def run(*arguments: object) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, BENCHMARKS / "gpu.py", *map(str, arguments)]
+    command = [sys.executable, "-m", "benchmarks.speed.gpu", *map(str, arguments)]
     return subprocess.run(command, capture_output=True, text=True, check=False, timeout=TIMEOUT_S, cwd=ROOT)
 
 
@@ -159,21 +154,19 @@ def test_a_call_stops_at_its_deadline_and_says_what_is_left(tmp_path: Path) -> N
 @pytest.mark.skipif(torch.cuda.is_available(), reason="needs no GPU")
 def test_without_a_gpu_it_is_refused_unless_it_is_a_dry_run() -> None:
     with pytest.raises(DeviceError, match="pass --dry-run"):
-        import_module("device").Machine(dry_run=False)
+        speed_machine.Machine(dry_run=False)
 
 
 # --- rows and tables
 
 
 def test_a_row_names_the_packages_that_are_there_and_leaves_out_others(monkeypatch: pytest.MonkeyPatch) -> None:
-    record = import_module("record")
     monkeypatch.setattr(record, "TOOLS", ("numpy", "no-such-package"))
     found = record.environment()
     assert found["versions"] == f"numpy={np.__version__}"
 
 
 def test_a_row_of_a_gpu_names_it_before_the_host() -> None:
-    record = import_module("record")
     found = record.Records(gpu="NVIDIA H100, driver 580, CUDA 13.0", commit="abc").environment()
     assert found["device"].startswith("NVIDIA H100, driver 580, CUDA 13.0; ")
     assert "cuda-core=" in found["versions"]
@@ -182,11 +175,11 @@ def test_a_row_of_a_gpu_names_it_before_the_host() -> None:
 
 def test_without_git_the_commit_is_unknown(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))
-    assert import_module("record").environment()["commit"] == "unknown"
+    assert record.environment()["commit"] == "unknown"
 
 
 def test_rows_are_replaced_by_key_and_copied(tmp_path: Path) -> None:
-    records = import_module("record").Records(tmp_path / "a", copies=tmp_path / "b")
+    records = record.Records(tmp_path / "a", copies=tmp_path / "b")
     records.append("t", "c", [{"key": 1, "value": "old"}, {"key": 2, "value": "kept"}], key=("key",))
     path = records.append("t", "c", [{"key": 1, "value": "new", "note": "wider"}], key=("key",))
     assert [(row["key"], row["value"], row["note"]) for row in rows_of(path)] == [
@@ -197,7 +190,7 @@ def test_rows_are_replaced_by_key_and_copied(tmp_path: Path) -> None:
 
 
 def gpu_row(**values: str) -> dict[str, str]:
-    columns = dict.fromkeys(import_module("pieces").LATENCY_COLUMNS, "")
+    columns = dict.fromkeys(gpu_pieces.LATENCY_COLUMNS, "")
     shared = {
         "gpu": "NVIDIA H100",
         "device": "NVIDIA H100; host",
@@ -210,7 +203,7 @@ def gpu_row(**values: str) -> dict[str, str]:
 
 
 def test_without_rows_every_table_says_that_no_gpu_was_at_hand(monkeypatch: pytest.MonkeyPatch) -> None:
-    tables = import_module("gpu_tables")
+    tables = gpu_tables
     monkeypatch.setattr(tables, "read_rows", lambda name: [])
     for table in (tables.gpu_latency, tables.gpu_facts, tables.gpu_parity):
         assert table() == "Not measured: no GPU was at hand."
@@ -221,7 +214,7 @@ def test_without_rows_every_table_says_that_no_gpu_was_at_hand(monkeypatch: pyte
 def test_rows_without_numbers_stand_below_the_table_by_reason() -> None:
     refused = {"denoise_p50_ms": "", "note": "tensorrt-rtx refused this GPU", "library": "tensorrt-rtx", "model": "m"}
     rows = [gpu_row(model="m", precision="fp16"), *(gpu_row(precision=p, **refused) for p in ("fp16", "fp8"))]
-    lines = import_module("gpu_tables").gpu_latency(rows).splitlines()
+    lines = gpu_tables.gpu_latency(rows).splitlines()
     assert lines[2].startswith("| m | 1 | ilf-trt ILF | tensorrt | fp16 | 10 |")
     assert "Measured on NVIDIA H100; host; torch=2." in lines
     assert lines[-1] == (
@@ -238,7 +231,7 @@ def test_an_aim_is_met_by_the_best_library_of_a_gpu() -> None:
         gpu_row(model="dit-xl-256", precision="fp16", faster_than_eager_20="4.0", launch_us="20"),
         gpu_row(model="pixart-alpha-1024", precision="fp8", batch="4", faster_than_eager_20="9"),
     ]
-    assert [line.partition(":")[0] for line in import_module("gpu_tables").gpu_aims(rows)] == [
+    assert [line.partition(":")[0] for line in gpu_tables.gpu_aims(rows)] == [
         "aim met",
         "aim not measured",
         "aim missed",
@@ -248,7 +241,7 @@ def test_an_aim_is_met_by_the_best_library_of_a_gpu() -> None:
 
 
 def test_tables_are_written_where_a_document_has_a_place(monkeypatch: pytest.MonkeyPatch) -> None:
-    filled, count = import_module("tables")._filled("a\n<!-- table x -->\nold\n<!-- end -->\nb", "x", lambda: "new")
+    filled, count = tables._filled("a\n<!-- table x -->\nold\n<!-- end -->\nb", "x", lambda: "new")
     assert (filled, count) == ("a\n<!-- table x -->\nnew\n<!-- end -->\nb", 1)
 
 
@@ -263,7 +256,7 @@ def test_the_matrix_rate_is_the_best_of_square_products() -> None:
             ("b", "fp16", "8x8x8", "990"),
         )
     ]
-    rate = import_module("device").measured_rate
+    rate = speed_machine.measured_rate
     assert [rate(rows, "a", dtype) for dtype in ("fp16", "fp8", "bf16")] == [750.0, None, None]
 
 
@@ -276,7 +269,6 @@ def plain_plan(steps: int) -> Any:
 
 @pytest.mark.parametrize("kind", ["dit", "pixart"])
 def test_cached_blocks_run_as_often_as_the_papers_cost_says(kind: str) -> None:
-    eager = import_module("eager")
     backbone = small_dit() if kind == "dit" else small_pixart(sized=True)
     conditions, noise = dit_conditions() if kind == "dit" else pixart_conditions(), noise_of(backbone)
     lines = eager.Eager(attach(backbone, LOOP), SOLVER, GUIDANCE, "cpu", torch.float32)
@@ -302,7 +294,6 @@ def test_cached_blocks_run_as_often_as_the_papers_cost_says(kind: str) -> None:
 
 
 def test_blocks_that_run_anew_at_every_step_change_nothing() -> None:
-    eager = import_module("eager")
     blocks = [torch.nn.Linear(4, 4) for _ in range(3)]
     cached = eager.CachedBlocks(blocks, every=1, steps=5)
     for _ in range(4):
@@ -311,7 +302,6 @@ def test_blocks_that_run_anew_at_every_step_change_nothing() -> None:
 
 
 def test_between_what_the_blocks_added_is_added_to_the_new_input() -> None:
-    eager = import_module("eager")
     cached = eager.CachedBlocks([torch.nn.Linear(4, 4)], every=3, steps=4)
     first, second = torch.randn(2, 2, 4)
     added = cached(first) - first
@@ -322,7 +312,7 @@ def test_between_what_the_blocks_added_is_added_to_the_new_input() -> None:
 
 
 def test_the_papers_model_has_18_cached_blocks_and_326_block_forwards() -> None:
-    inside = import_module("eager").cached_blocks(28)
+    inside = eager.cached_blocks(28)
     assert inside == 18
     assert sum(cached_block_forwards(28, 20, cached=inside, every=3)) == 326
 
@@ -332,7 +322,7 @@ def test_the_linears_of_a_plan_are_counted_with_every_graph_run() -> None:
         model = attach(small_dit(), LOOP)
     options: Any = {"guidance": True, "text_tokens": 1, "train_timesteps": 1000, "precision": Precision.FP16}
     plan = make_plan(SOLVER, 5, blocks=BLOCKS, loop=Loop(*LOOP), feedback="first:1")
-    got = import_module("hoisting").linear_flop(model, spec_of(model, **options), plan, 3)
+    got = hoisting.linear_flop(model, spec_of(model, **options), plan, 3)
     width, tokens, rows, times, waves = 64, 16, 6, len(plan.times), 256
     blocks = plan.block_forwards * rows * tokens * 12 * width**2  # four of attention, eight of the feed-forward
     head = len(plan.steps) * rows * tokens * width * 2 * 2 * 2  # patches of 2 x 2, two channels
@@ -342,7 +332,7 @@ def test_the_linears_of_a_plan_are_counted_with_every_graph_run() -> None:
 
 
 def test_the_distance_to_the_reference_is_of_its_range() -> None:
-    psnr = import_module("latency").psnr
+    psnr = rows.psnr
     wanted = np.array([0.0, 10.0], np.float32)
     assert psnr(wanted + np.float32(1.0), wanted) == 20.0
     assert psnr(wanted, wanted) == ""
@@ -352,7 +342,6 @@ def test_the_distance_to_the_reference_is_of_its_range() -> None:
 
 
 def unsplit_of(build: BuildResult, backbone: Any, folder: Path) -> tuple[ModuleType, Bundle, Path]:
-    unsplit = import_module("unsplit")
     path = folder / "unsplit.onnx"
     unsplit.export_unsplit(attach(backbone, LOOP), build.bundle.manifest, path)
     return unsplit, build.bundle, path
@@ -410,7 +399,7 @@ def test_one_graph_a_step_gives_what_five_give(
 
 
 def test_its_engine_is_refused_where_the_bundles_own_would_be(dit_build: BuildResult, tmp_path: Path) -> None:
-    build = import_module("unsplit").build_unsplit
+    build = unsplit.build_unsplit
     hopper = EngineOptions(Library.TENSORRT_RTX, (Architecture(9, 0),))
     with pytest.raises(InvalidRequest, match=r"tensorrt-rtx .* has no target sm90; .*Hopper"):
         build(dit_build.bundle.manifest, tmp_path / "a.onnx", tmp_path / "a.engine", hopper)
@@ -420,10 +409,10 @@ def test_its_engine_is_refused_where_the_bundles_own_would_be(dit_build: BuildRe
 
 
 def test_a_checkout_is_importable_without_being_installed(tmp_path: Path) -> None:
-    folder = import_module("checkout").lay_out(tmp_path)
-    import_module("checkout").lay_out(tmp_path)
+    folder = checkout.lay_out(tmp_path)
+    checkout.lay_out(tmp_path)
     code = (
-        "import ilf_trt, ilf_trt.backbone, ilf_trt.engines.worker, ilf_trt.export, ilf_trt.runtime\n"
+        "import ilf_trt, ilf_trt.model.backbone, ilf_trt.engines.worker, ilf_trt.export, ilf_trt.runtime\n"
         "from importlib.metadata import version\n"
         "from importlib.resources import files\n"
         "assert (files('ilf_trt') / 'demo' / 'ilf.json').is_file()\n"

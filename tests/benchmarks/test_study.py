@@ -1,10 +1,8 @@
 """The study's parts against what can be said of them by hand: judges, samplers, traces and tables."""
 
-import sys
-from collections.abc import Iterator
 from importlib import import_module
 from pathlib import Path
-from types import ModuleType, SimpleNamespace
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -14,33 +12,32 @@ from PIL import Image
 from safetensors.torch import load_file
 from sklearn.metrics import pairwise_distances
 
+from benchmarks.study import (
+    arithmetic,
+    cifar10,
+    features,
+    judge,
+    quality,
+    resnet,
+    samplers,
+    shrinkage,
+    tables,
+    trainings,
+)
 from ilf_trt import attach, save_ilf
-from ilf_trt.checkpoint import load_backbone
-from ilf_trt.contract import Loop
-from ilf_trt.reference import generate
-from ilf_trt.schedule import SCHEDULERS, Ratio, Rule, make_plan
+from ilf_trt.contract.plan import SCHEDULERS, Ratio, Rule, make_plan
+from ilf_trt.contract.spec import Loop
+from ilf_trt.model.checkpoint import load_backbone
+from ilf_trt.model.sampling import generate
 from tests.conftest import BLOCKS, CLASSES, LOOP, small_dit
 
-BENCHMARKS = Path(__file__).parent.parent.parent / "benchmarks"
 SOLVER = SCHEDULERS["dpmsolver++"]
 CLOSE = 1e-9  # sums of a few hundred numbers in float64
 FLOAT32 = {"rtol": 1e-4, "atol": 1e-5}
 
 
-@pytest.fixture(scope="module", autouse=True)
-def _importable() -> Iterator[None]:
-    sys.path.insert(0, str(BENCHMARKS))
-    yield
-    sys.path.remove(str(BENCHMARKS))
-
-
 @pytest.fixture(scope="module")
-def judge() -> ModuleType:
-    return import_module("judge")
-
-
-@pytest.fixture(scope="module")
-def digits_judge(judge: ModuleType) -> Any:
+def digits_judge() -> Any:
     return judge.DigitsJudge()
 
 
@@ -51,7 +48,7 @@ def pictures(count: int, seed: int = 0) -> np.ndarray[Any, Any]:
 # --- judges
 
 
-def test_the_distance_of_two_gaussians_is_the_closed_form(judge: ModuleType) -> None:
+def test_the_distance_of_two_gaussians_is_the_closed_form() -> None:
     a = judge.Gaussian(np.array([0.0, 0.0]), np.diag([1.0, 4.0]))
     b = judge.Gaussian(np.array([3.0, 4.0]), np.diag([9.0, 16.0]))
     assert a.distance(b) == pytest.approx(25 + (3 - 1) ** 2 + (4 - 2) ** 2, abs=CLOSE)
@@ -76,13 +73,13 @@ def test_noise_is_far_from_the_digits(digits_judge: Any) -> None:
 
 def test_one_class_alone_is_precise_but_recalls_little(digits_judge: Any) -> None:
     ones = digits_judge.real[digits_judge.labels == 1]
-    found = import_module("judge").manifold(digits_judge.real, ones)
+    found = judge.manifold(digits_judge.real, ones)
     assert found["precision"] == 1
     assert found["recall"] < 0.5
     assert found["coverage"] < 0.5
 
 
-def test_precision_and_density_are_counts_of_balls(judge: ModuleType) -> None:
+def test_precision_and_density_are_counts_of_balls() -> None:
     random = np.random.default_rng(1)
     real, made, k = random.normal(size=(40, 3)), random.normal(size=(30, 3)), 5
     among = np.sort(pairwise_distances(real), axis=1)[:, k]
@@ -93,14 +90,13 @@ def test_precision_and_density_are_counts_of_balls(judge: ModuleType) -> None:
     assert found["coverage"] == pytest.approx(inside.any(0).mean(), abs=CLOSE)
 
 
-def test_psnr_of_a_known_error_and_of_none(judge: ModuleType) -> None:
+def test_psnr_of_a_known_error_and_of_none() -> None:
     same = np.zeros((2, 1, 4, 4), np.float32)
     assert judge.psnr(same + 0.2, same) == pytest.approx(20, abs=1e-4)  # 10 log10(4 / 0.04)
     assert judge.psnr(same, same) > 90
 
 
 def test_the_classifier_reads_its_public_names_and_tells_pictures_apart(tmp_path: Path) -> None:
-    resnet = import_module("resnet")
     network = resnet.ResNet(2).eval()
     torch.save({"state_dict": {f"module.{n}": v for n, v in network.state_dict().items()}}, tmp_path / "small.th")
     loaded = resnet.load(tmp_path / "small.th")
@@ -109,12 +105,11 @@ def test_the_classifier_reads_its_public_names_and_tells_pictures_apart(tmp_path
         stages = loaded.stages(seen)
         assert [tuple(stage.shape) for stage in stages] == [(3, 16, 32, 32), (3, 32, 16, 16), (3, 64, 8, 8)]
         assert torch.equal(stages[-1], network.stages(seen)[-1])
-    assert import_module("judge").stages(loaded, seen, seen) == pytest.approx(0, abs=1e-6)
-    assert import_module("judge").stages(loaded, seen, -seen) > 0.1
+    assert judge.stages(loaded, seen, seen) == pytest.approx(0, abs=1e-6)
+    assert judge.stages(loaded, seen, -seen) > 0.1
 
 
 def test_mosaics_are_cut_row_by_row(tmp_path: Path) -> None:
-    cifar10 = import_module("cifar10")
     sheet = np.zeros((64, 96, 3), np.uint8)
     for index in range(6):
         sheet[index // 3 * 32 : index // 3 * 32 + 32, index % 3 * 32 : index % 3 * 32 + 32] = index
@@ -125,7 +120,6 @@ def test_mosaics_are_cut_row_by_row(tmp_path: Path) -> None:
 
 
 def test_a_base_of_pictures_is_written_in_float16_and_read_in_float32(tmp_path: Path) -> None:
-    cifar10 = import_module("cifar10")
     sheet = np.random.default_rng(0).integers(0, 255, (32, 64, 3), np.uint8)
     Image.fromarray(sheet).save(tmp_path / "train_4_deer_2.webp", lossless=True)
     cifar10.train(tmp_path, tmp_path / "base", width=32, patch=16, iterations=1, seed=0, compiled=False, device="cpu")
@@ -136,7 +130,6 @@ def test_a_base_of_pictures_is_written_in_float16_and_read_in_float32(tmp_path: 
 
 
 def test_gelu_by_exp_is_gelu() -> None:
-    arithmetic = import_module("arithmetic")
     x = torch.linspace(-30, 30, 2001)
     for approximate in ("tanh", "none"):
         expected = torch.nn.functional.gelu(x.double(), approximate=approximate)
@@ -149,20 +142,20 @@ def test_gelu_by_exp_is_gelu() -> None:
 
 
 def test_every_sampler_is_named_once_for_each_training() -> None:
-    every = import_module("samplers").samplers()
+    every = samplers.samplers()
     names = [(sampler.part, sampler.name, sampler.training) for sampler in every]
     assert len(set(names)) == len(names)
 
 
 def test_every_training_of_a_sampler_is_one_that_is_made() -> None:
-    changes = import_module("trainings").CHANGES
-    for sampler in import_module("samplers").samplers():
+    changes = trainings.CHANGES
+    for sampler in samplers.samplers():
         assert not sampler.training or sampler.training.partition("/")[0] in changes
 
 
 def test_every_training_is_a_recipe() -> None:
-    recipe = import_module("ilf_trt.recipe").Recipe
-    for changes in import_module("trainings").CHANGES.values():
+    recipe = import_module("ilf_trt.train.recipe").Recipe
+    for changes in trainings.CHANGES.values():
         assert recipe.read("demo", changes) is not None
         assert recipe.read("cifar10", changes) is not None
 
@@ -183,11 +176,9 @@ class FewLabels:
 @pytest.fixture(scope="module")
 def draw() -> Any:
     """A sampler's pictures of the demo's base, a few of one seed."""
-    quality = import_module("quality")
     study = quality.Study("demo", FewLabels(), Path(), None, "cpu", None, far=False)
 
     def draw(**options: Any) -> Any:
-        samplers = import_module("samplers")
         kind = samplers.Kind.ILF if "feedback" in options else samplers.Kind.PLAIN
         with study.drawing(samplers.Sampler("main", "one", kind, 3, **options)) as drawing:
             return drawing(1)[0]
@@ -197,7 +188,7 @@ def draw() -> Any:
 
 def test_rows_tell_one_base_and_one_training_from_another(tmp_path: Path) -> None:
     def weights(base: str, training: str) -> str:
-        study = import_module("quality").Study(base, FewLabels(), tmp_path, None, "cpu", None, far=False)
+        study = quality.Study(base, FewLabels(), tmp_path, None, "cpu", None, far=False)
         found: str = study.weights(training)
         return found
 
@@ -221,7 +212,7 @@ class PaleJudge(FewLabels):
 
 
 def test_the_long_run_of_a_seed_is_drawn_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    quality, samplers = import_module("quality"), import_module("samplers")
+
     monkeypatch.setattr(quality, "LONG", 4)
     study = quality.Study("demo", PaleJudge(), Path(), None, "cpu", None, far=True)
     drawing, drawn = quality.Study.drawing, []
@@ -257,7 +248,7 @@ def test_noise_is_divided_at_the_last_layer() -> None:
     x = torch.randn(1, *model.adapter.latent)
     with torch.no_grad():
         before = model(x, **given).sample
-        import_module("quality")._divide_noise(model, 1.25)
+        quality._divide_noise(model, 1.25)
         assert torch.allclose(model(x, **given).sample, before / 1.25, **FLOAT32)
 
 
@@ -268,7 +259,7 @@ def test_a_share_is_what_is_predicted_of_the_noise() -> None:
         return SimpleNamespace(sample=0.9 * x_t / (1 - alphas[time[0]]).sqrt())
 
     black, labels = torch.zeros(8, 1, 4, 4), torch.zeros(8, dtype=torch.long)
-    rows = list(import_module("shrinkage").shares(nine_tenths, black, labels, alphas, feedback=False))
+    rows = list(shrinkage.shares(nine_tenths, black, labels, alphas, feedback=False))
     assert {row["what"] for row in rows} == {"base", "teacher at t/2"}
     assert {row["share"] for row in rows} == {0.9}
 
@@ -278,7 +269,7 @@ def test_a_share_is_what_is_predicted_of_the_noise() -> None:
 
 @pytest.mark.parametrize("feedback", ["none", "all", "outer:1"])
 def test_a_trace_leads_to_the_same_picture_as_generation(feedback: str) -> None:
-    trace_class = import_module("features").Trace
+    trace_class = features.Trace
     model = attach(small_dit(), LOOP)
     torch.nn.init.constant_(model.feedback.scales, 0.3)
     plan = make_plan(
@@ -297,7 +288,6 @@ def test_a_trace_leads_to_the_same_picture_as_generation(feedback: str) -> None:
 
 
 def test_a_cached_trace_runs_the_middle_blocks_only_when_they_are_due() -> None:
-    features = import_module("features")
     model = attach(small_dit(), LOOP)
     plan = make_plan(SOLVER, 4, blocks=BLOCKS, loop=model.loop, feedback="none")
     ran: list[int] = []
@@ -315,7 +305,6 @@ def test_a_cached_trace_runs_the_middle_blocks_only_when_they_are_due() -> None:
 
 
 def test_a_table_has_means_over_seeds_in_the_order_of_cost(monkeypatch: pytest.MonkeyPatch) -> None:
-    tables = import_module("study_tables")
     shared = {"weights": "a", "training": "", "feature_distance": "nan", "psnr_db": "20", "accuracy": "0.9"}
     shared |= dict.fromkeys(("precision", "recall", "density", "coverage"), "0.5")
     rows = [

@@ -14,14 +14,15 @@ import pytest
 import torch
 
 from ilf_trt import load_ilf, save_ilf
-from ilf_trt.build import BuildOptions, BuildResult, build, compile_bundle
-from ilf_trt.contract import Batch, Precision
+from ilf_trt.assembly.conductor import BuildResult, build, compile_bundle
+from ilf_trt.assembly.options import BuildOptions
+from ilf_trt.contract.spec import Batch, Precision
+from ilf_trt.contract.target import Architecture, EngineOptions, Library
 from ilf_trt.engines.builder import BuildRequest
 from ilf_trt.engines.job import ask
 from ilf_trt.engines.library import LibraryFacts
 from ilf_trt.engines.profiles import Profile
 from ilf_trt.engines.report import EngineReport
-from ilf_trt.target import Architecture, EngineOptions, Library
 from tests.conftest import TEXT_TOKENS, small_dit, small_pixart, write_checkpoint
 
 SHIMS = Path(__file__).parent / "shims"

@@ -15,13 +15,14 @@ import pytest
 from torch import nn
 
 from ilf_trt import load_ilf
-from ilf_trt.build import BuildResult, build, compile_bundle
-from ilf_trt.bundle import Bundle
-from ilf_trt.contract import GRAPHS, Precision
+from ilf_trt.assembly.conductor import BuildResult, build, compile_bundle
+from ilf_trt.contract.bundle import Bundle
+from ilf_trt.contract.ports import GRAPHS
+from ilf_trt.contract.spec import Precision
+from ilf_trt.contract.target import Architecture, EngineOptions, Library
 from ilf_trt.engines.compiler import Compiler, read_report
 from ilf_trt.engines.report import EngineReport
 from ilf_trt.errors import BundleError, InvalidRequest
-from ilf_trt.target import Architecture, EngineOptions, Library
 from tests.engines.conftest import ADA, BLACKWELL, LOOP, RTX, Built, Worker, retrained
 
 BUILDS = ("dit_fp16", "dit_bf16", "dit_fp8", "pixart_fp16")

@@ -15,9 +15,9 @@ from pathlib import Path
 import psutil
 import pytest
 
+from ilf_trt.contract.target import Library
 from ilf_trt.engines import job
 from ilf_trt.errors import EngineError, InvalidRequest, MissingDependency
-from ilf_trt.target import Library
 from tests.engines.conftest import PRODUCT, VARYING, build_graph, graph_request, workers
 
 Failing = Callable[[str], None]
@@ -42,7 +42,7 @@ time.sleep(600)
 ASKS = """
 import json, sys
 from ilf_trt.engines.job import ask
-from ilf_trt.target import Library
+from ilf_trt.contract.target import Library
 ask(Library.TENSORRT_RTX, {"do": "build", "engine": json.loads(sys.argv[1])})
 """
 

@@ -5,10 +5,10 @@ from pathlib import Path
 
 import pytest
 
+from ilf_trt.contract.target import Architecture, Library
 from ilf_trt.engines.job import ask
 from ilf_trt.engines.library import VERSIONS, LibraryFacts
 from ilf_trt.errors import MissingDependency
-from ilf_trt.target import Architecture, Library
 
 ROOT = Path(__file__).parents[2]
 NEEDED = [Architecture(8, 0), Architecture(8, 6), Architecture(8, 9), Architecture(12, 0)]

@@ -6,7 +6,8 @@ from typing import Any
 import onnx
 import pytest
 
-from ilf_trt.contract import Batch, DecoderSpec, Graph, Port, Precision
+from ilf_trt.contract.ports import Graph, Port
+from ilf_trt.contract.spec import Batch, DecoderSpec, Precision
 from ilf_trt.engines.profiles import MAX_TIMES, profile_of
 from tests.engines.conftest import Built
 

@@ -6,13 +6,13 @@ from pathlib import Path
 
 import pytest
 
-from ilf_trt.build import BuildResult, compile_bundle
-from ilf_trt.bundle import Bundle
-from ilf_trt.contract import GRAPHS
+from ilf_trt.assembly.conductor import BuildResult, compile_bundle
+from ilf_trt.contract.bundle import Bundle
+from ilf_trt.contract.ports import GRAPHS
+from ilf_trt.contract.target import GIB, Architecture, EngineOptions, Library
 from ilf_trt.engines.job import ask
 from ilf_trt.engines.library import LibraryFacts
 from ilf_trt.errors import EngineError, MissingDependency
-from ilf_trt.target import GIB, Architecture, EngineOptions, Library
 from tests.engines.conftest import PRODUCT, SHIMS, VARYING, Built, build_graph
 
 TENSORRT = EngineOptions(Library.TENSORRT)

@@ -12,8 +12,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ilf_trt import ILFModel, attach, reference
-from ilf_trt.contract import Calibrator, ModelSpec, Port, Precision
+from ilf_trt import ILFModel, attach
+from ilf_trt.contract.plan import StepPlan, make_plan
+from ilf_trt.contract.ports import Port
+from ilf_trt.contract.solver import DEFAULT_SCHEDULER
+from ilf_trt.contract.spec import Calibrator, ModelSpec, Precision
 from ilf_trt.errors import InvalidRequest, MissingDependency
 from ilf_trt.export import calibration
 from ilf_trt.export.calibration import (
@@ -25,8 +28,7 @@ from ilf_trt.export.calibration import (
     quantizable,
 )
 from ilf_trt.export.segments import spec_of
-from ilf_trt.schedule import StepPlan, make_plan
-from ilf_trt.solver import DEFAULT_SCHEDULER
+from ilf_trt.model import sampling as reference
 from tests.conftest import CLASSES, LOOP, TEXT_TOKENS, small_dit, small_pixart
 
 BLOCKS = 4

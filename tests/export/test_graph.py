@@ -17,13 +17,16 @@ from numpy.typing import NDArray
 from onnx import numpy_helper
 from torch import Tensor, nn
 
-from ilf_trt import load_ilf, reference
-from ilf_trt.build import BuildOptions, BuildResult, build
-from ilf_trt.bundle import Bundle
-from ilf_trt.contract import GRAPHS, Batch, Graph, Port, Precision
+from ilf_trt import load_ilf
+from ilf_trt.assembly.conductor import BuildResult, build
+from ilf_trt.assembly.options import BuildOptions
+from ilf_trt.contract.bundle import Bundle
+from ilf_trt.contract.ports import GRAPHS, Graph, Port
+from ilf_trt.contract.spec import Batch, Precision
 from ilf_trt.errors import ParityError, PortMismatch
 from ilf_trt.export.graph import OPSET, export_segment
 from ilf_trt.export.segments import segments_of
+from ilf_trt.model import sampling as reference
 from ilf_trt.runtime import Pipeline
 from tests.conftest import CLASSES, TEXT_CHANNELS, TEXT_TOKENS, small_dit, write_checkpoint
 

@@ -15,9 +15,10 @@ from onnx import numpy_helper
 from onnxscript import ir
 
 from ilf_trt import load_ilf, save_ilf
-from ilf_trt.build import BuildOptions, BuildResult, build
-from ilf_trt.bundle import Bundle
-from ilf_trt.contract import Batch, Calibrator, Precision
+from ilf_trt.assembly.conductor import BuildResult, build
+from ilf_trt.assembly.options import BuildOptions
+from ilf_trt.contract.bundle import Bundle
+from ilf_trt.contract.spec import Batch, Calibrator, Precision
 from ilf_trt.errors import InvalidRequest
 from ilf_trt.export.quantization import E4M3_MAX, SMALLEST_SCALE, quantize_linears
 from tests.conftest import TEXT_TOKENS, small_dit, small_pixart, train_anew, write_checkpoint

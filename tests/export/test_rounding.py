@@ -15,9 +15,10 @@ from onnx import numpy_helper
 from onnxscript import ir
 from torch import Tensor
 
-from ilf_trt.build import BuildOptions, BuildResult, build
-from ilf_trt.bundle import Bundle
-from ilf_trt.contract import Batch, Precision
+from ilf_trt.assembly.conductor import BuildResult, build
+from ilf_trt.assembly.options import BuildOptions
+from ilf_trt.contract.bundle import Bundle
+from ilf_trt.contract.spec import Batch, Precision
 from ilf_trt.errors import InvalidRequest
 from ilf_trt.export.rounding import emulate_bfloat16, write_rounded
 from ilf_trt.runtime import Pipeline

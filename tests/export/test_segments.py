@@ -9,8 +9,10 @@ import torch
 from torch import Tensor
 
 from ilf_trt import ILFModel, attach
-from ilf_trt.conditions import row_conditions
-from ilf_trt.contract import GRAPHS, ModelSpec, Precision, graphs_of
+from ilf_trt.contract.conditions import row_conditions
+from ilf_trt.contract.graphs import graphs_of
+from ilf_trt.contract.ports import GRAPHS
+from ilf_trt.contract.spec import ModelSpec, Precision
 from ilf_trt.errors import InvalidRequest
 from ilf_trt.export.segments import FEEDBACK, Segment, constants_of, segments_of, spec_of
 from tests.conftest import BLOCKS, CLASSES, TEXT_CHANNELS, TEXT_TOKENS, small_dit, small_pixart

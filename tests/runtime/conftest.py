@@ -10,9 +10,9 @@ import fake_onnxruntime
 import fake_tensorrt
 import pytest
 
-from ilf_trt.bundle import ENGINE_FOLDER, Bundle, write_manifest
+from ilf_trt.contract.bundle import ENGINE_FOLDER, Bundle, write_manifest
+from ilf_trt.contract.manifest import EngineFacts
 from ilf_trt.engines.profiles import profile_of
-from ilf_trt.manifest import EngineFacts
 
 GPU_NAME = fake_cuda.FakeGpu().name
 DRIVER = "580.65.6"

@@ -11,8 +11,8 @@ import onnx.parser
 import pytest
 from numpy.typing import NDArray
 
-from ilf_trt.bundle import Bundle
-from ilf_trt.contract import Graph, Port
+from ilf_trt.contract.bundle import Bundle
+from ilf_trt.contract.ports import Graph, Port
 from ilf_trt.errors import EngineError, PortMismatch
 from ilf_trt.runtime.onnxruntime_engine import OnnxRuntimeEngine
 

@@ -19,16 +19,18 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
-from ilf_trt import ILFModel, load_ilf, reference
-from ilf_trt.bundle import CONSTANTS_FILE, Bundle, write_manifest
-from ilf_trt.contract import Graph, Loop
+from ilf_trt import ILFModel, load_ilf
+from ilf_trt.contract.bundle import CONSTANTS_FILE, Bundle, write_manifest
+from ilf_trt.contract.plan import StepPlan, make_plan
+from ilf_trt.contract.ports import Graph
+from ilf_trt.contract.solver import DDIM, DPM, EULER
+from ilf_trt.contract.spec import Loop
 from ilf_trt.errors import BundleError, Cancelled, EngineError, InvalidRequest
+from ilf_trt.model import sampling as reference
 from ilf_trt.runtime import NoiseSource, Pipeline
 from ilf_trt.runtime.engine import Engine, Launch
 from ilf_trt.runtime.host import Host
 from ilf_trt.runtime.onnxruntime_engine import OnnxRuntimeEngine
-from ilf_trt.schedule import StepPlan, make_plan
-from ilf_trt.solver import DDIM, DPM, EULER
 from tests.conftest import BLOCKS, CLASSES, LOOP, TEXT_CHANNELS, TEXT_TOKENS
 
 Conditions = dict[str, NDArray[Any]]

@@ -11,13 +11,16 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from ilf_trt.contract import Batch, Graph, Loop, ModelSpec, Port, Positions, Precision, graphs_of
-from ilf_trt.manifest import Manifest, PictureFacts
+from ilf_trt.contract.graphs import graphs_of
+from ilf_trt.contract.manifest import Manifest, PictureFacts
+from ilf_trt.contract.plan import Step, StepPlan, make_plan
+from ilf_trt.contract.ports import Graph, Port
+from ilf_trt.contract.solver import DEFAULT_SCHEDULER
+from ilf_trt.contract.spec import Batch, Loop, ModelSpec, Positions, Precision
 from ilf_trt.runtime.host import Host, HostTrajectory
 from ilf_trt.runtime.route import route_of
-from ilf_trt.runtime.session import KEPT_TRAJECTORIES, Job, Session
-from ilf_trt.schedule import Step, StepPlan, make_plan
-from ilf_trt.solver import DEFAULT_SCHEDULER
+from ilf_trt.runtime.session import KEPT_TRAJECTORIES, Session
+from ilf_trt.runtime.trajectory import Job
 
 Array = NDArray[Any]
 

@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 from rich.console import Console
 
-from ilf_trt.bundle import REFERENCE_FILE, Bundle, write_manifest
-from ilf_trt.contract import Precision
+from ilf_trt.contract.bundle import REFERENCE_FILE, Bundle, write_manifest
+from ilf_trt.contract.reference_cases import CASES, TRAJECTORY
+from ilf_trt.contract.spec import Precision
 from ilf_trt.errors import BundleError, ParityError
-from ilf_trt.probe import CASES, TRAJECTORY
 from ilf_trt.runtime.verify import Difference, check, difference, table, verify
 
 # Float32 products in another order; measured below 3e-6 over four blocks and six steps.

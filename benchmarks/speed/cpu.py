@@ -1,0 +1,305 @@
+"""Latency on a CPU, as ratios in one run: eager diffusers, eager ILF, ONNX Runtime unsplit, split, and ILF.
+
+    python -m benchmarks.speed.cpu [--repeats 7]
+
+Two models: the demo, and a random DiT of 12 blocks, width 384 and 256 tokens. Rows take turns, repeat by repeat, so
+that a drift of the machine meets them all; ratios are taken within a repeat. Quality stands in the same row.
+"""
+
+import argparse
+import json
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from diffusers import DiTTransformer2DModel
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from benchmarks.record import append_rows
+from benchmarks.rivals.unsplit import Unsplit
+from benchmarks.study.judge import DigitsJudge
+from benchmarks.study.served_quality import BATCH, SHOWN, sample
+from ilf_trt import attach, load_ilf, save_ilf
+from ilf_trt.assembly.conductor import build
+from ilf_trt.assembly.options import BuildOptions
+from ilf_trt.contract.plan import StepPlan
+from ilf_trt.contract.spec import Batch
+from ilf_trt.export.graph import export_segment
+from ilf_trt.export.segments import segments_of
+from ilf_trt.model import sampling as reference
+from ilf_trt.runtime import Pipeline
+from ilf_trt.runtime.onnxruntime_engine import OnnxRuntimeEngine
+from ilf_trt.runtime.verify import difference
+
+ONE = Batch(1, 1, 1)
+LOOP = (3, 7)
+SETTLE_S = 0.05
+BASE_LINE = "eager diffusers"
+IMPORTS = "import time; t = time.perf_counter(); import ilf_trt.runtime; print(time.perf_counter() - t)"
+SERVING = (
+    "import re, sys; from ilf_trt.runtime import Pipeline; "
+    "p = Pipeline.load(sys.argv[1]); p.generate(class_labels=[3]); "
+    "print(int(re.search(r'VmHWM:\\s+(\\d+)', open('/proc/self/status').read())[1]) / 1024)"
+)
+
+Run = Callable[[], NDArray[np.float32]]
+
+
+class Plain(nn.Module):
+    """The diffusers backbone as it stands, for an export without any of this package's work."""
+
+    def __init__(self, backbone: nn.Module) -> None:
+        super().__init__()
+        self.backbone = backbone
+
+    def forward(self, latent: Tensor, times: Tensor, labels: Tensor) -> Tensor:
+        return self.backbone(latent, timestep=times, class_labels=labels).sample
+
+
+class Bench:
+    """The rows of one model, batch 1 with guidance."""
+
+    def __init__(self, name: str, checkpoint: str, folder: Path, label: int) -> None:
+        self.name = name
+        self.label = label
+        self.folder = folder
+        self.model = load_ilf(checkpoint)
+        built = build(checkpoint, folder / f"{name}.ilf", BuildOptions(batch=ONE, guidance_scale=4.0))
+        self.pipeline = Pipeline.load(built.bundle.path)
+        self.path = built.bundle.path
+        self.manifest = built.bundle.manifest
+        self.noise = np.random.default_rng(0).standard_normal((1, *self.manifest.spec.latent), np.float32)
+        self.plain = self.pipeline.plan(20, feedback="none")
+        self.fed = self.pipeline.plan(10, feedback="outer:2")
+
+    def rows(self) -> dict[str, tuple[StepPlan, Run]]:
+        equal = self.pipeline.plan(self.fed.block_forwards // self.fed.blocks, feedback="none")
+        return {
+            BASE_LINE: (self.plain, self.eager(self.model.backbone, self.plain)),
+            "eager diffusers at equal cost": (equal, self.eager(self.model.backbone, equal)),
+            "eager ILF": (self.fed, self.eager(self.model, self.fed)),
+            "ONNX Runtime, diffusers' own graph": (self.plain, self.exported_as_is()),
+            "ONNX Runtime, one graph": (self.plain, self.unsplit()),
+            "ilf-trt plain": (self.plain, self.served(self.plain)),
+            "ilf-trt plain at equal cost": (equal, self.served(equal)),
+            "ilf-trt ILF": (self.fed, self.served(self.fed)),
+        }
+
+    def served(self, plan: StepPlan) -> Run:
+        return lambda: self.pipeline.generate(class_labels=[self.label], latents=self.noise, plan=plan).latents
+
+    def eager(self, model: nn.Module, plan: StepPlan) -> Run:
+        labels = {"class_labels": torch.tensor([self.label], dtype=torch.int32)}
+        scheduler, scale = self.manifest.scheduler, self.manifest.guidance_scale
+        noise = torch.from_numpy(self.noise)
+        return lambda: reference.generate(model, plan, scheduler, labels, noise, guidance_scale=scale).numpy()
+
+    def exported_as_is(self) -> Run:
+        """diffusers' forward in one graph, the loop and the solver around it in numpy."""
+        path = self.folder / f"{self.name}-diffusers.onnx"
+        rows = (2, *self.manifest.spec.latent)
+        inputs = (torch.zeros(rows), torch.zeros(2), torch.zeros(2, dtype=torch.int64))
+        names = ["latent", "times", "labels"]
+        with torch.no_grad():
+            program: Any = torch.onnx.export(
+                Plain(self.model.backbone), inputs, dynamo=True, opset_version=20, input_names=names, verbose=False
+            )
+        program.save(path)
+        import onnxruntime
+
+        options = onnxruntime.SessionOptions()
+        options.add_session_config_entry("session.force_spinning_stop", "1")
+        session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+        null = self.manifest.spec.conditions[0].below - 1
+        labels = np.array([self.label, null])
+        channels, scale = self.manifest.spec.latent[0], np.float32(self.manifest.guidance_scale)
+
+        def run() -> NDArray[np.float32]:
+            latent = self.noise * np.float32(self.plain.initial_scale)
+            history = [np.zeros_like(latent)] * 3
+            for step in self.plain.steps:
+                c_x, c_out, a, b_0, b_1, b_2 = (np.float32(value) for value in step.solver)
+                seen = np.concatenate([latent, latent])
+                feeds = {"latent": seen, "times": np.full(2, step.t, np.float32), "labels": labels}
+                conditional, unconditional = session.run(None, feeds)[0][:, :channels]
+                output = unconditional + scale * (conditional - unconditional)
+                history = [c_x * latent + c_out * output[None], *history[:2]]
+                latent = a * latent + b_0 * history[0] + b_1 * history[1] + b_2 * history[2]
+            return latent
+
+        return run
+
+    def unsplit(self) -> Run:
+        """One graph a step, bound to memory beforehand as the runtime does."""
+        manifest, plan = self.manifest, self.plain
+        whole = Unsplit(self.model, segments_of(self.model, manifest.spec, manifest.precision))
+        path = self.folder / f"{self.name}-unsplit.onnx"
+        export_segment(whole, ONE, path)
+        engine = OnnxRuntimeEngine(whole.graph, path, threads=0)
+        border = next(graph for graph in manifest.graphs if graph.name == "cond")
+        cond = OnnxRuntimeEngine(border, self.pipeline.bundle.graph_path("cond"), threads=0)
+        sizes = {"B": 1, "R": 2, "T": len(plan.times)}
+        tables = {port.name: np.zeros(port.resolve(sizes), port.dtype) for port in cond.graph.outputs}
+        times, labels = np.array(plan.times, np.float32), np.array([self.label, manifest.spec.null], np.int32)
+        rows = {"picture": [0, 0], "conditional": [0], "unconditional": [1]}
+        places = {name: np.array(numbers, np.int32) for name, numbers in rows.items()}
+        constants = self.pipeline.bundle.constants()
+        condition = cond.bind({"times": times, "class_labels": labels, **constants, **tables})
+        latents = [np.zeros((1, *manifest.spec.latent), np.float32) for _ in range(2)]
+        history = [np.zeros_like(latents[0]) for _ in range(3)]
+        coefficients = np.zeros((len(plan.steps), 8), np.float32)
+        coefficients[:, 0] = manifest.guidance_scale
+        coefficients[:, 1:7] = [step.solver for step in plan.steps]
+        launches = [
+            engine.bind(
+                {
+                    **{name: table[plan.times.index(step.t)] for name, table in tables.items()},
+                    **places,
+                    "latent": latents[k % 2],
+                    "next_latent": latents[(k + 1) % 2],
+                    "prediction": history[k % 3],
+                    "history_1": history[(k - 1) % 3],
+                    "history_2": history[(k - 2) % 3],
+                    "coefficients": coefficients[k],
+                }
+            )
+            for k, step in enumerate(plan.steps)
+        ]
+
+        def run() -> NDArray[np.float32]:
+            np.multiply(self.noise, np.float32(plan.initial_scale), out=latents[0])
+            condition()
+            for launch in launches:
+                launch()
+            return latents[len(launches) % 2].copy()
+
+        return run
+
+    def measure(self, repeats: int, quality: Mapping[StepPlan, Mapping[str, float]]) -> list[dict[str, Any]]:
+        rows = self.rows()
+        wanted = {plan: self.eager(self.model, plan)() for plan, _ in rows.values()}
+        errors = {name: difference(name, run(), wanted[plan]).relative for name, (plan, run) in rows.items()}
+        taken: dict[str, list[float]] = {name: [] for name in rows}
+        for _ in range(repeats):
+            for name, (_, run) in rows.items():
+                time.sleep(SETTLE_S)
+                begin = time.perf_counter()
+                run()
+                taken[name].append((time.perf_counter() - begin) * 1000)
+        base, split = np.array(taken[BASE_LINE]), np.array(taken["ONNX Runtime, one graph"])
+        result = []
+        for name, (plan, _) in rows.items():
+            values = np.array(taken[name])
+            result.append(
+                {
+                    "model": self.name,
+                    "row": name,
+                    "steps": len(plan.steps),
+                    "block_forwards": plan.block_forwards,
+                    "batch": 1,
+                    "warm_ups": 1,
+                    "n": repeats,
+                    "median_ms": round(float(np.median(values)), 2),
+                    "min_ms": round(float(values.min()), 2),
+                    "max_ms": round(float(values.max()), 2),
+                    "faster_than_eager_20": round(float(np.median(base / values)), 3),
+                    "faster_min": round(float((base / values).min()), 3),
+                    "faster_max": round(float((base / values).max()), 3),
+                    "cost_against_one_graph": round(float(np.median(values / split)), 4),
+                    "relative_difference": f"{errors[name]:.1e}",
+                    "frechet": quality.get(plan, {}).get("frechet", ""),
+                    "accuracy": quality.get(plan, {}).get("accuracy", ""),
+                }
+            )
+            print(result[-1], flush=True)
+        return result
+
+    def overhead_us(self, repeats: int) -> float:
+        """Median Python time of a step beyond its engines."""
+        runs = [
+            self.pipeline.generate(class_labels=[self.label], latents=self.noise, plan=self.fed).timings
+            for _ in range(repeats * 5)
+        ]
+        return float(np.median([timings.overhead_us_per_step for timings in runs]))
+
+
+def demo_quality(folder: Path) -> dict[StepPlan, dict[str, float]]:
+    """Distance and accuracy of the demo under the plans that are timed, one noise seed, without guidance."""
+    judge = DigitsJudge()
+    built = build("demo", folder / "quality.ilf", BuildOptions(batch=Batch(1, BATCH, BATCH), guidance=False))
+    with Pipeline.load(built.bundle.path) as pipeline:
+        plans = [pipeline.plan(20, feedback="none"), pipeline.plan(12, feedback="none"), pipeline.plan(10)]
+        return {
+            plan: {
+                key: round(value, 4)
+                for key, value in judge.judge(sample(pipeline, plan, judge.labels, 1, 1.0)).items()
+                if key in SHOWN
+            }
+            for plan in plans
+        }
+
+
+def middle_checkpoint(folder: Path) -> str:
+    """A random DiT of 12 blocks, width 384 and 256 tokens, its feedback scales not zero."""
+    torch.manual_seed(0)
+    backbone = DiTTransformer2DModel(
+        num_attention_heads=6,
+        attention_head_dim=64,
+        in_channels=4,
+        out_channels=8,
+        num_layers=12,
+        sample_size=32,
+        patch_size=2,
+    )
+    model = attach(backbone, LOOP)
+    with torch.no_grad():
+        model.feedback.scales.fill_(0.05)
+    save_ilf(model, folder / "middle")
+    return str(folder / "middle")
+
+
+def process_facts(bundle: Path, repeats: int) -> dict[str, float]:
+    """Import time and peak memory of a process that only serves."""
+
+    def run(code: str, *arguments: str) -> float:
+        done = subprocess.run([sys.executable, "-c", code, *arguments], capture_output=True, text=True, check=True)
+        return float(json.loads(done.stdout))
+
+    return {
+        "import_s": round(float(np.median([run(IMPORTS) for _ in range(repeats)])), 3),
+        "serving_peak_mib": round(float(np.median([run(SERVING, str(bundle)) for _ in range(3)])), 1),
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--repeats", type=int, default=7)
+    parser.add_argument("--process-only", action="store_true", help="import time, memory and overhead, no latency")
+    options = parser.parse_args()
+    command = f"python -m benchmarks.speed.cpu --repeats {options.repeats}" + " --process-only" * options.process_only
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        demo = Bench("demo", "demo", folder, label=3)
+        middle = Bench("dit-12x384", middle_checkpoint(folder), folder, label=207)
+        if not options.process_only:
+            rows = demo.measure(options.repeats, demo_quality(folder)) + middle.measure(options.repeats, {})
+            print(append_rows("cpu-latency", command, rows, key=("device", "model", "row")))
+        facts = [
+            {"model": bench.name, "overhead_us_per_step": round(bench.overhead_us(options.repeats), 1)}
+            | process_facts(bench.path, options.repeats)
+            for bench in (demo, middle)
+        ]
+        for fact in facts:
+            print(fact)
+        print(append_rows("cpu-process", command, facts, key=("device", "model")))
+
+
+if __name__ == "__main__":
+    main()

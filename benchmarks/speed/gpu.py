@@ -1,0 +1,200 @@
+"""The benchmark of a GPU host, in pieces that resume: facts and rates, engines, parity, and the latency of every rival.
+
+    python -m benchmarks.speed.gpu --piece facts
+    python -m benchmarks.speed.gpu --piece build --model dit-xl-256 --batch 1 --minutes 9
+    python -m benchmarks.speed.gpu --piece parity latency plot --model dit-xl-256 --batch 1 --minutes 9
+    python -m benchmarks.tables
+
+A call stops before its deadline and says what is left; the same command goes on from there, as rows that stand in
+benchmarks/results/gpu-*.csv for this GPU are skipped without --again. What cannot be had here, a library, or a GPU that
+a library refuses, becomes a row with the reason. `--output DIR` gets a copy of every file, and the table and the plot.
+Bundles and checkpoints (random weights) stay under --work.
+
+From a checkout that is not installed, without a package registry, either of
+
+    export PYTHONPATH=$(python -m benchmarks.checkout)
+    pip install --no-deps --no-build-isolation -e .
+
+`--dry-run` goes the whole way on the CPU with a tiny model, ONNX Runtime and the host's clock, and writes to --output
+alone: it shows that the flow works, and measures nothing.
+
+Times: `denoise` is the device's, by CUDA events, from the first work of a trajectory to the last; `end to end` is the
+host's, from conditions and noise in numpy to latents in numpy, without text encoder and VAE. Every row takes turns with
+eager diffusers at 20 steps, and ratios are taken within a turn. `cold load` is from files to the first latents in a
+process that has its libraries loaded; for torch.compile it holds the compiling. Memory is what the whole GPU has in use
+more than before the row was loaded. `of the matrix rate` is the operations of the Linears alone over the time of all
+graphs, attention and norms included, as a share of the best square product of `facts`. Rows of torch are in --dtype.
+"""
+
+import argparse
+import logging
+import shlex
+import sys
+from pathlib import Path
+
+from benchmarks.record import RESULTS, Records
+from benchmarks.rivals.full_size_models import MODELS, TINY
+from benchmarks.speed.gpu_pieces import Deadline, Job, build_bundle, facts, latency, parity
+from benchmarks.speed.gpu_tables import LATENCY, Row, gpu_aims, gpu_latency
+from benchmarks.speed.machine import DRY_RUN, DTYPES, Machine
+from benchmarks.speed.rows import ONNXRUNTIME, Bench
+from ilf_trt.contract.target import Library
+from ilf_trt.errors import DeviceLost, IlfError
+from ilf_trt.model.sampling import CompileMode, CompileOptions
+
+PIECES = ("facts", "build", "parity", "latency", "plot")
+DEFAULT_MODELS = ["dit-xl-256", "pixart-alpha-512", "pixart-alpha-1024"]
+LIBRARIES = [*(library.value for library in Library), ONNXRUNTIME]
+PRECISIONS = ["fp16", "fp8"]
+WORK, DRY_OUTPUT = Path("build/gpu"), Path("build/gpu-dry-run")
+DRY_TITLE = "**A dry run on a CPU with a tiny model: these numbers measure no GPU and no model.**"
+
+
+def main() -> int:
+    options = _options()
+    logging.disable(logging.WARNING)
+    try:
+        job = _job(options)
+    except IlfError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    lost = None
+    try:
+        for piece in options.piece:
+            _piece(job, piece)
+    except DeviceLost as error:
+        lost = error
+    rows = job.records.read(LATENCY)
+    output = job.records.copies or job.records.folder
+    if rows and (options.output or options.dry_run):
+        title = f"{DRY_TITLE}\n\n" if options.dry_run else ""
+        output.mkdir(parents=True, exist_ok=True)
+        (output / f"{LATENCY}.md").write_text(title + gpu_latency(rows) + "\n")
+    print(*([DRY_TITLE] if options.dry_run else gpu_aims(rows)), sep="\n")
+    left = job.deadline.left
+    print(f"left for another call: {len(left)}", *left, sep="\n  " if left else "\n")
+    if lost is not None:
+        print(f"error: {lost}", file=sys.stderr)
+    return 0 if lost is None else 2
+
+
+def _piece(job: Job, piece: str) -> None:
+    if piece == "facts":
+        facts(job)
+    if piece == "plot":
+        plot(job.records.read(LATENCY), (job.records.copies or job.records.folder) / f"{LATENCY}.png")
+    if piece not in ("build", "parity", "latency"):
+        return
+    for name in job.models:
+        for batch in job.batches:
+            try:
+                bench = job.bench(name, batch)
+                if bench is not None:
+                    _piece_of(job, piece, bench)
+            except DeviceLost:
+                raise
+            except Exception as error:  # of one model; the others go on
+                logging.exception("%s %s batch %s", piece, name, batch)
+                job.deadline.left.append(f"{piece} {name} batch {batch}, which failed: {error}")
+
+
+def _piece_of(job: Job, piece: str, bench: Bench) -> None:
+    if piece == "latency":
+        latency(job, bench)
+        return
+    for precision in job.precisions:
+        if piece == "build":
+            build_bundle(job, bench, precision)
+            continue
+        for library in job.libraries:
+            parity(job, bench, precision, library)
+
+
+def plot(rows: list[Row], path: Path) -> None:
+    """Draw the denoise times of every model and batch as bars; without matplotlib, say so and draw nothing."""
+    try:
+        import matplotlib
+    except ImportError as error:
+        print(f"no plot: matplotlib cannot be imported ({error})")
+        return
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    groups: dict[tuple[str, ...], list[Row]] = {}
+    for row in rows:
+        if row["denoise_p50_ms"]:
+            groups.setdefault((row["gpu"], row["model"], row["batch"]), []).append(row)
+    if not groups:
+        print("no plot: nothing was measured")
+        return
+    figure, axes = pyplot.subplots(
+        len(groups),
+        1,
+        figsize=(9, 1 + 0.32 * sum(map(len, groups.values()))),
+        squeeze=False,
+        layout="constrained",
+        height_ratios=[len(group) for group in groups.values()],
+    )
+    for axis, ((gpu, model, batch), group) in zip(axes[:, 0], groups.items(), strict=True):
+        names = [f"{row['row']}, {row['library']} {row['precision']}" for row in group]
+        bars = axis.barh(names, [float(row["denoise_p50_ms"]) for row in group])
+        axis.bar_label(bars, [f"{float(row['faster_than_eager_20']):.2f}x" for row in group], padding=3)
+        axis.invert_yaxis()
+        axis.set(title=f"{model}, batch {batch}, {gpu}", xlabel="denoise, ms (median); faster than eager, 20 steps")
+        axis.margins(x=0.12)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, dpi=120)
+    pyplot.close(figure)
+    print(path)
+
+
+def _job(options: argparse.Namespace) -> Job:
+    machine = Machine(dry_run=options.dry_run)
+    copies = None if options.dry_run else options.output
+    folder = (options.output or DRY_OUTPUT) if options.dry_run else RESULTS
+    gpu = f"no GPU, {DRY_RUN}" if options.dry_run else machine.description
+    compiled = CompileOptions(CompileMode(options.compile_mode), "eager" if options.dry_run else "inductor")
+    return Job(
+        machine=machine,
+        records=Records(folder, gpu, copies, options.commit),
+        command=shlex.join(["python", "-m", "benchmarks.speed.gpu", *sys.argv[1:]]),
+        work=options.work or (folder / "work" if options.dry_run else WORK),
+        models=options.model or (["tiny-dit"] if options.dry_run else DEFAULT_MODELS),
+        batches=options.batch or ([1] if options.dry_run else [1, 4]),
+        precisions=options.precision,
+        libraries=options.library,
+        dtype=options.dtype,
+        compiled=compiled,
+        row_s=0.2 if options.dry_run else options.row_seconds,
+        graph_parity=not options.no_graph_parity,
+        again=options.again,
+        deadline=Deadline(options.minutes),
+    )
+
+
+def _options() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--piece", nargs="+", choices=PIECES, default=list(PIECES))
+    parser.add_argument("--model", nargs="+", choices=[*MODELS, *TINY], help=f"by default {', '.join(DEFAULT_MODELS)}")
+    parser.add_argument("--batch", nargs="+", type=int, help="pictures at once, by default 1 and 4")
+    parser.add_argument("--precision", nargs="+", choices=PRECISIONS, default=PRECISIONS, help="of the engines")
+    parser.add_argument("--library", nargs="+", choices=LIBRARIES, default=LIBRARIES)
+    parser.add_argument("--dtype", choices=list(DTYPES), default="fp16", help="of the rows of torch")
+    parser.add_argument("--compile-mode", choices=list(CompileMode), default=CompileMode.REDUCE_OVERHEAD)
+    parser.add_argument("--minutes", type=float, default=9.0, help="end before this; begin nothing that takes longer")
+    parser.add_argument("--row-seconds", type=float, default=20.0, help="timing of one row, base line included")
+    parser.add_argument(
+        "--no-graph-parity",
+        action="store_true",
+        help="build without a reference for single graphs, which takes minutes",
+    )
+    parser.add_argument("--again", action="store_true", help="make rows again that are there")
+    parser.add_argument("--output", type=Path, help="folder for a copy of every file")
+    parser.add_argument("--work", type=Path, help=f"folder for checkpoints and bundles, by default {WORK}")
+    parser.add_argument("--commit", default="", help="what the rows say where git is not at hand")
+    parser.add_argument("--dry-run", action="store_true", help="the whole way on the CPU, measuring nothing")
+    return parser.parse_args()
+
+
+if __name__ == "__main__":
+    sys.exit(main())

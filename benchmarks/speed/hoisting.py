@@ -1,0 +1,247 @@
+"""What is computed once a picture instead of at every step: weights and FLOPs of every graph, before and after.
+
+    python -m benchmarks.speed.hoisting [--text-gain]
+
+Full-size models without weights (torch's meta device) at batch 1 with guidance, ten steps, feedback on the first two
+and last two. FLOPs are counted by torch's own counter; weights are those of Linears and convolutions in float16, read
+anew by each call, DiT's equal embedders once. "in every step" is the same plan through the eager model, which computes
+all it needs at every step. `--text-gain` also times a mid-size PixArt in ONNX Runtime with its text's keys and values
+made in every block and once a picture, turn by turn.
+"""
+
+import argparse
+import tempfile
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import diffusers
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.overrides import TorchFunctionMode
+from torch.utils.flop_counter import FlopCounterMode
+
+from benchmarks.record import write_rows
+from benchmarks.rivals.full_size_models import LOOP, MODELS, PIXART, TEXT_CHANNELS
+from ilf_trt import attach, save_ilf
+from ilf_trt.assembly.conductor import build
+from ilf_trt.assembly.options import BuildOptions
+from ilf_trt.contract.plan import StepPlan, make_plan
+from ilf_trt.contract.ports import BLOCKS, Port
+from ilf_trt.contract.solver import DEFAULT_SCHEDULER
+from ilf_trt.contract.spec import Batch, ModelSpec, Precision
+from ilf_trt.export.segments import Segment, segments_of, spec_of
+from ilf_trt.model.ilf_model import ILFModel
+from ilf_trt.runtime import Pipeline
+
+REPEATS = 9
+HOISTED, IN_EVERY_STEP = "all, hoisted", "all, in every step"
+GIGA = 1e9
+MIB = 1 << 20
+BYTES = 2
+
+
+def rows_of(name: str, *, hoist_text: bool) -> list[Mapping[str, Any]]:
+    """A row for each graph, and one for the whole plan before and after."""
+    facts = MODELS[name]
+    kind = diffusers.DiTTransformer2DModel if facts["kind"] == "dit" else diffusers.PixArtTransformer2DModel
+    with torch.device("meta"):
+        model = attach(kind(**facts["config"]), LOOP)
+    plan = make_plan(DEFAULT_SCHEDULER, 10, blocks=len(model.adapter.blocks), loop=model.loop, feedback="outer:2")
+    spec = spec_of(
+        model,
+        guidance=True,
+        text_tokens=facts["text_tokens"] or 1,
+        train_timesteps=1000,
+        precision=Precision.FP16,
+        hoist_text=hoist_text,
+    )
+    runs = runs_of(plan)
+    shared = {"model": name, "text": "once a picture" if hoist_text else "in every block"}
+    sizes = {"B": 1, "R": 2, "T": len(plan.times)}
+    rows: list[dict[str, Any]] = []
+    for graph, segment in segments_of(model, spec, Precision.FP32).items():
+        inputs = meta_inputs(segment, sizes)
+        gflop, mib = cost(lambda segment=segment, inputs=inputs: segment(*inputs), copies_of(model))
+        rows.append(
+            {
+                **shared,
+                "graph": graph,
+                "runs": runs[graph],
+                "gflop_a_run": round(gflop, 3),
+                "weights_mib": round(mib, 1),
+                "stored_mib": "",
+            }
+        )
+    after = [sum(row["runs"] * row[key] for row in rows) for key in ("gflop_a_run", "weights_mib")]
+    before = cost_before(model, plan, facts["text_tokens"])
+    totals = {HOISTED: after, IN_EVERY_STEP: before}
+    return rows + [
+        {
+            **shared,
+            "graph": graph,
+            "runs": 1,
+            "gflop_a_run": round(gflop, 1),
+            "weights_mib": round(mib, 1),
+            "stored_mib": round(stored_mib(model, frozenset() if graph == IN_EVERY_STEP else copies_of(model)), 1),
+        }
+        for graph, (gflop, mib) in totals.items()
+    ]
+
+
+def runs_of(plan: StepPlan) -> dict[str, int]:
+    """How often a plan runs each graph."""
+    steps, fed = len(plan.steps), sum(step.feedback for step in plan.steps)
+    return {"cond": 1, "pre": steps, "loop_body": steps + fed, "loop_feedback": fed, "post": steps}
+
+
+def linear_flop(model: ILFModel, spec: ModelSpec, plan: StepPlan, pictures: int) -> float:
+    """Operations of the Linears in all graph runs of a plan, two a multiply-add; `model` is on the meta device."""
+    runs, total = runs_of(plan), 0.0
+    sizes = {"B": pictures, "R": 2 * pictures, "T": len(plan.times)}
+    for graph, segment in segments_of(model, spec, Precision.FP32).items():
+        with torch.no_grad(), LinearCounter() as counter:
+            segment(*meta_inputs(segment, sizes))
+        total += runs[graph] * counter.flop
+    return total
+
+
+def meta_inputs(segment: Segment, sizes: Mapping[str, int]) -> list[Tensor]:
+    """A tensor without values for each input of a segment."""
+    return [torch.zeros(port.resolve(sizes), dtype=_dtype(port), device="meta") for port in segment.graph.inputs]
+
+
+def cost_before(model: ILFModel, plan: StepPlan, text_tokens: int) -> tuple[float, float]:
+    """The plan through the eager model, which computes all it needs at every step."""
+    rows = torch.zeros(2, *model.adapter.latent, device="meta")
+    call: dict[str, Any] = {"timestep": torch.zeros(2, device="meta")}
+    if model.adapter.kind == "dit":
+        call["class_labels"] = torch.zeros(2, dtype=torch.int64, device="meta")
+    else:
+        call["encoder_hidden_states"] = torch.zeros(2, text_tokens, TEXT_CHANNELS, device="meta")
+        call["encoder_attention_mask"] = torch.ones(2, text_tokens, device="meta")
+        sizes = {"resolution": torch.zeros(2, 2, device="meta"), "aspect_ratio": torch.zeros(2, 1, device="meta")}
+        call["added_cond_kwargs"] = sizes if model.config["use_additional_conditions"] else None
+    by_kind = {fed: cost(lambda fed=fed: model(rows, feedback=fed, **call), frozenset()) for fed in (True, False)}
+    every = [by_kind[step.feedback] for step in plan.steps]
+    return sum(gflop for gflop, _ in every), sum(mib for _, mib in every)
+
+
+def stored_mib(model: ILFModel, copies: frozenset[int]) -> float:
+    """All parameters of base and feedback block, without `copies`."""
+    return sum(value.numel() for value in model.parameters() if id(value) not in copies) * BYTES / MIB
+
+
+def copies_of(model: ILFModel) -> frozenset[int]:
+    """The embedders' weights of all blocks but the first, which a converted DiT carries as equal copies."""
+    later = {f"{BLOCKS}.{index}.norm1.emb." for index in range(1, len(model.adapter.blocks))}
+    named = model.backbone.named_parameters()
+    return frozenset(id(value) for name, value in named if any(name.startswith(place) for place in later))
+
+
+def cost(work: Callable[[], Any], copies: frozenset[int]) -> tuple[float, float]:
+    """10^9 operations of `work`, two for each multiply-add, and MiB of the weights that it reads, without `copies`."""
+    with torch.no_grad(), FlopCounterMode(display=False) as counter, WeightCounter(copies) as weights:
+        work()
+    return counter.get_total_flops() / GIGA, weights.elements * BYTES / MIB
+
+
+class WeightCounter(TorchFunctionMode):
+    """Elements of the weights of Linears and convolutions, once a call."""
+
+    def __init__(self, copies: frozenset[int]) -> None:
+        super().__init__()
+        self.copies = copies
+        self.elements = 0
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func in (F.linear, torch.conv2d) and id(args[1]) not in self.copies:
+            self.elements += args[1].numel()
+        return func(*args, **(kwargs or {}))
+
+
+class LinearCounter(TorchFunctionMode):
+    """Operations of Linears."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.flop = 0.0
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func is F.linear:
+            self.flop += 2.0 * args[0].numel() * args[1].shape[0]
+        return func(*args, **(kwargs or {}))
+
+
+def text_gain() -> list[Mapping[str, Any]]:
+    """Seconds of a trajectory of a mid-size PixArt in ONNX Runtime, text in every block against once a picture."""
+    torch.manual_seed(0)
+    config = {
+        **PIXART,
+        "num_layers": 12,
+        "num_attention_heads": 6,
+        "attention_head_dim": 64,
+        "cross_attention_dim": 384,
+    }
+    config |= {"sample_size": 32, "caption_channels": 256}
+    rng = np.random.default_rng(0)
+    rows: list[Mapping[str, Any]] = []
+    with tempfile.TemporaryDirectory() as folder:
+        model = attach(diffusers.PixArtTransformer2DModel(**config), (3, 7))
+        save_ilf(model, Path(folder) / "checkpoint")
+        for text_tokens in (120, 300):
+            pipelines = []
+            for hoist_text in (False, True):
+                options = BuildOptions(
+                    batch=Batch(1, 1, 1), text_tokens=text_tokens, hoist_text=hoist_text, verify=False
+                )
+                place = Path(folder) / f"{text_tokens}-{hoist_text}.ilf"
+                pipelines.append(Pipeline.load(build(str(Path(folder) / "checkpoint"), place, options).bundle.path))
+            texts = {f"{p}text": rng.standard_normal((1, text_tokens, 256), np.float32) for p in ("", "negative_")}
+            results = [pipeline.generate(**texts) for pipeline in pipelines]
+            apart = np.abs(results[0].latents - results[1].latents).max() / np.abs(results[0].latents).max()
+            ratios = []
+            for _ in range(REPEATS):
+                ms = [pipeline.generate(**texts).timings.total_ms for pipeline in pipelines]
+                ratios.append(ms[0] / ms[1])
+            low, middle, high = (round(float(np.quantile(ratios, q)), 3) for q in (0, 0.5, 1))
+            rows.append(
+                {
+                    "model": "pixart-12x384, 256 tokens",
+                    "text_tokens": text_tokens,
+                    "faster_hoisted": middle,
+                    "faster_min": low,
+                    "faster_max": high,
+                    "repeats": REPEATS,
+                    "relative_difference": f"{apart:.1e}",
+                }
+            )
+            for pipeline in pipelines:
+                pipeline.close()
+    return rows
+
+
+def _dtype(port: Port) -> torch.dtype:
+    return torch.int64 if port.dtype.startswith("int") else torch.float32
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--text-gain", action="store_true", help="time the text's keys and values instead of counting")
+    options = parser.parse_args()
+    if options.text_gain:
+        print(write_rows("hoisting-text", "python -m benchmarks.speed.hoisting --text-gain", text_gain()))
+        return
+    rows = [
+        row
+        for name, facts in MODELS.items()
+        for hoist_text in ((False, True) if facts["text_tokens"] else (False,))
+        for row in rows_of(name, hoist_text=hoist_text)
+    ]
+    print(write_rows("hoisting", "python -m benchmarks.speed.hoisting", rows))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,258 @@
+"""The machine that is measured: its facts, its clock, and the rates that its matrix units and copies really reach.
+
+All rates are of random data by CUDA events. A dry run does the same on the CPU, by the host's clock.
+"""
+
+import gc
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from time import perf_counter
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from ilf_trt.errors import DeviceError, DeviceLost, IlfError
+from ilf_trt.runtime.gpu.cuda import Gpu
+
+MIB = 1 << 20
+TERA, GIGA = 1e12, 1e9
+DRY_RUN = "none, a dry run on the CPU"
+SQUARES = (4096, 8192, 16384)
+LIKE_THE_MODELS = ((8192, 1152, 1152), (8192, 1152, 4608), (8192, 4608, 1152), (512, 1152, 4608))  # rows, in, out
+FEW_SQUARES = (64, 128)
+COPY_BYTES, SMALL_COPY_BYTES = 1 << 30, 1 << 20
+DTYPES = {"fp16": torch.float16, "bf16": torch.bfloat16, "fp32": torch.float32}
+SAMPLES, WARM_UPS, SAMPLE_MS = 15, 3, 5.0
+
+Row = dict[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Shot:
+    """One generation: its latents (B, C, H, W), the device's time from first run to last, the host's from arrays to
+    arrays, what the host needed to set it going, and whether it went as one CUDA graph, where an engine library ran it.
+    """
+
+    latents: NDArray[np.float32]
+    denoise_ms: float
+    end_to_end_ms: float
+    launch_us: float | None
+    captured: bool | None = None
+
+
+class Machine:
+    """The GPU `cuda:0`, or in a dry run the CPU."""
+
+    def __init__(self, *, dry_run: bool) -> None:
+        """Raises DeviceError when torch sees no GPU and it is no dry run."""
+        if not dry_run and not torch.cuda.is_available():
+            raise DeviceError("torch sees no GPU here; run on a GPU host, or pass --dry-run to try the flow on the CPU")
+        self.dry_run = dry_run
+        self.device = "cpu" if dry_run else "cuda:0"
+        self.gpu = DRY_RUN if dry_run else torch.cuda.get_device_name(0)
+
+    @property
+    def description(self) -> str:
+        """The GPU, its driver, and the CUDA that torch was made for."""
+        if self.dry_run:
+            return f"no GPU ({DRY_RUN})"
+        return f"{self.gpu}, driver {self._driver()}, CUDA {torch.version.cuda}"
+
+    @property
+    def architecture(self) -> str:
+        """sm90 for Hopper, empty without a GPU."""
+        return "" if self.dry_run else "sm{}{}".format(*torch.cuda.get_device_capability(0))
+
+    def sync(self) -> None:
+        if not self.dry_run:
+            torch.cuda.synchronize()
+
+    def mark(self) -> Any:
+        """A point in the device's time."""
+        if self.dry_run:
+            return perf_counter()
+        event = torch.cuda.Event(enable_timing=True)
+        event.record()
+        return event
+
+    def elapsed_ms(self, first: Any, last: Any) -> float:
+        """Between two marks; waits for the last."""
+        if self.dry_run:
+            return float(last - first) * 1000
+        last.synchronize()
+        return float(first.elapsed_time(last))
+
+    def shoot(
+        self, run: Callable[[Mapping[str, Tensor], Tensor], Tensor], conditions: Mapping[str, Tensor], noise: Tensor
+    ) -> Shot:
+        """Time one generation in torch: inputs brought to the device, `run`, latents brought back."""
+        self.sync()
+        began = perf_counter()
+        given, start = {name: value.to(self.device) for name, value in conditions.items()}, noise.to(self.device)
+        first, then = self.mark(), perf_counter()
+        latents = run(given, start)
+        launched = perf_counter()
+        last = self.mark()
+        array = latents.cpu().numpy()
+        ended = perf_counter()
+        return Shot(array, self.elapsed_ms(first, last), (ended - began) * 1000, (launched - then) * 1e6)
+
+    def check(self) -> None:
+        """Raise DeviceLost when CUDA refuses everything from now on, so that no later row is blamed for it."""
+        if self.dry_run:
+            return
+        try:
+            torch.ones(1, device=self.device).add_(1).cpu()
+        except RuntimeError as error:
+            raise DeviceLost(f"{self.gpu} is lost ({_line(error)}); run the same command again") from error
+
+    def used_mib(self) -> float | None:
+        """Memory of the GPU in anybody's use; None without a GPU."""
+        if self.dry_run:
+            return None
+        free, total = torch.cuda.mem_get_info()
+        return (total - free) / MIB
+
+    def free(self) -> None:
+        """Give back what torch keeps on the GPU for later."""
+        if not self.dry_run:
+            gc.collect()
+            torch.cuda.synchronize()
+            torch.cuda.empty_cache()
+
+    def facts(self) -> list[Row]:
+        """What the GPU is."""
+        if self.dry_run:
+            return []
+        properties = torch.cuda.get_device_properties(0)
+        found = {
+            "memory, MiB": properties.total_memory // MIB,
+            "multiprocessors": properties.multi_processor_count,
+            "L2 cache, MiB": getattr(properties, "L2_cache_size", 0) // MIB,
+            "architecture": self.architecture,
+            "driver": self._driver(),
+            "CUDA of torch": torch.version.cuda,
+            "cuDNN": torch.backends.cudnn.version(),
+        }
+        return [_row(what, "", value, value, "", 1) for what, value in found.items()]
+
+    def rates(self) -> list[Row]:
+        """Matrix products a second in every dtype, and bytes a second of every kind of copy; a refusal is a row too."""
+        squares = FEW_SQUARES if self.dry_run else SQUARES
+        shapes = [(n, n, n) for n in squares] + ([] if self.dry_run else list(LIKE_THE_MODELS))
+        makers = {
+            name: _product(dtype, self.device) for name, dtype in DTYPES.items() if name != "fp32" or self.dry_run
+        }
+        makers["fp8"] = _fp8_product(self.device)
+        rows = []
+        for name, make in makers.items():
+            for m, k, n in shapes:
+                rows.append(
+                    self._rate(f"matmul {name}", f"{m}x{k}x{n}", make, (m, k, n), 2 * m * k * n / TERA, "TFLOP/s")
+                )
+                self.free()
+        size = SMALL_COPY_BYTES if self.dry_run else COPY_BYTES
+        for what, moved in (
+            ("host to device, pinned", 1),
+            ("device to host, pinned", 1),
+            ("device, read and write", 2),
+        ):
+            make = _copy(what, self.device)
+            rows.append(self._rate(f"copy {what}", f"{size // MIB} MiB", make, (size,), moved * size / GIGA, "GB/s"))
+            self.free()
+        return rows
+
+    def _rate(
+        self,
+        what: str,
+        size: str,
+        make: Callable[..., Callable[[], Any]],
+        shape: tuple[int, ...],
+        work: float,
+        unit: str,
+    ) -> Row:
+        """`work` units over the time of one call of what `make(*shape)` gives: the best sample and the median."""
+        try:
+            call = make(*shape)
+            for _ in range(WARM_UPS):
+                call()
+            once_ms = max(self._time_ms(call, 1), 1e-4)
+            calls = max(1, round(SAMPLE_MS / once_ms))
+            taken = [self._time_ms(call, calls) for _ in range(SAMPLES)]
+        except (RuntimeError, AttributeError, TypeError) as error:
+            return _row(what, size, "", "", unit, 0, _line(error))
+        best, median = (work / (value / 1000) for value in (min(taken), float(np.median(taken))))
+        return _row(what, size, f"{best:.4g}", f"{median:.4g}", unit, SAMPLES)
+
+    def _time_ms(self, call: Callable[[], Any], calls: int) -> float:
+        """Mean over `calls` that follow one another."""
+        self.sync()
+        first = self.mark()
+        for _ in range(calls):
+            call()
+        return self.elapsed_ms(first, self.mark()) / calls
+
+    def _driver(self) -> str:
+        try:
+            return ".".join(map(str, Gpu.open(0).driver))
+        except IlfError:
+            return "unknown"
+
+
+def measured_rate(rows: list[dict[str, str]], gpu: str, dtype: str) -> float | None:
+    """The best median of square products in `dtype` on this GPU, in TFLOP/s; None when it was not measured."""
+    found = [
+        float(row["median"])
+        for row in rows
+        if row["gpu"] == gpu
+        and row["what"] == f"matmul {dtype}"
+        and row["median"]
+        and len(set(row["size"].split("x"))) == 1
+    ]
+    return max(found, default=None)
+
+
+def _row(what: str, size: str, best: Any, median: Any, unit: str, n: int, note: str = "") -> Row:
+    return {"what": what, "size": size, "best": best, "median": median, "unit": unit, "n": n, "note": note}
+
+
+def _product(dtype: torch.dtype, device: str) -> Callable[..., Callable[[], Any]]:
+    def make(m: int, k: int, n: int) -> Callable[[], Any]:
+        a, b = torch.randn(m, k, device=device, dtype=dtype), torch.randn(k, n, device=device, dtype=dtype)
+        out = torch.empty(m, n, device=device, dtype=dtype)
+        return lambda: torch.mm(a, b, out=out)
+
+    return make
+
+
+def _fp8_product(device: str) -> Callable[..., Callable[[], Any]]:
+    """E4M3 by E4M3 with one scale a tensor, as the engines do it, accumulated fast."""
+
+    def make(m: int, k: int, n: int) -> Callable[[], Any]:
+        a = torch.randn(m, k, device=device).to(torch.float8_e4m3fn)
+        b = torch.randn(n, k, device=device).to(torch.float8_e4m3fn).t()  # column by column, as the library asks
+        one = torch.ones((), device=device)
+        scaled = torch._scaled_mm
+        return lambda: scaled(a, b, scale_a=one, scale_b=one, out_dtype=torch.bfloat16, use_fast_accum=True)
+
+    return make
+
+
+def _copy(what: str, device: str) -> Callable[..., Callable[[], Any]]:
+    def make(size: int) -> Callable[[], Any]:
+        there = torch.zeros(size, dtype=torch.uint8, device=device)
+        if what.startswith("device, "):
+            source, target = torch.ones_like(there), there
+        else:
+            here = torch.zeros(size, dtype=torch.uint8, pin_memory=device != "cpu")
+            source, target = (here, there) if what.startswith("host") else (there, here)
+        return lambda: target.copy_(source, non_blocking=True)
+
+    return make
+
+
+def _line(error: BaseException) -> str:
+    return " ".join(str(error).split())[:200] or type(error).__name__

@@ -1,0 +1,309 @@
+"""One model at one batch: every way to run it, timed in turn with eager PyTorch and held against it."""
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from time import perf_counter
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from benchmarks.rivals.eager import CACHED_EVERY, Eager, Run, cached_blocks
+from benchmarks.rivals.full_size_models import PIXELS, make_backbone, make_conditions
+from benchmarks.rivals.unsplit import UNSPLIT, opened
+from benchmarks.speed.gpu_tables import ILF_ROW
+from benchmarks.speed.hoisting import linear_flop
+from benchmarks.speed.machine import DTYPES, MIB, Machine, Shot, measured_rate
+from ilf_trt import attach, load_ilf
+from ilf_trt.contract.bundle import ENGINE_FOLDER, GRAPH_FOLDER, Bundle
+from ilf_trt.contract.conditions import row_conditions
+from ilf_trt.contract.plan import StepPlan, cached_block_forwards, make_plan
+from ilf_trt.contract.target import Library
+from ilf_trt.model.checkpoint import read_checkpoint
+from ilf_trt.model.sampling import CompileOptions
+from ilf_trt.runtime import Pipeline
+from ilf_trt.runtime.verify import difference
+
+STEPS, FED_STEPS, FEEDBACK = 20, 10, "outer:2"
+GUIDANCE_SCALE = 4.5
+WARM_UPS = 2  # after the first run: the libraries capture in the first, torch.compile within it
+LEAST_REPEATS, MOST_REPEATS = 5, 30
+TORCH, ONNXRUNTIME = "torch", "onnxruntime"
+BASE_LINE = "eager diffusers"
+ENGINE_S, EAGER_S, COMPILED_S = 45.0, 30.0, 180.0
+TERA = 1e12
+
+EAGER_EQUAL = "eager diffusers at equal cost"
+COMPILED = "torch.compile"
+CACHED = "eager, middle blocks cached (the paper's)"
+CACHE_DIT = "eager, cache-dit"
+WHOLE, SPLIT = "one graph a step", "five graphs"
+EAGER_ILF, COMPILED_ILF = "eager ILF", "torch.compile ILF"
+
+
+@dataclass(frozen=True, slots=True)
+class Ready:
+    """A row that is loaded: one generation, the blocks that the last one ran, times by graph, and its files' size."""
+
+    shoot: Callable[[], Shot]
+    block_forwards: Callable[[], int]
+    graph_ms: Callable[[], Mapping[str, float]] | None = None
+    engine_mib: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """A row that can be opened; `expected_s` is what it may take in all."""
+
+    name: str
+    library: str
+    precision: str
+    plan: StepPlan
+    expected_s: float
+    open: Callable[[], AbstractContextManager[Ready]]
+
+
+class Bench:
+    """All rows of one model at one batch, with guidance."""
+
+    def __init__(
+        self, name: str, batch: int, work: Path, machine: Machine, dtype: str, compiled: CompileOptions
+    ) -> None:
+        """Read what the checkpoint of `name` under `work` says; raises CheckpointError when it was not made."""
+        self.name, self.batch = name, batch
+        self.machine = machine
+        self.dtype = dtype
+        self._work = work
+        self._compiled = compiled
+        checkpoint = read_checkpoint(work / name)
+        self._scheduler = checkpoint.scheduler_config()
+        blocks, side = int(checkpoint.config["num_layers"]), int(checkpoint.config["sample_size"])
+
+        def plan(steps: int, feedback: str) -> StepPlan:
+            return make_plan(self._scheduler, steps, blocks=blocks, loop=checkpoint.loop, feedback=feedback)
+
+        self.resolution = side * PIXELS
+        self.plain, self.fed = plan(STEPS, "none"), plan(FED_STEPS, FEEDBACK)
+        self.equal = plan(round(self.fed.block_forwards / blocks), "none")
+        self.conditions = make_conditions(name, batch)
+        shape = (batch, int(checkpoint.config["in_channels"]), side, side)
+        self.noise = np.random.default_rng(1).standard_normal(shape, np.float32)
+
+    @cached_property
+    def eager(self) -> Eager:
+        """The rows of torch, the model loaded for them."""
+        model = load_ilf(self._work / self.name).float()
+        return Eager(model, self._scheduler, GUIDANCE_SCALE, self.machine.device, DTYPES[self.dtype])
+
+    def bundle(self, precision: str) -> Path:
+        return bundle_path(self._work, self.name, self.batch, precision)
+
+    def wanted(self, plan: StepPlan) -> NDArray[np.float32]:
+        """The latents of a plan in whole float32 from eager torch on the same device, made once and kept."""
+        fed = sum(step.feedback for step in plan.steps)
+        path = self._work / f"{self.name}-b{self.batch}-{len(plan.steps)}-{fed}.npy"
+        if not path.is_file():
+            np.save(path, self.eager.wanted(plan, *self._tensors()).numpy())
+            self.machine.free()
+        return np.load(path)
+
+    def entries(self, libraries: list[str], precisions: list[str]) -> list[Entry]:
+        """Every row, the base line first."""
+        dtype, compiled = self.dtype, self._compiled
+
+        def torch_row(name: str, plan: StepPlan, runner: Callable[[], AbstractContextManager[Run]], s: float) -> Entry:
+            return Entry(name, TORCH, dtype, plan, s, lambda: self._torch(runner(), plan.block_forwards))
+
+        rows = [
+            torch_row(BASE_LINE, self.plain, lambda: self.eager.plain(self.plain), EAGER_S),
+            torch_row(EAGER_EQUAL, self.equal, lambda: self.eager.plain(self.equal), EAGER_S),
+            torch_row(COMPILED, self.plain, lambda: self.eager.plain(self.plain, compiled=compiled), COMPILED_S),
+            Entry(CACHED, TORCH, dtype, self.plain, EAGER_S, self._cached),
+            Entry(CACHE_DIT, TORCH, dtype, self.plain, EAGER_S, self._cache_dit),
+            torch_row(EAGER_ILF, self.fed, lambda: self.eager.ilf(self.fed), EAGER_S),
+            torch_row(COMPILED_ILF, self.fed, lambda: self.eager.ilf(self.fed, compiled=compiled), COMPILED_S),
+        ]
+        first = precisions[0]
+        for library in libraries:
+            ways: list[tuple[str, str, StepPlan, Callable[..., AbstractContextManager[Ready]]]] = [
+                (WHOLE, first, self.plain, self._whole),
+                (SPLIT, first, self.plain, self.served),
+                *((ILF_ROW, precision, self.fed, self.served) for precision in precisions),
+            ]
+            for name, precision, plan, way in ways:
+                rows.append(Entry(name, library, precision, plan, ENGINE_S, _later(way, precision, library, plan)))
+        return rows
+
+    @contextmanager
+    def base_line(self) -> Iterator[Callable[[], Shot]]:
+        """The first row, loaded and warm."""
+        with self.entries([], ["fp16"])[0].open() as ready:
+            for _ in range(1 + WARM_UPS):
+                ready.shoot()
+            yield ready.shoot
+
+    def measure(
+        self, entry: Entry, base: Callable[[], Shot], seconds: float, rates: list[dict[str, str]]
+    ) -> dict[str, Any]:
+        """Load a row, time it and the base line in turn for about `seconds`, and hold its latents against float32."""
+        machine = self.machine
+        machine.free()
+        before = machine.used_mib()
+        began = perf_counter()
+        with entry.open() as ready:
+            shot = ready.shoot()
+            cold_load_s = perf_counter() - began
+            for _ in range(WARM_UPS):
+                shot = ready.shoot()
+            used = machine.used_mib()
+            peak_mib = None if before is None or used is None else used - before
+            pair_s = (shot.end_to_end_ms + base().end_to_end_ms) / 1000
+            repeats = min(max(round(seconds / max(pair_s, 1e-6)), LEAST_REPEATS), MOST_REPEATS)
+            pairs = [(base(), ready.shoot()) for _ in range(repeats)]
+            shots = [shot for _, shot in pairs]
+            share = self._linear_share(entry, ready, rates)
+            forwards = ready.block_forwards()
+        ratios = np.array([first.denoise_ms / second.denoise_ms for first, second in pairs])
+        denoise = np.array([shot.denoise_ms for shot in shots])
+        launches = [shot.launch_us for shot in shots if shot.launch_us is not None]
+        latents = shots[-1].latents
+        return {
+            "block_forwards": forwards,
+            "warm_ups": 1 + WARM_UPS,
+            "n": repeats,
+            "denoise_p50_ms": _digits(np.quantile(denoise, 0.5)),
+            "denoise_p95_ms": _digits(np.quantile(denoise, 0.95)),
+            "end_to_end_ms": _digits(np.median([shot.end_to_end_ms for shot in shots])),
+            "faster_than_eager_20": round(float(np.median(ratios)), 3),
+            "faster_min": round(float(ratios.min()), 3),
+            "faster_max": round(float(ratios.max()), 3),
+            "peak_device_mib": "" if peak_mib is None else round(peak_mib),
+            "engine_mib": "" if ready.engine_mib is None else round(ready.engine_mib, 1),
+            "cold_load_s": round(cold_load_s, 2),
+            "launch_us": round(float(np.median(launches)), 1) if launches else "",
+            "captured": {None: "", True: "yes", False: "no"}[shots[-1].captured],
+            "linear_share": "" if share is None else round(share, 3),
+            "relative_difference": f"{difference(entry.name, latents, self.wanted(entry.plan)).relative:.1e}",
+            "psnr_db": psnr(latents, self.wanted(self.plain)),
+        }
+
+    def _linear_share(self, entry: Entry, ready: Ready, rates: list[dict[str, str]]) -> float | None:
+        """The Linears' operations over the time of all graphs, as a share of the measured rate of square products."""
+        rate = measured_rate(rates, self.machine.gpu, entry.precision)
+        if ready.graph_ms is None or rate is None:
+            return None
+        graph_ms = sum(ready.graph_ms().values())
+        if not graph_ms:
+            return None
+        spec = Bundle.open(self.bundle(entry.precision), check_hashes=False).manifest.spec
+        with torch.device("meta"):
+            model = attach(make_backbone(self.name), spec.loop)
+        return linear_flop(model, spec, entry.plan, self.batch) / (graph_ms / 1000) / (rate * TERA)
+
+    @contextmanager
+    def _torch(self, opening: AbstractContextManager[Run], block_forwards: int) -> Iterator[Ready]:
+        conditions, noise = self._tensors()
+        with opening as run:
+            yield Ready(lambda: self.machine.shoot(run, conditions, noise), lambda: block_forwards)
+
+    def _cached(self) -> AbstractContextManager[Ready]:
+        blocks = self.plain.blocks
+        costs = cached_block_forwards(blocks, STEPS, cached=cached_blocks(blocks), every=CACHED_EVERY)
+        return self._torch(self.eager.cached(self.plain), sum(costs))
+
+    @contextmanager
+    def _cache_dit(self) -> Iterator[Ready]:
+        conditions, noise = self._tensors()
+        with self.eager.cache_dit(self.plain) as (run, ran):
+            yield Ready(lambda: self.machine.shoot(run, conditions, noise), ran)
+
+    @contextmanager
+    def served(self, precision: str, library: str, plan: StepPlan) -> Iterator[Ready]:
+        """A bundle under one of its libraries."""
+        path = self.bundle(precision)
+        with Pipeline.load(path, device=self.machine.device, engine=library, sessions=1) as pipe:
+
+            def generate(*, profile: bool = False) -> Any:
+                return pipe.generate(
+                    latents=self.noise, plan=plan, guidance_scale=GUIDANCE_SCALE, profile=profile, **self.conditions
+                )
+
+            def shoot() -> Shot:
+                made = generate()
+                return _shot(made.latents, made.timings)
+
+            yield Ready(
+                shoot,
+                lambda: plan.block_forwards,
+                lambda: generate(profile=True).timings.graph_ms,
+                loaded_mib(path, library, whole=False),
+            )
+
+    @contextmanager
+    def _whole(self, precision: str, library: str, plan: StepPlan) -> Iterator[Ready]:
+        bundle = Bundle.open(self.bundle(precision))
+        whole = unsplit_path(bundle.path, library)
+        of_library = None if library == ONNXRUNTIME else Library(library)
+        spec = bundle.manifest.spec
+        rows = row_conditions(spec, self.conditions, guided=spec.guidance)
+        with opened(bundle, plan, self.batch, whole, device=self.machine.device, library=of_library) as trajectory:
+
+            def run(*, profile: bool) -> tuple[Any, Any]:
+                return trajectory.run(self.noise, rows, GUIDANCE_SCALE, profile=profile, on_device=False, watch=None)
+
+            yield Ready(
+                lambda: _shot(*run(profile=False)),
+                lambda: plan.block_forwards,
+                lambda: run(profile=True)[1].graph_ms,
+                loaded_mib(bundle.path, library, whole=True),
+            )
+
+    def _tensors(self) -> tuple[dict[str, torch.Tensor], torch.Tensor]:
+        return {name: torch.from_numpy(value) for name, value in self.conditions.items()}, torch.from_numpy(self.noise)
+
+
+def bundle_path(work: Path, name: str, batch: int, precision: str) -> Path:
+    return work / f"{name}-b{batch}-{precision}.ilf"
+
+
+def unsplit_path(bundle: Path, library: str) -> Path:
+    """The unsplit graph beside a bundle, or the engine of it."""
+    folder = bundle.with_suffix("") / UNSPLIT
+    return folder / (f"{UNSPLIT}.onnx" if library == ONNXRUNTIME else f"{library}.engine")
+
+
+def loaded_mib(bundle: Path, library: str, *, whole: bool) -> float:
+    """Size of what a library loads: of a bundle, or of the unsplit graph beside it."""
+    if whole:
+        file = unsplit_path(bundle, library)
+        return sum(part.stat().st_size for part in file.parent.glob(f"{file.name}*")) / MIB
+    folder = f"{GRAPH_FOLDER}/" if library == ONNXRUNTIME else f"{ENGINE_FOLDER}/{library}/"
+    files = Bundle.open(bundle, check_hashes=False).manifest.files
+    return sum(facts.size_bytes for name, facts in files.items() if name.startswith(folder)) / MIB
+
+
+def psnr(got: NDArray[np.float32], wanted: NDArray[np.float32]) -> float | str:
+    """Decibels of the reference's range over the root mean square difference; empty where they are equal."""
+    a, b = (array.astype(np.float64) for array in (got, wanted))
+    error = float(np.sqrt(np.mean((a - b) ** 2)))
+    return round(20 * float(np.log10((b.max() - b.min()) / error)), 2) if error else ""
+
+
+def _shot(latents: NDArray[np.float32], timings: Any) -> Shot:
+    denoise_ms = timings.total_ms if timings.device_ms is None else timings.device_ms
+    captured = None if timings.device_ms is None else timings.captured
+    return Shot(latents, denoise_ms, timings.total_ms, timings.launch_us, captured)
+
+
+def _later(
+    way: Callable[..., AbstractContextManager[Ready]], *values: Any
+) -> Callable[[], AbstractContextManager[Ready]]:
+    return lambda: way(*values)
+
+
+def _digits(value: Any) -> float:
+    return float(f"{float(value):.4g}")

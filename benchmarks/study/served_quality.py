@@ -1,0 +1,113 @@
+"""Quality of the demo as it is served, in every precision: Fréchet distance to the real digits, and label accuracy.
+
+    python -m benchmarks.study.served_quality [--seeds 3]
+
+Every plan draws 1,797 samples, with the labels of the real digits, through the runtime. The distance is between the
+Gaussians of the 64 pixels in [-1, 1]; the classifier is a support vector machine trained on the real digits.
+"""
+
+import argparse
+import shlex
+import sys
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from benchmarks.record import write_rows
+from benchmarks.study.judge import DigitsJudge, rounded
+from ilf_trt.assembly.conductor import build
+from ilf_trt.assembly.options import BuildOptions
+from ilf_trt.contract.plan import StepPlan
+from ilf_trt.contract.spec import Batch, Calibrator, Precision
+from ilf_trt.export.rounding import write_rounded
+from ilf_trt.runtime import Pipeline
+
+BATCH = 256
+PLAIN_STEPS = (20, 12)
+SHOWN = ("frechet", "accuracy")
+
+
+def sample(
+    pipeline: Pipeline, plan: StepPlan, labels: NDArray[np.int64], seed: int, guidance_scale: float
+) -> NDArray[np.float32]:
+    """Latents for all labels."""
+    noise = np.random.default_rng(seed).standard_normal((len(labels), *pipeline.manifest.spec.latent), np.float32)
+    parts = []
+    for begin in range(0, len(labels), BATCH):
+        chunk = slice(begin, begin + BATCH)
+        result = pipeline.generate(
+            class_labels=labels[chunk], latents=noise[chunk], plan=plan, guidance_scale=guidance_scale
+        )
+        parts.append(result.latents)
+    return np.concatenate(parts)
+
+
+def plans(pipeline: Pipeline) -> dict[str, StepPlan]:
+    """Every plan of the table under its name: fewer steps, and the bundle's own."""
+    table = {f"plain {steps}": pipeline.plan(steps, feedback="none") for steps in PLAIN_STEPS}
+    own = pipeline.manifest.plan
+    return {**table, f"ILF {len(own.steps)} {own.feedback} {own.rule} {own.ratio}": own}
+
+
+def measure(checkpoint: str, seeds: int, guidance_scale: float, precision: Precision) -> list[Mapping[str, Any]]:
+    """A row for every plan and noise seed; bfloat16 runs in float32 that is rounded to it."""
+    judge = DigitsJudge()
+    rows: list[Mapping[str, Any]] = []
+    guided = guidance_scale != 1
+    with tempfile.TemporaryDirectory() as folder:
+        built = build(
+            checkpoint,
+            Path(folder) / "demo.ilf",
+            BuildOptions(
+                precision=precision,
+                batch=Batch(1, BATCH, BATCH),
+                guidance=guided,
+                guidance_scale=guidance_scale,
+                calibrator=Calibrator.OWN,
+            ),
+        )
+        path = built.bundle.path
+        if precision is Precision.BF16:
+            path = write_rounded(path, Path(folder) / "rounded.ilf", built.bundle.manifest)
+        with Pipeline.load(path) as pipeline:
+            for name, plan in plans(pipeline).items():
+                for seed in range(1, seeds + 1):
+                    latents = sample(pipeline, plan, judge.labels, seed, guidance_scale)
+                    judged = rounded(judge.judge(latents))
+                    row = {
+                        "plan": name,
+                        "precision": precision.value,
+                        "steps": len(plan.steps),
+                        "block_forwards": plan.block_forwards,
+                        "guidance_scale": guidance_scale,
+                        "seed": seed,
+                        **{name: judged[name] for name in SHOWN},
+                    }
+                    print(row, flush=True)
+                    rows.append(row)
+    return rows
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--checkpoint", default="demo")
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--guidance-scale", type=float, default=1.0, help="1 builds without guidance")
+    parser.add_argument("--precisions", nargs="+", type=Precision, default=list(Precision))
+    parser.add_argument("--name", default="quality-precision", help="CSV to write under benchmarks/results/")
+    options = parser.parse_args()
+    command = shlex.join(["python", "-m", "benchmarks.study.served_quality", *sys.argv[1:]])
+    rows = [
+        row
+        for precision in options.precisions
+        for row in measure(options.checkpoint, options.seeds, options.guidance_scale, precision)
+    ]
+    print(write_rows(options.name, command, rows))
+
+
+if __name__ == "__main__":
+    main()

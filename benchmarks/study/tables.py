@@ -1,0 +1,104 @@
+"""Tables of the study from its CSVs: every sampler of a part, its cost, and its numbers over the seeds."""
+
+from collections.abc import Callable, Iterable
+
+import numpy as np
+
+from benchmarks.record import read_rows
+from benchmarks.study.samplers import samplers
+
+Row = dict[str, str]
+COLUMNS = ("accuracy", "precision", "recall", "density", "coverage", "psnr_db", "feature_distance")
+HEADS = {"psnr_db": "PSNR to 50 steps, dB", "feature_distance": "features apart"}
+
+
+def study(data: str, part: str) -> str:
+    """Rows in the order of cost, then of samplers; Fréchet distances with every seed, the other numbers as means."""
+    groups: dict[tuple[str, str], list[Row]] = {}
+    for row in sorted(part_of(data, part), key=lambda row: int(row["seed"])):
+        groups.setdefault((row["sampler"], row["training"]), []).append(row)
+    if not groups:
+        return "Not measured."
+    shown = [
+        name for name in COLUMNS if any(_number(row[name]) is not None for rows in groups.values() for row in rows)
+    ]
+    heads = " | ".join(HEADS.get(name, name) for name in shown)
+    lines = [
+        f"| sampler | training | block forwards | Fréchet distance, mean (each seed) | {heads} |",
+        "|---|---|---|---|" + "---|" * len(shown),
+    ]
+    places = {(sampler.name, sampler.training): place for place, sampler in enumerate(samplers())}
+    ordered = sorted(groups.items(), key=lambda group: (-int(group[1][0]["block_forwards"]), places[group[0]]))
+    for (sampler, training), rows in ordered:
+        if len({row["weights"] for row in rows}) > 1:
+            raise SystemExit(
+                f"quality-{data}.csv has rows of {sampler} ({training or 'no training'}) from several weights, which "
+                "have no mean; take out those of all but one"
+            )
+        cells = [sampler, training or "–", rows[0]["block_forwards"], distances(rows)]
+        cells += [_mean(row[name] for row in rows) for name in shown]
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def part_of(data: str, part: str) -> list[Row]:
+    """The rows of a part, whichever part they were drawn for: one may serve several."""
+    wanted = {(sampler.name, sampler.training) for sampler in samplers() if sampler.part == part}
+    return [row for row in read_rows(f"quality-{data}") if (row["sampler"], row["training"]) in wanted]
+
+
+def emoji() -> str:
+    """The text-to-image demo: distances and shares over the seeds."""
+    groups: dict[tuple[str, str], list[Row]] = {}
+    for row in read_rows("quality-emoji"):
+        groups.setdefault((row["guidance_scale"], row["sampler"]), []).append(row)
+    lines = [
+        "| guidance | sampler | block forwards | Fréchet distance, mean (each seed) | nearest is its own "
+        "| among five nearest |",
+        "|---|---|---|---|---|---|",
+    ]
+    for (scale, sampler), rows in groups.items():
+        shares = [_mean(row[name] for row in rows) for name in ("own", "near")]
+        lines.append(f"| {' | '.join([scale, sampler, rows[0]['block_forwards'], distances(rows), *shares])} |")
+    return "\n".join(lines)
+
+
+def shrinkage(data: str) -> str:
+    """For every time the share of the noise that each predicts, in percent, and what a percent is worth in x0."""
+    rows = read_rows(f"shrinkage-{data}")
+    if not rows:
+        return "Not measured."
+    columns = dict.fromkeys((row["what"], row["training"]) for row in rows)
+    heads = [f"{what}, {training}" if training else what for what, training in columns]
+    lines = [f"| t | sigma / alpha | {' | '.join(heads)} |", "|---|---|" + "---|" * len(heads)]
+    for t in dict.fromkeys(row["t"] for row in rows):
+        found = {(row["what"], row["training"]): row for row in rows if row["t"] == t}
+        cells = [f"{100 * float(found[column]['share']):.2f}" for column in columns]
+        lines.append(f"| {t} | {float(next(iter(found.values()))['sigma_over_alpha']):.2f} | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def distances(rows: list[Row]) -> str:
+    """`0.111 (0.122 0.109 0.101)`, or the one number of a single seed."""
+    found = [float(row["frechet"]) for row in rows]
+    every = f" ({' '.join(f'{distance:.3f}' for distance in found)})" if len(found) > 1 else ""
+    return f"{np.mean(found):.3f}{every}"
+
+
+def _mean(values: Iterable[str]) -> str:
+    found = [number for number in map(_number, values) if number is not None]
+    return f"{np.mean(found):.3f}" if found else "–"
+
+
+def _number(text: str) -> float | None:
+    return None if text in ("", "nan") else float(text)
+
+
+PARTS = ("main", "scaled", "controls", "guided", "rules", "patterns", "trainings", "early", "duration")
+STUDY: dict[str, Callable[[], str]] = {
+    f"study-{data}-{part}": lambda data=data, part=part: study(data, part)  # type: ignore[misc]
+    for data in ("digits", "digits-4-rounds", "cifar10", "cifar10-other-base")
+    for part in PARTS
+}
+STUDY["study-emoji"] = lambda: emoji()
+STUDY["study-cifar10-shrinkage"] = lambda: shrinkage("cifar10")

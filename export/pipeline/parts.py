@@ -1,0 +1,146 @@
+"""What stands around the transformer in a bundle: text encoder, tokenizer, decoder, and what a picture is to people."""
+
+import hashlib
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from numpy.typing import NDArray
+
+from ilf_trt.assembly.build_cache import Store, note_of, taken_or_made
+from ilf_trt.assembly.options import BuildOptions, Stage
+from ilf_trt.contract.bundle import TOKENIZER_FILE, WEIGHTS_SUFFIX, graph_file, sha256_of
+from ilf_trt.contract.manifest import PictureFacts
+from ilf_trt.contract.ports import DECODE, TEXT
+from ilf_trt.contract.spec import DecoderSpec, ModelSpec, TextSpec
+from ilf_trt.errors import InvalidRequest
+from ilf_trt.export.cache_key import source_digest
+from ilf_trt.export.pipeline.decoder import decoder_spec_of, export_decoder
+from ilf_trt.export.pipeline.folder import PipelineFolder
+from ilf_trt.export.pipeline.reference import decoder_golden, text_golden
+from ilf_trt.export.pipeline.text_encoder import export_text, text_spec_of, write_tokenizer
+from ilf_trt.model.ilf_model import ILFModel
+
+DEFAULT_TEXT_TOKENS = 300
+LATENT_CELL, LATENT_CHANNELS = 8, 4
+
+
+@dataclass(frozen=True, slots=True)
+class Surroundings:
+    """The pipeline's own parts of a bundle; each may be missing."""
+
+    folder: PipelineFolder | None
+    text: TextSpec | None
+    decoder: DecoderSpec | None
+    picture: PictureFacts
+
+    @classmethod
+    def of(cls, model: ILFModel, options: BuildOptions, folder: PipelineFolder | None) -> "Surroundings":
+        """What the options leave of a pipeline's folder; raises InvalidRequest, CheckpointError."""
+        channels, *_ = model.adapter.latent
+        if folder is None:
+            if options.without:
+                raise InvalidRequest(f"--without {options.without[0]} is for a bundle that is built with --pipeline")
+            return cls(None, None, None, PictureFacts(_cell(model, folder), {}, {}))
+        picture = PictureFacts(folder.cell, folder.class_names, folder.bins)
+        text = decoder = None
+        if folder.has_text and Stage.TEXT not in options.without:
+            text = text_spec_of(folder, tokens=text_tokens(options, folder), precision=options.text_precision)
+            wanted = getattr(model.adapter, "text_channels", None)
+            if text.channels != wanted:
+                raise _of_another(
+                    folder, f"text encoder gives {text.channels} channels, the transformer takes {wanted}"
+                )
+        if folder.has_decoder and Stage.DECODER not in options.without:
+            decoder = decoder_spec_of(
+                folder,
+                sizes=cells_of(model, options, folder),
+                precision=options.decoder_precision,
+                tile=options.decoder_tile,
+            )
+            if decoder.channels != channels:
+                raise _of_another(
+                    folder, f"decoder takes {decoder.channels} channels, the transformer gives {channels}"
+                )
+        return cls(folder, text, decoder, picture)
+
+    def golden(self) -> dict[str, NDArray[Any]]:
+        """What transformers and diffusers themselves give for the parts, by the names that `verify` asks for.
+
+        A text encoder that is too large for the memory at hand is left out.
+        """
+        arrays: dict[str, NDArray[Any]] = {}
+        if self.folder is not None and self.text is not None:
+            arrays |= text_golden(self.folder, self.text)
+        if self.folder is not None and self.decoder is not None:
+            arrays |= decoder_golden(self.folder, self.decoder)
+        return arrays
+
+    def export(self, bundle: Path, spec: ModelSpec, store: Store | None, progress: Callable[[str], None]) -> list[str]:
+        """Write graphs and tokenizer into a bundle; gives the names of graphs that came out of the build cache."""
+        if self.folder is None:
+            return []
+        reused = []
+        if self.text is not None:
+            write_tokenizer(self.folder, bundle / TOKENIZER_FILE)
+        for name, part, subfolder, write in (
+            (TEXT, self.text, "text_encoder", export_text),
+            (DECODE, self.decoder, "vae", export_decoder),
+        ):
+            if part is None:
+                continue
+            progress(f"export {name}")
+            path = bundle / graph_file(name)
+            path.parent.mkdir(parents=True, exist_ok=True)
+            places = {"graph": path, "weights": path.with_name(path.name + WEIGHTS_SUFFIX)}
+            key = _key(self.folder.path / subfolder, asdict(part)) if store else ""
+            note = note_of(spec, name, part.precision, target="onnx")
+            make: Callable[[], object] = partial(write, self.folder, part, path)  # type: ignore[arg-type]
+            if taken_or_made(store, key, places, note, make):
+                reused.append(name)
+        return reused
+
+
+def _of_another(folder: PipelineFolder, what: str) -> InvalidRequest:
+    return InvalidRequest(f"{folder.path}: its {what}; give the pipeline that the checkpoint was trained on")
+
+
+def text_tokens(options: BuildOptions, folder: PipelineFolder | None) -> int:
+    """The length of a text: as asked for, the pipeline's own, or 300."""
+    own = None if folder is None else folder.text_tokens
+    return options.text_tokens or own or DEFAULT_TEXT_TOKENS
+
+
+def cells_of(model: ILFModel, options: BuildOptions, folder: PipelineFolder | None) -> tuple[tuple[int, int], ...]:
+    """The sizes of `options` in cells of a latent; the model's own without any. Raises InvalidRequest."""
+    _, height, width = model.adapter.latent
+    if not options.sizes:
+        return ((height, width),)
+    cell = _cell(model, folder)
+    step = cell * model.adapter.patch
+    for height, width in options.sizes:
+        if height % step or width % step:
+            low, high = (side // step * step or step for side in (height, width))
+            raise InvalidRequest(
+                f"size {height}x{width} is not in steps of {step} pixels, a patch of the model; the nearest below is "
+                f"{low}x{high}"
+            )
+    return tuple((height // cell, width // cell) for height, width in options.sizes)
+
+
+def _cell(model: ILFModel, folder: PipelineFolder | None) -> int:
+    """Pixels to a side of a latent's cell: the pipeline's, or what latents of so many channels have by custom."""
+    if folder is not None:
+        return folder.cell
+    return LATENT_CELL if model.adapter.latent[0] == LATENT_CHANNELS else 1
+
+
+def _key(subfolder: Path, spec: Mapping[str, Any]) -> str:
+    digest = hashlib.sha256(source_digest().encode())
+    digest.update(repr(sorted(spec.items())).encode())
+    for path in sorted(subfolder.rglob("*")):
+        if path.is_file():
+            digest.update(f"{path.name} {sha256_of(path)}\n".encode())
+    return digest.hexdigest()

@@ -1,0 +1,136 @@
+"""The commands that belong to no leaf: build, plan, inspect, train-demo."""
+
+import math
+from pathlib import Path
+from typing import Annotated, Literal
+
+from cyclopts import Parameter
+from rich.console import Console
+
+from ilf_trt.assembly.conductor import build as build_bundle
+from ilf_trt.assembly.options import DEFAULT_BATCH, BuildOptions
+from ilf_trt.commands.build_view import build_bar, print_build
+from ilf_trt.commands.flags import EngineFlags, PipelineFlags, RatioName
+from ilf_trt.contract.plan import (
+    DEFAULT_FEEDBACK,
+    Ratio,
+    Rule,
+)
+from ilf_trt.contract.spec import Batch, Calibrator, Precision
+from ilf_trt.errors import InvalidRequest
+
+MIB = 1 << 20
+
+
+def build(
+    *,
+    checkpoint: str,
+    output: Annotated[Path, Parameter(alias="-o")],
+    base: str | None = None,
+    precision: Precision = Precision.FP32,
+    residual: Literal["fp32"] | None = None,
+    batch: str = str(DEFAULT_BATCH),
+    steps: int = 10,
+    feedback: str = DEFAULT_FEEDBACK,
+    rule: Rule = Rule.ANNEAL,
+    ratio: RatioName = "m/n",
+    scheduler: str | None = None,
+    guidance: bool = True,
+    guidance_scale: float = 1.5,
+    text_tokens: int | None = None,
+    pipeline: PipelineFlags = PipelineFlags(),  # noqa: B008
+    hoist_text: Annotated[bool, Parameter(negative=())] = False,
+    calibration: Path | None = None,
+    calibrator: Calibrator = Calibrator.AUTO,
+    fp8_exclude: Annotated[tuple[str, ...], Parameter(negative=())] = (),
+    device: str = "cpu",
+    verify: bool = True,
+    max_error: float | None = None,
+    engines: EngineFlags = EngineFlags(),  # noqa: B008
+    force: bool = False,
+) -> None:
+    """Build a bundle from an ILF checkpoint: export the graphs, verify them, build engines, put it all in place.
+
+    Example: `ilf-trt build --checkpoint demo --output build/demo.ilf`
+
+    Parameters
+    ----------
+    checkpoint
+        Folder of an ILF checkpoint, or `demo`.
+    output
+        Folder of the bundle to write.
+    base
+        Folder or hub id of the frozen backbone, when it is not where the checkpoint says.
+    precision
+        What the matrix products run in.
+    residual
+        fp32 keeps the sum that runs through the blocks in float32, for models whose activations pass float16's 65504.
+    batch
+        Pictures a run may have: N, or MIN:OPT:MAX.
+    steps
+        Solver steps of the bundle's plan; it can be replaced at run time.
+    feedback
+        Steps that get feedback: all, none, alternate, first:K, last:K, outer:K, inner:K or numbers 0,1,8,9.
+    rule
+        Where the network is conditioned after feedback.
+    ratio
+        Weight of the loop's size in the rule.
+    scheduler
+        dpmsolver++, ddim, euler, or a diffusers scheduler_config.json; by default the checkpoint's own.
+    guidance
+        Build for classifier-free guidance (the blocks see every picture twice).
+    guidance_scale
+        Default strength of guidance; it can be replaced at run time.
+    text_tokens
+        Length of the text that the graphs take; by default the pipeline's (PixArt-alpha 120, Sigma 300), or 300.
+    hoist_text
+        Make the text's keys and values once a picture instead of in every block (PixArt).
+    calibration
+        What FP8's scales come from: an .npz with conditions of some pictures (text, text_mask … or class_labels), or an
+        FP8 bundle whose scales shall stay; a model of classes needs none.
+    calibrator
+        What measures for FP8: auto takes Model Optimizer where it is installed.
+    fp8_exclude
+        Linears that shall stay in FP16, by shell pattern: transformer_blocks.0.* or *.to_out.0; may be repeated.
+    device
+        Where PyTorch runs the reference and the calibration: cpu, cuda or cuda:1.
+    verify
+        Hold every graph and one trajectory against the torch reference before the bundle is put in place, and keep
+        that reference in it, so that `ilf-trt verify` can do the same on the machine that serves.
+    max_error
+        Largest relative difference to accept; by default 1e-4 for fp32, 2e-2 for fp16, 1e-1 for bf16, 2e-1 for fp8.
+    force
+        Replace an existing bundle.
+    """
+    if text_tokens is not None and text_tokens < 1:
+        raise InvalidRequest(f"text_tokens is {text_tokens}, it must be at least 1")
+    if not math.isfinite(guidance_scale):
+        raise InvalidRequest(f"guidance_scale is {guidance_scale}, it must be finite")
+    options = BuildOptions(
+        base=base,
+        precision=precision,
+        wide_residual=residual == "fp32",
+        batch=Batch.parse(batch),
+        guidance=guidance,
+        guidance_scale=guidance_scale,
+        steps=steps,
+        feedback=feedback,
+        rule=rule,
+        ratio=Ratio(ratio),
+        scheduler=scheduler,
+        text_tokens=text_tokens,
+        **pipeline.options(),
+        hoist_text=hoist_text,
+        calibration=calibration,
+        calibrator=calibrator,
+        fp8_exclude=fp8_exclude,
+        device=device,
+        verify=verify,
+        max_error=max_error,
+        engines=engines.options(),
+        strip_graphs=engines.strip_graphs,
+        cache=engines.cache_folder(),
+    )
+    with build_bar(len(options.stages)) as (enter, step):
+        result = build_bundle(checkpoint, output, options, force=force, progress=enter, tell=step)
+    print_build(result, Console())

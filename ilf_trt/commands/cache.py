@@ -1,0 +1,81 @@
+"""The commands `cache ls` and `cache prune`."""
+
+import math
+import time
+from typing import Annotated
+
+from cyclopts import Parameter
+from rich.console import Console
+from rich.table import Table
+
+from ilf_trt.assembly.build_cache import DAY_S, Store
+from ilf_trt.commands.flags import CacheFolder, cache_folder
+from ilf_trt.contract.target import GIB
+from ilf_trt.errors import InvalidRequest
+
+MIB = 1 << 20
+
+
+def list_cache(*, cache_dir: CacheFolder = None) -> None:
+    """List what the build cache holds, the last used first.
+
+    Example: `ilf-trt cache ls`
+    """
+    store = Store(cache_folder(cache_dir))
+    entries = store.entries()
+    table = Table("key", "graph", "model", "precision", "built with", "for", "MiB", "last used, days ago")
+    for entry in entries:
+        note = entry.note
+        table.add_row(
+            entry.key[:12],
+            *(str(note.get(name, "?")) for name in ("graph", "model", "precision")),
+            f"{note.get('target', '?')} {note.get('version', '')}",
+            ", ".join(map(str, note.get("gpus", ()))),
+            f"{entry.size_bytes / MIB:.1f}",
+            f"{(time.time() - entry.used_s) / DAY_S:.1f}",
+        )
+    console = Console()
+    if entries:
+        console.print(table)
+    total = sum(entry.size_bytes for entry in entries)
+    console.print(
+        f"{store.folder}: {len(entries)} builds, {total / MIB:.1f} MiB", highlight=False, markup=False, soft_wrap=True
+    )
+
+
+def prune_cache(
+    *,
+    days: float | None = None,
+    max_gib: float | None = None,
+    all_: Annotated[bool, Parameter(name="--all", negative=())] = False,
+    cache_dir: CacheFolder = None,
+) -> None:
+    """Remove builds from the build cache.
+
+    Example: `ilf-trt cache prune --days 30`
+
+    Parameters
+    ----------
+    days
+        Remove what was not used for so many days.
+    max_gib
+        Then remove the least recently used until the rest fits.
+    all_
+        Remove everything.
+    """
+    if (days is None and max_gib is None) != all_:
+        raise InvalidRequest("say what to remove: --days 30, --max-gib 20, or --all alone")
+    for flag, value in (("--days", days), ("--max-gib", max_gib)):
+        if value is not None and not 0 <= value < math.inf:
+            raise InvalidRequest(f"{flag} is {value}, it must be finite and not negative")
+    store = Store(cache_folder(cache_dir))
+    removed = store.prune(
+        max_age_s=None if days is None else days * DAY_S, max_bytes=None if max_gib is None else int(max_gib * GIB)
+    )
+    freed = sum(entry.size_bytes for entry in removed)
+    Console().print(
+        f"{store.folder}: removed {len(removed)} builds, {freed / MIB:.1f} MiB",
+        highlight=False,
+        markup=False,
+        soft_wrap=True,
+    )

@@ -1,0 +1,260 @@
+"""Names, shapes and dtypes of everything that crosses a border between graphs.
+
+Legend of the dimensions: B pictures, R rows of a guided batch (first the B conditional, then the B unconditional; B of
+them where guidance is off), T distinct times of a plan, h and w patches of a column and of a row, D width, C H W latent
+channels and sides, L text tokens, m blocks of the loop, K blocks of a graph.
+"""
+
+from dataclasses import dataclass, replace
+from enum import StrEnum
+
+from ilf_trt.contract.ports import BLOCKS, DECODE, FEEDBACK, NEGATIVE, PICTURES, ROWS, TEXT, Dim, Graph, Port, Shape
+from ilf_trt.errors import InvalidRequest
+
+
+class Precision(StrEnum):
+    """What the matrix products of a bundle run in; norms, modulation, guidance and solver stay in float32.
+
+    FP8 is E4M3 for the blocks' Linears, between FP16 tokens.
+    """
+
+    FP32 = "fp32"
+    FP16 = "fp16"
+    BF16 = "bf16"
+    FP8 = "fp8"
+
+    @property
+    def dtype(self) -> str:
+        """Dtype of the tokens that pass from graph to graph."""
+        return {"fp32": "float32", "fp16": "float16", "bf16": "bfloat16", "fp8": "float16"}[self.value]
+
+    @property
+    def array_dtype(self) -> str:
+        """Dtype in which numpy keeps such tensors; it has no bfloat16."""
+        return "float32" if self is Precision.BF16 else self.dtype
+
+    @property
+    def parity_limit(self) -> float:
+        """Largest relative difference from the float32 reference that a build accepts."""
+        return {"fp32": 1e-4, "fp16": 2e-2, "bf16": 1e-1, "fp8": 2e-1}[self.value]
+
+
+class Calibrator(StrEnum):
+    """What measures the largest inputs of the Linears for FP8; `auto` takes Model Optimizer where it is installed."""
+
+    AUTO = "auto"
+    MODELOPT = "modelopt"
+    OWN = "own"
+
+
+class Initialisation(StrEnum):
+    """A fresh feedback block: a copy of the last or first block of the loop, or of the last with its branches at zero.
+
+    The paper copies a block without naming it. `zero` sets the last layer of attention and of feed-forward to zero, so
+    that the block passes its input on as it is.
+    """
+
+    END = "end"
+    BEGIN = "begin"
+    ZERO = "zero"
+
+
+@dataclass(frozen=True, slots=True)
+class Loop:
+    """The inner loop: blocks `begin` to `end`, both included."""
+
+    begin: int
+    end: int
+
+    @classmethod
+    def parse(cls, text: str) -> "Loop":
+        """`"8:19"` -> Loop(8, 19)."""
+        begin, separator, end = text.partition(":")
+        if not (separator and begin.strip().isdecimal() and end.strip().isdecimal()):
+            raise InvalidRequest(f"loop {text!r} is not BEGIN:END; give two block numbers, such as 8:19")
+        return cls(int(begin), int(end))
+
+    @property
+    def size(self) -> int:
+        """m, the number of blocks that run twice on a feedback step."""
+        return self.end - self.begin + 1
+
+    def check(self, blocks: int) -> None:
+        """Raise InvalidRequest unless 0 <= begin <= end < blocks."""
+        if not 0 <= self.begin <= self.end < blocks:
+            raise InvalidRequest(
+                f"loop {self.begin}:{self.end} does not fit a model of {blocks} blocks; "
+                f"it needs 0 <= begin <= end <= {blocks - 1}"
+            )
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """The range of pictures a graph accepts; equal ends mean a fixed batch."""
+
+    min: int
+    opt: int
+    max: int
+
+    @classmethod
+    def parse(cls, text: str) -> "Batch":
+        """`"1"` -> fixed, `"1:4:8"` -> min, opt, max."""
+        parts = text.split(":")
+        if len(parts) not in (1, 3) or not all(part.isdecimal() for part in parts):
+            raise InvalidRequest(f"batch {text!r} is neither N nor MIN:OPT:MAX; give 1 or 1:4:8")
+        low, best, high = (int(part) for part in (parts * 3 if len(parts) == 1 else parts))
+        if not 1 <= low <= best <= high:
+            raise InvalidRequest(f"batch {text!r} is out of order; it needs 1 <= MIN <= OPT <= MAX")
+        return cls(low, best, high)
+
+    @property
+    def fixed(self) -> bool:
+        return self.min == self.max
+
+    def check(self, pictures: int) -> None:
+        """Raise InvalidRequest when `pictures` is outside the range."""
+        if not self.min <= pictures <= self.max:
+            raise InvalidRequest(
+                f"batch of {pictures} is outside the bundle's {self}; ask for {self}, or rebuild with "
+                f"--batch {min(self.min, pictures)}:{self.opt}:{max(self.max, pictures)}"
+            )
+
+    def __str__(self) -> str:
+        return str(self.min) if self.fixed else f"{self.min}:{self.opt}:{self.max}"
+
+
+@dataclass(frozen=True, slots=True)
+class Positions:
+    """What the sinusoids of the position embedding are made by: the side they are scaled to, and a divisor.
+
+    Source: diffusers' PatchEmbed (`base_size`, `interpolation_scale`).
+    """
+
+    base: int
+    scale: float
+
+
+@dataclass(frozen=True, slots=True)
+class ModelSpec:
+    """The dimensions of an ILF model, and what one picture asks of it.
+
+    `latent` is (C, H, W) of the size that it makes when none is asked for, `sizes` all (H, W) that it can make.
+    `conditions` are what a caller gives for a picture; graphs see `row_conditions`. `null` is the class that asks for
+    nothing. `per_block` is the context that each block takes its own of: a graph takes K of it, at axis 1. `constants`
+    are tensors of the feedback block that `cond` needs and takes as inputs, so that a block trained anew changes no
+    graph but its own. `wide_residual`: the sum that runs through the blocks is kept in float32 whatever the precision.
+    """
+
+    kind: str
+    blocks: int
+    width: int
+    patch: int
+    latent: tuple[int, int, int]
+    sizes: tuple[tuple[int, int], ...]
+    positions: Positions
+    loop: Loop
+    guidance: bool
+    shares_rows: bool
+    train_timesteps: int
+    conditions: tuple[Port, ...]
+    null: int | None
+    context: tuple[Port, ...]
+    per_block: tuple[Port, ...]
+    constants: tuple[Port, ...]
+    wide_residual: bool
+
+    @property
+    def rows(self) -> str:
+        """Symbol of the rows that the blocks see: a guided batch carries a picture twice."""
+        return ROWS if self.guidance else PICTURES
+
+    @property
+    def varies(self) -> bool:
+        """Whether the graphs take more than one size; they then take the positions too."""
+        return len(self.sizes) > 1
+
+    @property
+    def grid(self) -> tuple[Dim, Dim]:
+        """Patches of a column and of a row, as symbols h and w where they differ from size to size."""
+        return (self._side(0, "h", self.patch), self._side(1, "w", self.patch))
+
+    @property
+    def latent_dims(self) -> Shape:
+        """(C, H, W) of a port, H and W as symbols where they differ from size to size."""
+        return (self.latent[0], self._side(0, "H", 1), self._side(1, "W", 1))
+
+    def sides(self, size: tuple[int, int]) -> dict[str, int]:
+        """What the symbols of a size (H, W) stand for."""
+        height, width = size
+        return {"H": height, "W": width, "h": height // self.patch, "w": width // self.patch}
+
+    @property
+    def row_conditions(self) -> tuple[Port, ...]:
+        """The conditions as the graphs take them, a row for each picture and one more where it is guided."""
+        own = [port for port in self.conditions if not port.name.startswith(NEGATIVE)]
+        return tuple(replace(port, shape=(self.rows, *port.shape[1:])) for port in own)
+
+    def _side(self, axis: int, symbol: str, cells: int) -> Dim:
+        found = {size[axis] for size in self.sizes}
+        return symbol if len(found) > 1 else found.pop() // cells
+
+    def graph_of_linear(self, name: str) -> str:
+        """The graph that runs a Linear of a block, by its name in the model, `transformer_blocks.8.attn1.to_q`.
+
+        Raises InvalidRequest for a name of another kind or of a block that the model does not have.
+        """
+        place, _, rest = name.partition(".")
+        if place == FEEDBACK:
+            return "loop_feedback"
+        number = rest.partition(".")[0]
+        if place != BLOCKS or not number.isdecimal() or int(number) >= self.blocks:
+            raise InvalidRequest(
+                f"{name!r} is no Linear of a block; they are named as {BLOCKS}.0.attn1.to_q, up to {self.blocks - 1}, "
+                f"and {FEEDBACK}.attn1.to_q"
+            )
+        block = int(number)
+        if block < self.loop.begin:
+            return "pre"
+        return "loop_body" if block <= self.loop.end else "post"
+
+
+@dataclass(frozen=True, slots=True)
+class TextSpec:
+    """A text encoder: `tokens` numbers below `vocabulary` to a prompt, `channels` values to a token.
+
+    `precision` is fp32 or bf16: T5 overflows fp16. It is served by graph `text`, which embeds B prompts.
+    """
+
+    tokens: int
+    vocabulary: int
+    channels: int
+    precision: Precision
+
+    @property
+    def graph(self) -> Graph:
+        """The border of graph `text`; the mask is 1 for a token and 0 for padding."""
+        ids = Port("ids", ("B", self.tokens), "int32", below=self.vocabulary)
+        mask = Port("ids_mask", ("B", self.tokens), "float32")
+        return Graph(TEXT, (ids, mask), (Port("text", ("B", self.tokens, self.channels), "float32"),))
+
+
+@dataclass(frozen=True, slots=True)
+class DecoderSpec:
+    """An image decoder: `channels` of a latent to RGB, `scale` pixels to a side of a latent's cell.
+
+    Graph `decode` takes one latent of `size` (height, width), or a part of one of at most `tile` cells a side where
+    `tile` is not 0. A latent's own scaling and shift are undone inside; shades are 0 to 255, not clipped nor rounded.
+    """
+
+    channels: int
+    scale: int
+    size: tuple[Dim, Dim]
+    tile: int
+    precision: Precision
+
+    @property
+    def graph(self) -> Graph:
+        """The border of graph `decode`; a symbol H of a latent is 8H of a picture where `scale` is 8."""
+        pixels = tuple(f"{self.scale}{side}" if isinstance(side, str) else side * self.scale for side in self.size)
+        latents = Port("latents", (1, self.channels, *self.size), "float32")
+        return Graph(DECODE, (latents,), (Port("shades", (1, *pixels, 3), "float32"),))

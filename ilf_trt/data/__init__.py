@@ -1,5 +1,0 @@
-"""Training data: maps from an index to a sample, and the feed that a recipe's `[data]` table opens over one."""
-
-from ilf_trt.data.table import fitted, open_feed
-
-__all__ = ["fitted", "open_feed"]

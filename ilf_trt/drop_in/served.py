@@ -1,0 +1,163 @@
+"""A drop-in for the transformer of a diffusers pipeline that runs a bundle's graphs, in ONNX Runtime or TensorRT."""
+
+from dataclasses import replace
+from importlib import import_module
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+import torch
+from diffusers.configuration_utils import FrozenDict
+from diffusers.models.modeling_outputs import Transformer2DModelOutput
+from torch import Tensor, nn
+from torch.utils.dlpack import from_dlpack
+
+from ilf_trt.contract.plan import Ratio, Rule, StepPlan
+from ilf_trt.drop_in.follower import Follower, check_pipeline, plan_maker
+from ilf_trt.errors import InvalidRequest
+
+PORTS = {"class_labels": "class_labels", "encoder_hidden_states": "text", "encoder_attention_mask": "text_mask"}
+KEPT_STEPS = 128  # each step is a plan of its own, bound once
+RAW_OUTPUT = (0.0, 1.0, 0.0, 1.0, 0.0, 0.0)  # c_x, c_out, a, b_0 …: the next latent is what the model puts out
+
+
+class ServedTransformer(nn.Module):
+    """Called by a diffusers pipeline as its own transformer, and like `ILFTransformer` with feedback; has no weights.
+
+    The diffusers pipeline guides and solves, so each call is a plan of one step that ends at the model's output. A
+    learned variance is not served: `config.out_channels` are the latent's. Closes the bundle's pipeline with itself.
+    """
+
+    def __init__(self, served: Any, follower: Follower, *, device: str) -> None:
+        """`served` is an `ilf_trt.runtime.Pipeline` on `device`.
+
+        Raises InvalidRequest for a bundle that runs every picture twice whatever its guidance.
+        """
+        super().__init__()
+        spec, batch = served.manifest.spec, served.manifest.batch
+        if spec.guidance and batch.fixed:
+            raise InvalidRequest(
+                f"{served.bundle.path} guides a fixed batch of {batch}, the diffusers pipeline guides itself; build it "
+                "with --batch MIN:OPT:MAX, or with --no-guidance"
+            )
+        self.config = config_of(served.manifest)
+        self.dtype = torch.float32
+        self.device = torch.device(device)
+        self._served = served
+        self._follower = follower
+        self._ports = {port.name: getattr(torch, port.dtype) for port in spec.conditions}
+        self._plan: StepPlan | None = None
+        self._given: dict[str, tuple[Tensor, Any]] = {}
+
+    @classmethod
+    def install(
+        cls,
+        pipe: Any,
+        bundle: str | Path,
+        *,
+        device: str = "cpu",
+        engine: str | None = None,
+        threads: int = 0,
+        feedback: str | None = None,
+        rule: Rule | str | None = None,
+        ratio: Ratio | str | None = None,
+    ) -> Self:
+        """Put a bundle in the place of `pipe.transformer`, which may be None; close it when it is done with.
+
+        `device`, `engine` and `threads` are those of `ilf_trt.runtime.Pipeline.load`; `feedback`, `rule` and `ratio`
+        are the bundle's own unless given. The plan follows `pipe.scheduler` and the number of steps of each call.
+        Raises what `Pipeline.load` raises, InvalidRequest for a bundle that guides or does not fit the pipeline. The
+        pipeline's calls raise UnsupportedScheduler for a scheduler without a plan.
+        """
+        served = import_module("ilf_trt.runtime").Pipeline.load(
+            bundle, device=device, engine=engine, threads=threads, sessions=1, kept=KEPT_STEPS
+        )
+        try:
+            check_pipeline(pipe, config_of(served.manifest))
+            spec, plan = served.manifest.spec, served.manifest.plan
+            plan_of = plan_maker(
+                spec.blocks, spec.loop, feedback or plan.feedback, rule or plan.rule, ratio or plan.ratio
+            )
+            transformer = cls(served, Follower(pipe, plan_of), device=device)
+        except BaseException:
+            served.close()
+            raise
+        pipe.transformer = transformer
+        return transformer
+
+    @torch.compiler.disable  # type: ignore[untyped-decorator]
+    def forward(
+        self, hidden_states: Tensor, *, timestep: Tensor | float, return_dict: bool = True, **arguments: Any
+    ) -> Transformer2DModelOutput | tuple[Tensor]:
+        """The backbone's own arguments by name, hidden_states (R, C, H, W) -> sample (R, C, H, W) on its device.
+
+        Raises InvalidRequest for what the bundle does not take, and for a timestep that the scheduler is not at;
+        otherwise what `Pipeline.generate` raises. Rows beyond the bundle's batch run in turns, but on a GPU.
+        """
+        plan, index = self._follower.at(timestep)
+        if plan is not self._plan:
+            self._plan, self._given = plan, {}
+        conditions = {name: self._array(name, tensor) for name, tensor in conditions_of(arguments, self._ports).items()}
+        on_device = hidden_states.is_cuda and self.device.type == "cuda"
+        latents = hidden_states.detach().float().contiguous()
+        cell = self._served.manifest.picture.cell
+        result = self._served.generate(
+            plan=plan_of_step(plan, index),
+            latents=latents if on_device else latents.cpu().numpy(),
+            on_device=on_device,
+            guidance_scale=1.0,
+            size=tuple(side * cell for side in latents.shape[2:]),
+            binning=False,
+            decode=False,
+            **conditions,
+        ).latents
+        sample = (from_dlpack(result) if on_device else torch.from_numpy(result)).to(hidden_states)
+        return Transformer2DModelOutput(sample=sample) if return_dict else (sample,)
+
+    def close(self) -> None:
+        """Free the bundle's graphs; a second call does nothing."""
+        self._served.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def _array(self, name: str, tensor: Tensor) -> Any:
+        """A condition in numpy, fetched once a run: a pipeline passes the same tensors at every step."""
+        given = self._given.get(name)
+        if given is None or given[0] is not tensor:
+            dtype = self._ports.get(name, tensor.dtype)
+            given = self._given[name] = tensor, tensor.detach().to("cpu", dtype).numpy()
+        return given[1]
+
+
+def config_of(manifest: Any) -> FrozenDict:
+    """What a diffusers pipeline reads of its transformer's configuration."""
+    spec = manifest.spec
+    side = spec.positions.base * spec.patch
+    return FrozenDict(sample_size=side, in_channels=spec.latent[0], out_channels=spec.latent[0])
+
+
+def conditions_of(arguments: dict[str, Any], ports: dict[str, torch.dtype]) -> dict[str, Tensor]:
+    """The backbone's arguments under the names of the bundle's condition ports; raises InvalidRequest.
+
+    As in the backbone, sizes that the model does not take are left out.
+    """
+    given = {name: value for name, value in arguments.items() if value is not None}
+    sizes = given.pop("added_cond_kwargs", {})
+    unknown = sorted(given.keys() - PORTS.keys())
+    if unknown:
+        raise InvalidRequest(f"{unknown[0]!r} is not supported by a served transformer; leave it out")
+    conditions = {PORTS[name]: value for name, value in given.items()}
+    return conditions | {name: value for name, value in sizes.items() if name in ports and value is not None}
+
+
+def plan_of_step(plan: StepPlan, index: int) -> StepPlan:
+    """One step of `plan` alone, which ends at the model's output instead of the solver's next latent."""
+    step = replace(plan.steps[index], solver=RAW_OUTPUT)
+    feedback = "all" if step.feedback else "none"
+    return replace(plan, feedback=feedback, initial_scale=1.0, requested_steps=1, steps=(step,))

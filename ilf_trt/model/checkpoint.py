@@ -1,0 +1,250 @@
+"""The ILF checkpoint: a folder with `ilf.json` and `ilf.safetensors`, the feedback block and its scales."""
+
+import hashlib
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import diffusers
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from ilf_trt.contract.packaged import packaged
+from ilf_trt.contract.solver import DEFAULT_SCHEDULER
+from ilf_trt.contract.spec import Loop
+from ilf_trt.errors import CheckpointError, InvalidRequest
+from ilf_trt.model.backbones import adapter_of_class, adapter_of_kind
+from ilf_trt.model.ilf_model import ILFModel
+from ilf_trt.model.surgery import attach
+
+SCHEMA = 1
+FACTS_FILE = "ilf.json"
+WEIGHTS_FILE = "ilf.safetensors"
+BASE_FOLDER = "transformer"
+SCHEDULER_FILE = "scheduler/scheduler_config.json"
+
+
+@dataclass(frozen=True, slots=True)
+class Checkpoint:
+    """What `ilf.json` says; `base` is a folder relative to the checkpoint, a path, or a hub id."""
+
+    folder: Path
+    kind: str
+    base: str
+    base_sha256: str
+    loop: Loop
+    config: dict[str, Any]
+    training: dict[str, Any]
+
+    def scheduler_config(self) -> dict[str, Any]:
+        """The diffusers scheduler beside the checkpoint or beside its base; else DPM-Solver++ of order 2."""
+        beside = self.folder / SCHEDULER_FILE
+        return read_json_object(beside) if beside.is_file() else base_scheduler(self.base)
+
+
+def save_ilf(
+    model: ILFModel,
+    folder: str | Path,
+    *,
+    base: str | None = None,
+    base_sha256: str | None = None,
+    training: dict[str, Any] | None = None,
+) -> None:
+    """Write the feedback block, the scales and what they belong to.
+
+    `base` says where the frozen backbone is found again: a folder relative to `folder`, a path, or a hub id;
+    without it the backbone is written beside, as `transformer/`. `base_sha256` is its fingerprint where that is known.
+    Raises CheckpointError when a weight is not finite.
+    """
+    folder = Path(folder)
+    state = _feedback_state(model)
+    folder.mkdir(parents=True, exist_ok=True)
+    if base is None:
+        base = BASE_FOLDER
+        model.backbone.save_pretrained(folder / base)  # type: ignore[operator]
+    facts = {
+        "schema": SCHEMA,
+        "kind": model.adapter.kind,
+        "loop": [model.loop.begin, model.loop.end],
+        "base": {"source": base, "sha256": base_sha256 or fingerprint(model.backbone)},
+        "config": plain_config(model.backbone),
+        "training": training or {},
+    }
+    save_file(state, folder / WEIGHTS_FILE)
+    (folder / FACTS_FILE).write_text(json.dumps(facts, indent=2) + "\n")
+
+
+def load_ilf(folder: str | Path, *, base: str | Path | None = None) -> ILFModel:
+    """Read a checkpoint and its base; `"demo"` and `"demo-emoji"` are in the package, `base` says where the base is.
+
+    Raises CheckpointError when a file is missing or damaged, a weight is not finite, or the base is another model,
+    UnsupportedBackbone for a kind without an adapter.
+    """
+    checkpoint = read_checkpoint(folder)
+    source = str(base) if base is not None else checkpoint.base
+    backbone = _load_base(checkpoint.kind, source)
+    _check_finite(backbone.state_dict(), f"the base {source}")
+    found = fingerprint(backbone)
+    if found != checkpoint.base_sha256:
+        raise CheckpointError(
+            f"base {source} is another model: its weights hash to {found[:12]}…, the checkpoint was trained on "
+            f"{checkpoint.base_sha256[:12]}…; pass the base it was trained on with --base"
+        )
+    config = plain_config(backbone)
+    for name, value in checkpoint.config.items():
+        if name in config and config[name] != value:
+            raise CheckpointError(
+                f"base {source} is another model: its {name} is {config[name]!r}, the checkpoint was trained "
+                f"on {value!r}; pass the base it was trained on with --base"
+            )
+    try:
+        model = attach(backbone, checkpoint.loop)
+    except InvalidRequest as error:
+        raise CheckpointError(f"{checkpoint.folder / FACTS_FILE}: {error}") from error
+    load_feedback(model, checkpoint.folder / WEIGHTS_FILE)
+    return model
+
+
+def load_backbone(source: str) -> Any:
+    """A base to train on: a diffusers folder, a hub id, `demo`; raises CheckpointError, UnsupportedBackbone."""
+    if packaged(source) is not None:
+        source = base_source(source)
+    options = {} if Path(source).is_dir() or source.count("/") != 1 else {"subfolder": BASE_FOLDER}
+    path = Path(source) / BASE_FOLDER if (Path(source) / BASE_FOLDER).is_dir() else Path(source)
+    try:
+        config = diffusers.DiTTransformer2DModel.load_config(str(path) if not options else source, **options)
+    except (OSError, ValueError) as error:
+        reason = " ".join(str(error).split())[:300]
+        raise CheckpointError(
+            f"base {source} cannot be loaded: {reason}; give the diffusers folder of the base as model.base"
+        ) from error
+    backbone = _load_base(adapter_of_class(str(config.get("_class_name"))).kind, source)
+    _check_finite(backbone.state_dict(), f"the base {source}")
+    return backbone
+
+
+def base_source(base: str) -> str:
+    """Where a base is found from any folder: a folder's absolute path, a hub id as it is, and the package's own."""
+    known = packaged(base)
+    if known is not None:
+        return str(known.folder / BASE_FOLDER)
+    return str(Path(base).resolve()) if Path(base).is_dir() else base
+
+
+def base_scheduler(base: str) -> dict[str, Any]:
+    """The diffusers scheduler beside a base; else DPM-Solver++ of order 2."""
+    for folder in (Path(base), Path(base).parent):
+        path = folder / SCHEDULER_FILE
+        if path.is_file():
+            return read_json_object(path)
+    return dict(DEFAULT_SCHEDULER)
+
+
+def read_checkpoint(folder: str | Path) -> Checkpoint:
+    """What `ilf.json` says, checked; raises CheckpointError."""
+    known = packaged(str(folder))
+    folder = Path(folder) if known is None else known.folder
+    path = folder / FACTS_FILE
+    if not path.is_file():
+        raise CheckpointError(f"{folder} is not an ILF checkpoint: {FACTS_FILE} is missing; write one with save_ilf")
+    facts = read_json_object(path)
+    if facts.get("schema") != SCHEMA:
+        raise CheckpointError(f"{path}: schema {facts.get('schema')!r}, this version reads {SCHEMA}; upgrade ilf-trt")
+    try:
+        begin, end = (int(value) for value in facts["loop"])
+        source, sha256 = str(facts["base"]["source"]), str(facts["base"]["sha256"])
+        kind, config, training = str(facts["kind"]), dict(facts["config"]), dict(facts["training"])
+    except (KeyError, TypeError, ValueError, OverflowError) as error:
+        raise CheckpointError(f"{path}: field missing or of the wrong type ({error!r}); write it anew") from error
+    beside = folder / source
+    base = str(beside) if beside.is_dir() else source
+    return Checkpoint(folder, kind, base, sha256, Loop(begin, end), config, training)
+
+
+def plain_config(backbone: Any) -> dict[str, Any]:
+    """A backbone's own options as JSON keeps them, without diffusers' notes on where they came from."""
+    options = {name: value for name, value in dict(backbone.config).items() if not name.startswith("_")}
+    plain: dict[str, Any] = json.loads(json.dumps(options, default=str))
+    return plain
+
+
+def fingerprint(module: nn.Module) -> str:
+    """sha256 over names, shapes and values of the weights, widened to float32 so that a lossless cast keeps it."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(module.state_dict().items()):
+        digest.update(f"{name} {tuple(tensor.shape)}\n".encode())
+        digest.update(tensor.detach().cpu().float().contiguous().numpy().data)
+    return digest.hexdigest()
+
+
+def read_json_object(path: Path) -> dict[str, Any]:
+    """A JSON object in a file; raises CheckpointError."""
+    try:
+        value = json.loads(path.read_text())
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"{path} is not readable JSON: {error}; restore the file") from error
+    if not isinstance(value, dict):
+        raise CheckpointError(f"{path} holds {type(value).__name__}, expected an object; restore the file")
+    return value
+
+
+def _load_base(kind: str, source: str) -> Any:
+    model_class = getattr(diffusers, adapter_of_kind(kind).model_class)
+    options: dict[str, Any] = {"use_safetensors": True, "low_cpu_mem_usage": False}
+    path = Path(source)
+    if path.is_dir():
+        if not (path / "config.json").is_file() and (path / BASE_FOLDER).is_dir():
+            path = path / BASE_FOLDER
+        source = str(path)
+    elif path.is_absolute() or source.count("/") != 1:
+        raise CheckpointError(f"base {source} is not a folder; pass the diffusers folder of the base with --base")
+    else:
+        options["subfolder"] = BASE_FOLDER
+    try:
+        return model_class.from_pretrained(source, **options)
+    except (OSError, ValueError, RuntimeError, TypeError, SafetensorError) as error:
+        reason = " ".join(str(error).split())[:300]
+        raise CheckpointError(
+            f"base {source} cannot be loaded: {reason}; check the folder or download it again"
+        ) from error
+
+
+def save_feedback(model: ILFModel, path: Path) -> None:
+    """Write F and s into one file; raises CheckpointError when a weight is not finite."""
+    save_file(_feedback_state(model), path)
+
+
+def _feedback_state(model: ILFModel) -> dict[str, Tensor]:
+    """F and s on the CPU, checked; raises CheckpointError when a weight is not finite."""
+    state = {name: tensor.detach().contiguous().cpu() for name, tensor in model.feedback.state_dict().items()}
+    _check_finite(state, "the feedback block")
+    return state
+
+
+def load_feedback(model: ILFModel, path: Path) -> None:
+    """Read F and s from one file; raises CheckpointError when it is missing, damaged or of another model."""
+    try:
+        state = load_file(path)
+    except FileNotFoundError as error:
+        raise CheckpointError(f"{path} is missing; copy it beside {FACTS_FILE}") from error
+    except (SafetensorError, OSError) as error:
+        raise CheckpointError(f"{path} is damaged or cut short ({error}); copy it again") from error
+    wanted = {name: tuple(tensor.shape) for name, tensor in model.feedback.state_dict().items()}
+    got = {name: tuple(tensor.shape) for name, tensor in state.items()}
+    if got != wanted:
+        name = min(set(got.items()) ^ set(wanted.items()))[0]
+        raise CheckpointError(
+            f"{path}: {name} is {got.get(name, 'missing')}, expected {wanted.get(name, 'no such tensor')}; "
+            "it belongs to another loop or backbone"
+        )
+    _check_finite(state, str(path))
+    model.feedback.load_state_dict(state)
+
+
+def _check_finite(state: dict[str, Tensor], what: str) -> None:
+    for name, tensor in state.items():
+        if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
+            raise CheckpointError(f"{what} holds NaN or infinity in {name}; use weights from before training diverged")

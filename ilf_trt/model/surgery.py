@@ -1,0 +1,35 @@
+"""Attaches a feedback block to a frozen backbone."""
+
+from copy import deepcopy
+from typing import Any
+
+from torch import nn
+
+from ilf_trt.contract.spec import Initialisation, Loop
+from ilf_trt.errors import InvalidRequest
+from ilf_trt.model.backbones import backbone_of
+from ilf_trt.model.feedback import Feedback
+from ilf_trt.model.ilf_model import ILFModel
+
+
+def attach(
+    backbone: Any, loop: tuple[int, int] | Loop, *, initialisation: Initialisation | str = Initialisation.END
+) -> ILFModel:
+    """A new model that shares `backbone` and adds a feedback block and zero scales.
+
+    The block is a copy of the loop's last unless `initialisation` says otherwise. The backbone's parameters are frozen
+    (`requires_grad` false) and it is put in eval mode: nothing else of it changes. Raises UnsupportedBackbone for
+    another model class, InvalidRequest for a loop that does not fit or an unknown initialisation.
+    """
+    if initialisation not in list(Initialisation):
+        raise InvalidRequest(f"initialisation is {initialisation!r}, it must be one of {', '.join(Initialisation)}")
+    adapter = backbone_of(backbone)
+    loop = loop if isinstance(loop, Loop) else Loop(*loop)
+    loop.check(len(adapter.blocks))
+    backbone.requires_grad_(False).eval()
+    block = deepcopy(adapter.blocks[loop.begin if initialisation == Initialisation.BEGIN else loop.end])
+    if initialisation == Initialisation.ZERO:
+        for layer in adapter.last_layers(block):
+            for parameter in layer.parameters():
+                nn.init.zeros_(parameter)
+    return ILFModel(adapter, loop, Feedback(block.requires_grad_(True), loop.size))

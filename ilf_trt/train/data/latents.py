@@ -1,0 +1,119 @@
+"""Prepared data: latents with labels or embedded text, in safetensors shards that stay on the disk until read."""
+
+import json
+from bisect import bisect_right
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from itertools import accumulate
+from pathlib import Path
+from threading import Lock
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+from ilf_trt.errors import BrokenSample, DataError, InvalidRequest
+from ilf_trt.train.data.index import KEYS, NULL_FILE, Index, ShardFacts
+from ilf_trt.train.data.sample import Condition, Sample
+
+TENSORS = {Condition.LABEL: ("x0", "size", "label"), Condition.TEXT: ("x0", "size", "text", "text_mask")}
+
+
+@dataclass(frozen=True, slots=True)
+class Shard:
+    """An open shard: views into the file by name, and the keys of its rows."""
+
+    slices: dict[str, Any]
+    keys: list[str]
+
+
+class LatentShards:
+    """A folder that `ilf-trt prepare` made; shards are mapped into memory when they are first read.
+
+    Raises InvalidRequest when there is no such folder, DataError when it is not whole or a shard is missing or of
+    another size than the index says; with `verify` also of another sha256, which reads everything once.
+    """
+
+    def __init__(self, folder: str | Path, *, verify: bool = False) -> None:
+        self.folder = Path(folder)
+        if not self.folder.is_dir():
+            raise InvalidRequest(f"{folder} is not a folder; give one that `ilf-trt prepare` made")
+        index = Index.read(self.folder)
+        if not index.complete:
+            raise DataError(
+                f"{folder} is not whole: {len(index.shards)} shards are there, and not all; run the same "
+                "`ilf-trt prepare` again, it goes on where it stopped"
+            )
+        for facts in (*index.shards, *([index.null] if index.null else ())):
+            facts.check(self.folder, hashed=verify)
+        self.index, self.condition, self.classes, self.shape = index, index.condition, index.classes, index.shape
+        self._ends = list(accumulate(facts.rows for facts in index.shards))
+        self._open: dict[int, Shard] = {}
+        self._lock = Lock()
+        self.null = self._null()
+
+    def __len__(self) -> int:
+        return self._ends[-1] if self._ends else 0
+
+    def key(self, index: int) -> str:
+        shard, row = self._place(index)
+        return self._shard(shard).keys[row]
+
+    def read(self, index: int) -> Sample:
+        place, row = self._place(index)
+        shard = self._shard(place)
+        key = shard.keys[row]
+        with _naming(self.folder / self.index.shards[place].file):
+            values = {name: tensor[row : row + 1][0] for name, tensor in shard.slices.items()}
+        for name in ("x0", "text"):
+            if name in values and not bool(torch.isfinite(values[name]).all()):
+                raise BrokenSample(key, f"its {name} is not finite")
+        height, width = values["size"].tolist()
+        x0 = values["x0"].float()
+        if self.condition is Condition.LABEL:
+            return Sample(key, x0, (height, width), label=int(values["label"]))
+        return Sample(key, x0, (height, width), text=values["text"], text_mask=values["text_mask"])
+
+    def _place(self, index: int) -> tuple[int, int]:
+        shard = bisect_right(self._ends, index)
+        return shard, index - (self._ends[shard - 1] if shard else 0)
+
+    def _shard(self, place: int) -> Shard:
+        with self._lock:
+            if place not in self._open:
+                self._open[place] = self._opened(self.index.shards[place])
+            return self._open[place]
+
+    def _opened(self, facts: ShardFacts) -> Shard:
+        path = self.folder / facts.file
+        with _naming(path):
+            file: Any = safe_open(path, framework="pt")
+            slices = {name: file.get_slice(name) for name in TENSORS[self.condition]}
+            keys = json.loads(file.metadata()[KEYS])
+            shapes = {name: tuple(part.get_shape()) for name, part in slices.items()}
+        if len(keys) != facts.rows or any(shape[0] != facts.rows for shape in shapes.values()):
+            raise DataError(f"shard {path} holds {shapes}, expected {facts.rows} rows; prepare or copy it again")
+        if shapes["x0"][1:] != self.shape:
+            raise DataError(f"shard {path} holds x0 {shapes['x0'][1:]}, the index says {self.shape}; prepare it again")
+        return Shard(slices, keys)
+
+    def _null(self) -> Mapping[str, Tensor] | None:
+        if self.index.null is None:
+            return None
+        with _naming(self.folder / NULL_FILE), safe_open(self.folder / NULL_FILE, framework="pt") as file:
+            return {
+                "encoder_hidden_states": file.get_tensor("text"),
+                "encoder_attention_mask": file.get_tensor("text_mask").float(),
+            }
+
+
+@contextmanager
+def _naming(path: Path) -> Iterator[None]:
+    """Name the shard in what safetensors refuses."""
+    try:
+        yield
+    except (SafetensorError, OSError, KeyError, TypeError, ValueError) as error:
+        reason = " ".join(str(error).split())
+        raise DataError(f"shard {path} is damaged ({reason}); copy it again, or run `ilf-trt prepare` again") from error

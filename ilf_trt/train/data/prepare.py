@@ -1,0 +1,235 @@
+"""Prepared data from pictures: latents with labels or embedded text, shard by shard, so that a stopped run goes on."""
+
+import fcntl
+import hashlib
+import os
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from ilf_trt.errors import BrokenSample, DataError, InvalidRequest
+from ilf_trt.train.data.broken import BrokenCount
+from ilf_trt.train.data.index import DTYPES, INDEX_FILE, NULL_FILE, Index, write_shard
+from ilf_trt.train.data.sample import Condition, Sample, Source
+
+Progress = Callable[[int, int], None]
+
+
+class PictureEncoder(Protocol):
+    """pixels (B, 3, H, W) of the samples `indices` -> latents (B, C, h, w)."""
+
+    def encode(self, pixels: Tensor, indices: Sequence[int]) -> Tensor: ...
+
+
+class TextEncoder(Protocol):
+    """B captions -> text (B, L, text channels) and mask (B, L)."""
+
+    def encode(self, captions: Sequence[str]) -> tuple[Tensor, Tensor]: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Preparation:
+    """How to prepare: `settings` are all that decides the values; `dtype` is what latents and text are stored in."""
+
+    settings: Mapping[str, Any]
+    dtype: str
+    shard_size: int
+    batch: int
+    max_broken: int
+    workers: int = 2
+
+    def check(self) -> None:
+        """Raises InvalidRequest."""
+        for name, value in {"shard-size": self.shard_size, "batch": self.batch, "workers": self.workers}.items():
+            if value < 1:
+                raise InvalidRequest(f"{name} is {value}, it must be at least 1")
+        if self.max_broken < 0:
+            raise InvalidRequest(f"max-broken is {self.max_broken}, it must be at least 0")
+
+
+def prepare(
+    source: Source,
+    output: Path,
+    how: Preparation,
+    *,
+    pictures: PictureEncoder | None,
+    texts: TextEncoder | None,
+    progress: Progress | None = None,
+) -> Index:
+    """Write all of `source` into `output` and return its index; shards that are there and whole are kept.
+
+    `progress` is called with the samples that are done and all. Raises InvalidRequest when an encoder is missing or
+    `output` was prepared with other settings, DataError when too many samples are broken or the disk is full.
+    """
+    how.check()
+    captions = source.condition is Condition.CAPTION
+    if captions and texts is None:
+        raise InvalidRequest("the data has captions; give a text encoder that embeds them with --text-encoder")
+    if not captions and texts is not None:
+        raise InvalidRequest("the data has labels and no captions; leave out --text-encoder")
+    if pictures is None and texts is None:
+        raise InvalidRequest("there is nothing to make; give a VAE with --vae")
+    output.mkdir(parents=True, exist_ok=True)
+    with _alone(output), ThreadPoolExecutor(how.workers, thread_name_prefix="ilf-data") as pool:
+        writer = _Writer(source, output, how, pictures, texts, pool)
+        return writer.run(progress or (lambda done, total: None))
+
+
+def check_device(device: str) -> None:
+    """Raises InvalidRequest where torch cannot use it."""
+    try:
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).splitlines()[0]
+        raise InvalidRequest(f"device {device!r} cannot be used: {reason}; give cpu, or cuda:0") from error
+
+
+class _Writer:
+    def __init__(
+        self,
+        source: Source,
+        output: Path,
+        how: Preparation,
+        pictures: PictureEncoder | None,
+        texts: TextEncoder | None,
+        pool: ThreadPoolExecutor,
+    ) -> None:
+        self.source, self.output, self.how, self.pool = source, output, how, pool
+        self.pictures, self.texts = pictures, texts
+        self.dtype = DTYPES[how.dtype]
+
+    def run(self, progress: Progress) -> Index:
+        index = self._begun()
+        self.broken = BrokenCount(self.how.max_broken, index.broken)
+        if self.texts is not None:
+            text, mask = self.texts.encode([""])
+            tensors = {"text": text.to(self.dtype), "text_mask": mask.to(torch.uint8)}
+            index = replace(index, null=write_shard(self.output / NULL_FILE, tensors, keys=[""]))
+        total, size = len(self.source), self.how.shard_size
+        for number, first in enumerate(range(0, total, size)):
+            rows = range(first, min(first + size, total))
+            progress(first, total)
+            if number < len(index.shards):
+                continue
+            index = self._shard(index, number, rows, lambda done: progress(done, total))
+            index.write(self.output)
+        progress(total, total)
+        if not sum(shard.rows for shard in index.shards):
+            raise DataError(f"none of the {total} samples can be read: {self.broken.last()}; look at these files")
+        index = replace(index, complete=True)
+        index.write(self.output)
+        return index
+
+    def _begun(self) -> Index:
+        """The index that an earlier run left, up to its first shard that is not whole, or a new one."""
+        names = hashlib.sha256()
+        for row in range(len(self.source)):
+            names.update(self.source.key(row).encode() + b"\0")
+        settings = {
+            **self.how.settings,
+            "dtype": self.how.dtype,
+            "shard_size": self.how.shard_size,
+            "samples": len(self.source),
+            "keys_sha256": names.hexdigest(),
+        }
+        condition = Condition.LABEL if self.texts is None else Condition.TEXT
+        fresh = Index(settings, condition, self.source.classes)
+        if not (self.output / INDEX_FILE).is_file():
+            if any(not path.name.startswith(".") for path in self.output.iterdir()):
+                raise InvalidRequest(f"{self.output} holds other files; give an empty folder as --output")
+            fresh.write(self.output)
+            return fresh
+        found = Index.read(self.output)
+        names_of = sorted(settings.keys() | found.settings.keys())
+        different = [name for name in names_of if settings.get(name) != found.settings.get(name)]
+        if different:
+            told = "; ".join(
+                f"{name} was {found.settings.get(name)!r} and is {settings.get(name)!r}" for name in different
+            )
+            raise InvalidRequest(f"{self.output} was prepared otherwise: {told}; give another --output")
+        whole = 0
+        for facts in found.shards:
+            try:
+                facts.check(self.output)
+            except DataError:
+                break
+            whole += 1
+        return replace(found, shards=found.shards[:whole], complete=False)
+
+    def _shard(self, index: Index, number: int, rows: range, progress: Callable[[int], None]) -> Index:
+        keys: list[str] = []
+        broken: dict[str, str] = {}
+        parts: dict[str, list[Tensor]] = {}
+        for first in range(rows.start, rows.stop, self.how.batch):
+            batch = range(first, min(first + self.how.batch, rows.stop))
+            samples: list[tuple[int, Sample]] = []
+            for row, read in zip(batch, self.pool.map(self._read, batch), strict=True):
+                if isinstance(read, BrokenSample):
+                    self._note(read, broken)
+                else:
+                    samples.append((row, read))
+            for key, values in self._encoded(samples, broken):
+                keys.append(key)
+                for name, value in values.items():
+                    parts.setdefault(name, []).append(value)
+            progress(batch.stop)
+        tensors = {name: torch.stack(values) for name, values in parts.items()}
+        facts = write_shard(self.output / f"shard-{number:05}.safetensors", tensors, keys=keys, broken=broken)
+        shape = index.shape
+        if keys:
+            channels, height, width = tensors["x0"].shape[1:]
+            shape = (channels, height, width)
+        return replace(index, shape=shape, shards=(*index.shards, facts))
+
+    def _read(self, row: int) -> Sample | BrokenSample:
+        try:
+            return self.source.read(row)
+        except BrokenSample as error:
+            return error
+
+    def _encoded(
+        self, samples: Sequence[tuple[int, Sample]], broken: dict[str, str]
+    ) -> Iterator[tuple[str, dict[str, Tensor]]]:
+        if not samples:
+            return
+        x0 = torch.stack([sample.x0 for _, sample in samples])
+        if self.pictures is not None:
+            x0 = self.pictures.encode(x0, [row for row, _ in samples])
+        columns: dict[str, Any] = {"x0": x0.to(self.dtype)}
+        if self.texts is None:
+            columns["label"] = torch.tensor([sample.label for _, sample in samples])
+        else:
+            text, mask = self.texts.encode([sample.caption or "" for _, sample in samples])
+            columns["text"], columns["text_mask"] = text.to(self.dtype), mask.to(torch.uint8)
+        columns["size"] = torch.tensor([sample.size for _, sample in samples])
+        for place, (_, sample) in enumerate(samples):
+            values = {name: column[place].clone() for name, column in columns.items()}
+            bad = [name for name in ("x0", "text") if name in values and not bool(values[name].isfinite().all())]
+            if bad:
+                reason = f"its {bad[0]} is not finite in {self.how.dtype}; try --dtype bf16"
+                self._note(BrokenSample(sample.key, reason), broken)
+            else:
+                yield sample.key, values
+
+    def _note(self, error: BrokenSample, broken: dict[str, str]) -> None:
+        self.broken.add(error)
+        broken[error.key] = error.reason
+
+
+@contextmanager
+def _alone(output: Path) -> Iterator[None]:
+    """Raises InvalidRequest while another process prepares the same folder."""
+    handle = os.open(output, os.O_RDONLY)
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        yield
+    except BlockingIOError as error:
+        raise InvalidRequest(f"another process prepares {output}; wait for it, or give another --output") from error
+    finally:
+        os.close(handle)

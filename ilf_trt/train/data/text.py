@@ -1,0 +1,57 @@
+"""The text encoder that embeds captions: transformers' T5 with its own tokenizer."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from torch import Tensor
+
+from ilf_trt.errors import MissingDependency
+from ilf_trt.train.data.folder import loaded
+
+FEWEST_PIECES = 2  # where a folder has no tokenizer's files, transformers makes one of a single piece
+
+
+class Text:
+    """captions -> embedded tokens and their mask; captions are lower-cased and stripped, as PixArt's pipeline does."""
+
+    def __init__(self, tokenizer: Any, model: Any, *, tokens: int, device: str = "cpu") -> None:
+        self.tokenizer, self.model = tokenizer, model.to(device).eval()
+        self.tokens, self.device = tokens, device
+
+    @classmethod
+    def load(cls, source: str, *, tokens: int, dtype: torch.dtype, device: str = "cpu") -> "Text":
+        """From a folder or a hub id, its own or a pipeline's; raises InvalidRequest, MissingDependency."""
+        try:
+            from transformers import AutoTokenizer, T5EncoderModel
+        except ImportError as error:
+            raise MissingDependency(f"embedding text needs {error.name}; pip install 'ilf-trt[prepare]'") from error
+
+        def load_model(options: dict[str, str]) -> Any:
+            return T5EncoderModel.from_pretrained(source, use_safetensors=True, dtype=dtype, **options)
+
+        def load_tokenizer(options: dict[str, str]) -> Any:
+            tokenizer = AutoTokenizer.from_pretrained(source, **options)
+            if len(tokenizer.get_vocab()) - len(tokenizer.get_added_vocab()) < FEWEST_PIECES:
+                raise ValueError("its tokenizer has no words; copy its tokenizer.json or spiece.model there")
+            return tokenizer
+
+        tokenizer = loaded("tokenizer", source, "tokenizer", load_tokenizer, (ImportError,))
+        model = loaded("text encoder", source, "text_encoder", load_model, (SafetensorError,))
+        return cls(tokenizer, model, tokens=tokens, device=device)
+
+    @torch.inference_mode()
+    def encode(self, captions: Sequence[str]) -> tuple[Tensor, Tensor]:
+        """B captions -> text (B, L, text channels) and mask (B, L), 1 = a token, on the CPU; longer ones are cut."""
+        given = self.tokenizer(
+            [caption.lower().strip() for caption in captions],
+            padding="max_length",
+            max_length=self.tokens,
+            truncation=True,
+            add_special_tokens=True,
+            return_tensors="pt",
+        )
+        mask = given.attention_mask
+        text = self.model(given.input_ids.to(self.device), attention_mask=mask.to(self.device)).last_hidden_state
+        return text.cpu(), mask

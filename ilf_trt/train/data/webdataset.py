@@ -1,0 +1,188 @@
+"""Webdataset shards: tar files whose members with one base name are a sample, read at any place by their offsets."""
+
+import glob
+import json
+import re
+import tarfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from torch import Tensor
+
+from ilf_trt.errors import BrokenSample, DataError, InvalidRequest
+from ilf_trt.train.data.picture import EXTENSIONS, pixels_of
+from ilf_trt.train.data.sample import Condition, Sample
+
+BRACES = re.compile(r"\{(\d+)\.\.(\d+)\}")
+LABEL, CAPTIONS = "cls", ("txt", "json")
+CAPTION_FIELDS = ("caption", "text")
+PICKLED = ("pyd", "pickle", "pkl")
+KEPT = (*EXTENSIONS, LABEL, *CAPTIONS)
+BLOCK_BYTES = 512
+
+
+@dataclass(frozen=True, slots=True)
+class Group:
+    """One sample's members: for each extension where its bytes begin, and how many there are."""
+
+    shard: Path
+    name: str
+    members: dict[str, tuple[int, int]]
+
+    @property
+    def key(self) -> str:
+        return f"{self.shard.name}:{self.name}"
+
+    def bytes_of(self, extension: str) -> bytes:
+        """Raises BrokenSample."""
+        start, length = self.members[extension]
+        try:
+            with self.shard.open("rb") as file:
+                file.seek(start)
+                data = file.read(length)
+        except OSError as error:
+            raise BrokenSample(self.key, f"{error.strerror or error}") from error
+        if len(data) != length:
+            raise BrokenSample(self.key, f".{extension} is cut short: {len(data)} of {length} bytes")
+        return data
+
+    def text_of(self, extension: str) -> str:
+        """Raises BrokenSample."""
+        try:
+            return self.bytes_of(extension).decode()
+        except UnicodeDecodeError as error:
+            raise BrokenSample(self.key, f".{extension} is not UTF-8") from error
+
+
+class TarShards:
+    """All samples of the shards, which are listed once, when this is made; nothing is ever unpickled.
+
+    The first sample says whether labels (.cls) or captions (.txt, .json) are read. Raises InvalidRequest when there is
+    no shard, DataError that names a shard which is damaged, cut short or holds pickled members.
+    """
+
+    null = None
+    classes = None
+
+    def __init__(self, path: str, *, size: int, channels: int = 3) -> None:
+        self.size, self.channels = size, channels
+        self.groups = [group for shard in shards_of(path) for group in _groups(shard)]
+        if not self.groups:
+            raise InvalidRequest(f"{path} holds no sample; a shard needs members such as 0001.jpg and 0001.cls")
+        first = self.groups[0].members
+        self.condition = Condition.LABEL if LABEL in first else Condition.CAPTION
+        if self.condition is Condition.CAPTION and not any(name in first for name in CAPTIONS):
+            raise DataError(
+                f"{self.groups[0].key} has neither a label (.cls) nor a caption (.txt, .json); add one to every sample"
+            )
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        return self.channels, self.size, self.size
+
+    def __len__(self) -> int:
+        return len(self.groups)
+
+    def key(self, index: int) -> str:
+        return self.groups[index].key
+
+    def read(self, index: int) -> Sample:
+        group = self.groups[index]
+        picture = next((name for name in EXTENSIONS if name in group.members), None)
+        if picture is None:
+            raise BrokenSample(group.key, f"has no picture ({', '.join(EXTENSIONS)})")
+        size = (self.size, self.size)
+        if self.condition is Condition.LABEL:
+            label = _label(group)
+            return Sample(group.key, self._pixels(group, picture), size, label=label)
+        caption = _caption(group)
+        return Sample(group.key, self._pixels(group, picture), size, caption=caption)
+
+    def _pixels(self, group: Group, picture: str) -> Tensor:
+        return pixels_of(group.key, group.bytes_of(picture), size=self.size, channels=self.channels)
+
+
+def shards_of(path: str) -> list[Path]:
+    """The shards that a path names: one file, all of a folder, a glob, or `{000..009}`; raises InvalidRequest."""
+    found: list[Path] = []
+    for name in _expanded(path):
+        if Path(name).is_dir():
+            found += sorted(Path(name).glob("*.tar"))
+        elif Path(name).is_file():
+            found.append(Path(name))
+        elif glob.has_magic(name):
+            found += sorted(Path(each) for each in glob.glob(name))  # noqa: PTH207
+        else:
+            raise InvalidRequest(f"shard {name} is missing; copy it there, or mend the path")
+    if not found:
+        raise InvalidRequest(f"{path} holds no .tar; give a shard, a folder, a glob, or braces such as {{000..009}}")
+    return found
+
+
+def _expanded(path: str) -> Iterator[str]:
+    braces = BRACES.search(path)
+    if braces is None:
+        yield path
+        return
+    first, last = braces.groups()
+    for number in range(int(first), int(last) + 1):
+        yield from _expanded(f"{path[: braces.start()]}{number:0{len(first)}}{path[braces.end() :]}")
+
+
+def _groups(shard: Path) -> list[Group]:
+    groups: dict[str, Group] = {}
+    try:
+        with shard.open("rb") as file, tarfile.open(fileobj=file, mode="r:") as members:
+            for member in members:
+                if member.isreg():
+                    _add(groups, shard, member)
+            file.seek(members.offset)
+            end = file.read(BLOCK_BYTES)
+            if end != bytes(BLOCK_BYTES):
+                raise tarfile.ReadError(f"no end mark at byte {members.offset}")
+    except (tarfile.TarError, OSError, ValueError) as error:
+        reason = " ".join(str(error).split())
+        raise DataError(f"shard {shard} is damaged or cut short ({reason}); copy it again") from error
+    return list(groups.values())
+
+
+def _add(groups: dict[str, Group], shard: Path, member: tarfile.TarInfo) -> None:
+    folder, slash, name = member.name.removeprefix("./").rpartition("/")
+    base, _, extension = name.partition(".")
+    extension = extension.lower()
+    if extension.rpartition(".")[2] in PICKLED:
+        raise DataError(
+            f"shard {shard} holds {member.name}, which only unpickling reads, and that runs whatever it says; it is "
+            "refused, write labels as .cls and captions as .txt or .json"
+        )
+    if extension not in KEPT or not base:
+        return
+    group = groups.setdefault(folder + slash + base, Group(shard, folder + slash + base, {}))
+    if extension in group.members:
+        raise DataError(f"shard {shard} holds {member.name} twice; give every sample a name of its own")
+    group.members[extension] = (member.offset_data, member.size)
+
+
+def _label(group: Group) -> int:
+    if LABEL not in group.members:
+        raise BrokenSample(group.key, "has no label (.cls)")
+    text = group.text_of(LABEL).strip()
+    if not text.isdecimal():
+        raise BrokenSample(group.key, f"its label is {text[:20]!r}, it must be a whole number")
+    return int(text)
+
+
+def _caption(group: Group) -> str:
+    if "txt" in group.members:
+        return group.text_of("txt").strip()
+    if "json" not in group.members:
+        raise BrokenSample(group.key, "has no caption (.txt, .json)")
+    try:
+        entry = json.loads(group.text_of("json"))
+    except ValueError as error:
+        raise BrokenSample(group.key, f".json is not JSON: {error}") from error
+    for field in CAPTION_FIELDS:
+        if isinstance(entry, dict) and isinstance(entry.get(field), str):
+            return str(entry[field])
+    raise BrokenSample(group.key, f".json has no text under {' or '.join(CAPTION_FIELDS)}")

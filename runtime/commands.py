@@ -1,0 +1,272 @@
+"""The commands of the runtime: generate and verify."""
+
+import json
+import zipfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import numpy as np
+from cyclopts import Parameter
+from numpy.typing import NDArray
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.table import Table
+
+from ilf_trt.assembly.packaged_bundle import bundle_of
+from ilf_trt.commands.flags import CacheFolder, cache_folder, size_of
+from ilf_trt.contract.conditions import numbers_of, read_conditions
+from ilf_trt.contract.plan import Rule, StepPlan
+from ilf_trt.errors import InvalidRequest
+from ilf_trt.runtime.gpu.compatibility import EngineKind
+from ilf_trt.runtime.picture.png import grid, pixels_from_latents, save_png
+from ilf_trt.runtime.pipeline import Pipeline
+from ilf_trt.runtime.result import Result
+from ilf_trt.runtime.start_noise import NoiseSource
+from ilf_trt.runtime.verify import check, table
+from ilf_trt.runtime.verify import verify as run_verify
+
+
+def generate(
+    bundle: str,
+    prompts: tuple[str, ...] = (),
+    /,
+    *,
+    prompts_file: Annotated[Path | None, Parameter(name="--prompts")] = None,
+    negative_prompt: str | None = None,
+    labels: Annotated[str | None, Parameter(alias="--class-labels")] = None,
+    conditions: Path | None = None,
+    output: Annotated[Path | None, Parameter(alias="-o")] = None,
+    latents_out: Annotated[Path | None, Parameter(alias="--latents")] = None,
+    latents_in: Path | None = None,
+    size: str | None = None,
+    seed: str = "0",
+    noise: NoiseSource = NoiseSource.TORCH,
+    steps: int | None = None,
+    feedback: str | None = None,
+    rule: Rule | None = None,
+    ratio: Literal["m/n", "n/m"] | None = None,
+    plan: Path | None = None,
+    guidance_scale: float | None = None,
+    clean_captions: Annotated[bool, Parameter(negative=())] = False,
+    binning: bool = True,
+    columns: int = 10,
+    device: str = "cpu",
+    engine: EngineKind | None = None,
+    profile: Annotated[bool, Parameter(negative=())] = False,
+    low_memory: Annotated[bool, Parameter(negative=())] = False,
+    threads: int = 0,
+    cache: CacheFolder = None,
+) -> None:
+    """Make pictures from a bundle, without PyTorch.
+
+    Example: `ilf-trt generate demo-emoji "smiling cat" -o cat.png`
+
+    Parameters
+    ----------
+    bundle
+        Folder of the bundle; `demo` and `demo-emoji` are built once from the package and kept in the cache.
+    prompts
+        What the pictures shall show, one text each.
+    prompts_file
+        A text file of prompts, one a line.
+    negative_prompt
+        What no picture shall show.
+    labels
+        Classes, one picture each: 3,8 or 0-9, or their names: goldfish,red fox.
+    conditions
+        An .npz with the bundle's condition ports (text, text_mask, negative_text …), for embeddings made elsewhere.
+    output
+        PNG to write, one grid of all pictures.
+    latents_out
+        .npy to write the latents to, float32 (B, C, H, W).
+    latents_in
+        .npy with start noise of unit variance, float32 (B, C, H, W), instead of a seed.
+    size
+        HEIGHTxWIDTH in pixels, of those that the bundle was built for.
+    seed
+        One seed for the batch, as diffusers draws with one generator; or one for each picture, 1,2,3.
+    noise
+        Whose generator the seed is for.
+    steps
+        Solver steps, instead of the bundle's.
+    feedback
+        Steps that get feedback, instead of the bundle's.
+    rule
+        Rule of the time after feedback, instead of the bundle's.
+    ratio
+        Ratio of that rule, instead of the bundle's.
+    plan
+        A whole plan as JSON, as `ilf-trt plan --json` prints it, instead of all four.
+    guidance_scale
+        Strength of classifier-free guidance, instead of the bundle's; 1 is without, at half the cost.
+    clean_captions
+        Take links, tags and the like out of the prompts, as PixArt's pipelines do.
+    binning
+        Make the nearest size that the model was trained on, then scale and crop to what was asked.
+    columns
+        Pictures in a row of the grid.
+    device
+        Where to run: cpu, cuda or cuda:1.
+    engine
+        What runs the graphs on a GPU; by default the bundle's own engines, or ONNX Runtime when it has none.
+    profile
+        Time every graph on a GPU, which costs the launch as one.
+    low_memory
+        Load text encoder, transformer and decoder one after another, and free each before the next.
+    threads
+        Engine threads of the CPU; 0 leaves the number to the library, 1 is faster for tiny models.
+    """
+    if output is None and latents_out is None:
+        raise InvalidRequest("nothing to write; pass -o PICTURE.png or --latents-out LATENTS.npy")
+    given: dict[str, Any] = {} if conditions is None else read_conditions(conditions)
+    if labels is not None:
+        given["class_labels"] = _labels(labels)
+    texts = (*prompts, *(_lines(prompts_file) if prompts_file else ()))
+    seeds = numbers_of(seed, "seed")
+    with Pipeline.load(
+        bundle_of(bundle, cache_folder(cache)),
+        device=device,
+        engine=engine,
+        threads=threads,
+        sessions=1,
+        low_memory=low_memory,
+    ) as pipeline:
+        manifest = pipeline.manifest
+        if output is not None and manifest.decoder is None:
+            pixels_from_latents(np.zeros((1, *manifest.spec.latent), np.float32))
+        known = [port.name for port in manifest.spec.conditions]
+        for name in given.keys() - set(known):
+            raise InvalidRequest(f"{name!r} is not a condition of this bundle; it takes {', '.join(known)}")
+        with _bar() as progress:
+            result = pipeline.generate(
+                texts or None,
+                negative_prompt=negative_prompt,
+                size=None if size is None else size_of(size),
+                seed=seeds[0] if len(seeds) == 1 else seeds,
+                latents=None if latents_in is None else _array(latents_in),
+                noise=noise,
+                guidance_scale=guidance_scale,
+                clean_captions=clean_captions,
+                binning=binning,
+                decode=output is not None,
+                profile=profile,
+                progress=progress,
+                plan=_plan(plan) if plan else pipeline.plan(steps, feedback=feedback, rule=rule, ratio=ratio),
+                **given,
+            )
+    if latents_out is not None:
+        _save(latents_out, result.latents)
+    if output is not None and result.pixels is not None:
+        save_png(output, grid(result.pixels, columns))
+    _print_result(result, [path for path in (output, latents_out) if path is not None])
+
+
+def verify(
+    bundle: Path,
+    /,
+    *,
+    device: str = "cpu",
+    engine: EngineKind | None = None,
+    max_error: float | None = None,
+) -> None:
+    """Hold every graph and one whole trajectory of a bundle against the torch reference inside it.
+
+    Example: `ilf-trt verify build/demo.ilf`
+
+    Parameters
+    ----------
+    bundle
+        Folder of the bundle.
+    device
+        Where to run: cpu, cuda or cuda:1.
+    engine
+        What runs the graphs on a GPU; by default the bundle's own engines, or ONNX Runtime when it has none.
+    max_error
+        Largest relative difference to accept; by default 1e-4 for fp32, 2e-2 for fp16, 1e-1 for bf16, 2e-1 for fp8.
+    """
+    differences, precision = run_verify(bundle, device=device, engine=engine)
+    Console().print(table(differences))
+    check(differences, precision.parity_limit if max_error is None else max_error)
+
+
+def _print_result(result: Result, written: list[Path]) -> None:
+    console, timings, steps = Console(), result.timings, result.plan.steps
+    times = Table("graph", "ms", "share")
+    for name, milliseconds in timings.graph_ms.items():
+        times.add_row(name, f"{milliseconds:.1f}", f"{milliseconds / timings.total_ms:.0%}")
+    if timings.graph_ms:
+        console.print(times)
+    console.print(
+        f"{len(result.latents)} pictures, {len(steps)} steps, {sum(step.feedback for step in steps)} with feedback, "
+        f"{result.plan.block_forwards} block forwards: {timings.total_ms:.0f} ms",
+        highlight=False,
+    )
+    for path in written:
+        console.print(f"wrote {path}", highlight=False, markup=False, soft_wrap=True)
+
+
+@contextmanager
+def _bar() -> Iterator[Callable[[int, int], None] | None]:
+    """A bar of the steps on standard error, where somebody sees it; on a GPU it would cost the launch as one."""
+    console = Console(stderr=True)
+    if not console.is_terminal:
+        yield None
+        return
+    with Progress(
+        TextColumn("{task.completed}/{task.total} steps"),
+        BarColumn(),
+        TimeElapsedColumn(),
+        console=console,
+        transient=True,
+    ) as bar:
+        task = bar.add_task("", total=None)
+        yield lambda done, total: bar.update(task, completed=done, total=total)
+
+
+def _labels(text: str) -> list[int] | list[str]:
+    """Numbers, or names where there is a letter."""
+    if any(character.isalpha() for character in text):
+        return [name.strip() for name in text.split(",")]
+    return numbers_of(text, "labels")
+
+
+def _lines(path: Path) -> list[str]:
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise InvalidRequest(f"{path} is not a readable text file ({error}); give one prompt a line") from error
+    texts = [line.strip() for line in lines if line.strip()]
+    if not texts:
+        raise InvalidRequest(f"{path} holds no prompt; give one a line")
+    return texts
+
+
+def _plan(path: Path) -> StepPlan:
+    try:
+        return StepPlan.from_json(json.loads(path.read_text()))
+    except (OSError, ValueError) as error:
+        if isinstance(error, InvalidRequest):
+            raise
+        raise InvalidRequest(f"{path} is not a readable plan ({error}); make one with ilf-trt plan --json") from error
+
+
+def _array(path: Path) -> NDArray[Any]:
+    try:
+        with path.open("rb") as file:
+            array = np.load(file, allow_pickle=False)
+    except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
+        raise InvalidRequest(f"{path} is not a readable .npy ({error}); write it with numpy.save") from error
+    if not isinstance(array, np.ndarray):
+        raise InvalidRequest(f"{path} holds several arrays, expected one; write it with numpy.save")
+    return array
+
+
+def _save(path: Path, latents: NDArray[np.float32]) -> None:
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with path.open("wb") as file:
+            np.save(file, latents, allow_pickle=False)
+    except OSError as error:
+        raise InvalidRequest(f"cannot write {path}: {error.strerror or error}; choose another --latents-out") from error

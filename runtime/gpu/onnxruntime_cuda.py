@@ -1,0 +1,118 @@
+"""ONNX Runtime on a GPU, for GPUs that the bundle has no engines for, and as a cross-check of those that it has."""
+
+from collections.abc import Mapping
+from contextlib import redirect_stdout
+from io import StringIO
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ilf_trt.contract.ports import Graph
+from ilf_trt.errors import DeviceLost, EngineError, IlfError, MissingDependency, OutOfMemory
+from ilf_trt.runtime.engine import Launch
+from ilf_trt.runtime.gpu.cuda import Gpu, Memory, Stream
+from ilf_trt.runtime.gpu.errors import device_error, line_of
+from ilf_trt.runtime.onnxruntime_engine import FATAL_ONLY, check_border
+
+PROVIDER = "CUDAExecutionProvider"
+BFLOAT16 = 16  # TensorProto.DataType; numpy has no such type
+ELEMENT_TYPES: dict[str, Any] = {
+    "float32": np.float32,
+    "float16": np.float16,
+    "int32": np.int32,
+    "bfloat16": BFLOAT16,
+}
+
+
+class OnnxRuntimeCudaEngine:
+    """A graph in an ONNX Runtime session that lives on one stream.
+
+    The library ties a session to its stream, so all that use this engine take turns on it; its own memory pool serves
+    as scratch. It is never captured: the library synchronises and allocates in ways of its own.
+    """
+
+    scratch_bytes = 0
+    capturable = False
+
+    def __init__(self, graph: Graph, path: Path, *, gpu: Gpu, stream: Stream) -> None:
+        """Load `path`; raises MissingDependency without its CUDA provider, EngineError, PortMismatch, OutOfMemory."""
+        try:
+            import onnxruntime
+        except ImportError as error:
+            raise MissingDependency("onnxruntime is not installed; pip install 'ilf-trt[cuda]'") from error
+        if PROVIDER not in onnxruntime.get_available_providers():
+            raise MissingDependency(
+                "this ONNX Runtime has no CUDA; pip uninstall onnxruntime, pip install 'onnxruntime-gpu[cuda,cudnn]'"
+            )
+        with redirect_stdout(StringIO()):  # it prints what it misses, which the session then says better
+            onnxruntime.preload_dlls()
+        options = onnxruntime.SessionOptions()
+        options.log_severity_level = FATAL_ONLY
+        on_gpu = {"device_id": str(gpu.ordinal), "user_compute_stream": str(stream.handle), "use_tf32": "0"}
+        try:
+            self._session: Any = onnxruntime.InferenceSession(
+                path, options, providers=[(PROVIDER, on_gpu), "CPUExecutionProvider"]
+            )
+        except Exception as error:
+            raise _translated(f"ONNX Runtime refused {path}", error, "build the bundle anew") from error
+        if PROVIDER not in self._session.get_providers():
+            raise EngineError(
+                "ONNX Runtime could not start CUDA; pip install 'onnxruntime-gpu[cuda,cudnn]' brings what it needs"
+            )
+        self._options = onnxruntime.RunOptions()
+        self._options.add_run_config_entry("disable_synchronize_execution_providers", "1")
+        self._gpu = gpu
+        self.graph = graph
+        check_border(self._session, graph)
+
+    def context(
+        self, shapes: Mapping[str, tuple[int, ...]], stream: Stream, scratch: Memory | None
+    ) -> "OnnxRuntimeCudaContext":
+        """The session itself: it takes any shapes, and must be run on the stream that it was loaded with."""
+        if self._session is None:
+            raise EngineError(f"{self.graph.name}: the engine is closed; load the bundle again")
+        return OnnxRuntimeCudaContext(self._session, self._options, self.graph, self._gpu.ordinal)
+
+    def close(self) -> None:
+        self._session = None
+
+
+class OnnxRuntimeCudaContext:
+    """Runs of one session on memory that is named by address."""
+
+    def __init__(self, session: Any, options: Any, graph: Graph, ordinal: int) -> None:
+        self._session = session
+        self._options = options
+        self._graph = graph
+        self._ordinal = ordinal
+
+    def bind(self, addresses: Mapping[str, int], shapes: Mapping[str, tuple[int, ...]]) -> Launch:
+        binding = self._session.io_binding()
+        for ports, place in ((self._graph.inputs, binding.bind_input), (self._graph.outputs, binding.bind_output)):
+            for port in ports:
+                element = ELEMENT_TYPES[port.dtype]
+                place(port.name, "cuda", self._ordinal, element, shapes[port.name], addresses[port.name])
+        session, options, name = self._session, self._options, self._graph.name
+
+        def launch() -> None:
+            try:
+                session.run_with_iobinding(binding, options)
+            except Exception as error:
+                raise _translated(f"ONNX Runtime failed in graph {name}", error, "") from error
+
+        return launch
+
+    def check_capturable(self) -> None:
+        """It is never asked."""
+
+    def close(self) -> None:
+        self._session = None
+
+
+def _translated(what: str, error: Exception, hint: str) -> IlfError:
+    reason = line_of(error)
+    on_gpu = device_error(what, reason)
+    if isinstance(on_gpu, OutOfMemory | DeviceLost):
+        return on_gpu
+    return EngineError(f"{what}: {reason}" + (f"; {hint}" if hint else ""))

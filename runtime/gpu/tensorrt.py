@@ -1,0 +1,246 @@
+"""A graph as a TensorRT or TensorRT-RTX engine on one GPU; one code path, the library's module is a parameter."""
+
+import logging
+from collections.abc import Mapping
+from contextlib import suppress
+from importlib import import_module
+from mmap import ACCESS_READ, mmap
+from pathlib import Path
+from typing import Any
+
+from ilf_trt.contract.ports import Graph
+from ilf_trt.contract.target import Library
+from ilf_trt.errors import (
+    DeviceError,
+    DeviceLost,
+    EngineError,
+    InvalidRequest,
+    MissingDependency,
+    OutOfMemory,
+    PortMismatch,
+)
+from ilf_trt.runtime.engine import Launch
+from ilf_trt.runtime.gpu.cuda import ALIGNMENT, Memory, Stream
+from ilf_trt.runtime.gpu.errors import device_error, line_of
+
+log = logging.getLogger(__name__)
+
+DTYPES = {
+    "FLOAT": "float32",
+    "HALF": "float16",
+    "BF16": "bfloat16",
+    "INT32": "int32",
+    "INT64": "int64",
+    "BOOL": "bool",
+}
+PROFILE = 0
+
+
+class TensorRT:
+    """The library on this machine: one runtime, and the words it last complained with."""
+
+    def __init__(self, library: Library) -> None:
+        """Raises MissingDependency when the library is not installed."""
+        try:
+            self.module: Any = import_module(library.module)
+        except (ImportError, OSError) as error:
+            raise MissingDependency(
+                f"the bundle's {library} engines need {library.module} ({line_of(error)}); pip install "
+                f"'ilf-trt[{library}]'"
+            ) from error
+        self.library = library
+        self.version = str(self.module.__version__)
+        self._logger = _logger_of(self.module)
+        self._runtime: Any = None
+
+    def load(self, graph: Graph, path: Path, stream: Stream) -> "TensorRTEngine":
+        """The engine in `path`, onto the GPU of `stream`; raises EngineError, OutOfMemory, DeviceLost, PortMismatch."""
+        if self._runtime is None:
+            self._runtime = self.module.Runtime(self._logger)
+        self._logger.heard.clear()
+        try:
+            with path.open("rb") as file, mmap(file.fileno(), 0, access=ACCESS_READ) as plan:
+                engine = self._runtime.deserialize_cuda_engine(plan)
+        except ValueError as error:  # an empty file cannot be mapped
+            raise EngineError(f"{path} is no {self.library} engine ({error}); compile the bundle anew") from error
+        if engine is None:
+            raise self.error(f"{graph.name}: {self.library} refused {path}", "compile the bundle anew with", stream)
+        return TensorRTEngine(graph, engine, self)
+
+    def error(self, what: str, hint: str, stream: Stream) -> EngineError | DeviceError:
+        """What the library complained of, or what CUDA did: an error that outlasts the call is the GPU's.
+
+        It is asked through the stream: to wait for the whole GPU would end what other threads capture.
+        """
+        heard = tuple(self._logger.heard) or ("it gave no reason",)
+        self._logger.heard.clear()
+        for reason in heard:
+            error = device_error(what, reason)
+            if isinstance(error, OutOfMemory | DeviceLost):
+                return error
+        try:
+            stream.sync()
+        except DeviceLost:
+            raise
+        except DeviceError:
+            log.debug("the stream cannot be asked while it captures")
+        reason = heard[0]
+        return EngineError(f"{what}: {reason}; {hint} --target {self.library}")
+
+
+class TensorRTEngine:
+    """One engine; its weights are on the GPU once, however many contexts run it."""
+
+    capturable = True
+
+    def __init__(self, graph: Graph, engine: Any, library: TensorRT) -> None:
+        """Raises PortMismatch when the engine's border is not the graph's."""
+        self.graph = graph
+        self._engine = engine
+        self._library = library
+        self._check_border()
+        self.scratch_bytes = int(engine.device_memory_size_v2)
+
+    def context(
+        self, shapes: Mapping[str, tuple[int, ...]], stream: Stream, scratch: Memory | None
+    ) -> "TensorRTContext":
+        """Something that runs the engine on `stream` with inputs of just these shapes, in `scratch`.
+
+        Raises InvalidRequest for a shape outside the engine's profile, EngineError, OutOfMemory.
+        """
+        if self._engine is None:
+            raise EngineError(f"{self.graph.name}: the engine is closed; load the bundle again")
+        for port in self.graph.inputs:
+            if not all(isinstance(dim, int) for dim in port.shape):
+                self._check_profile(port.name, shapes[port.name])
+        context = self._engine.create_execution_context(self._strategy())
+        if context is None:
+            raise self.error("no execution context could be made", stream)
+        for name, shape in shapes.items():
+            if not context.set_input_shape(name, shape):
+                raise self.error(f"shape {shape} of {name} was refused", stream)
+        missing = context.infer_shapes()
+        if missing:
+            raise self.error(f"shapes of {', '.join(missing)} are not known", stream)
+        if scratch is not None:
+            context.set_device_memory(scratch.address, scratch.size_bytes)
+        return TensorRTContext(self, context, stream)
+
+    def error(self, what: str, stream: Stream) -> EngineError | DeviceError:
+        """The library's complaint about this engine."""
+        return self._library.error(f"{self.graph.name}: {what}", "compile the bundle anew with", stream)
+
+    def close(self) -> None:
+        self._engine = None
+
+    def _strategy(self) -> Any:
+        """Contexts in memory that is given to them; from TensorRT-RTX with kernels for their shapes at once.
+
+        It would compile those while generic ones run, and a capture would keep the generic ones.
+        """
+        trt = self._library.module
+        strategy = trt.ExecutionContextAllocationStrategy.USER_MANAGED
+        if self._library.library is not Library.TENSORRT_RTX:
+            return strategy
+        config = self._engine.create_runtime_config()
+        config.set_execution_context_allocation_strategy(strategy)
+        config.dynamic_shapes_kernel_specialization_strategy = trt.DynamicShapesKernelSpecializationStrategy.EAGER
+        return config
+
+    def _check_border(self) -> None:
+        engine, trt = self._engine, self._library.module
+        found = {}
+        for index in range(engine.num_io_tensors):
+            name = engine.get_tensor_name(index)
+            side = "input" if engine.get_tensor_mode(name) == trt.TensorIOMode.INPUT else "output"
+            dtype = engine.get_tensor_dtype(name).name
+            host = engine.get_tensor_location(name) != trt.TensorLocation.DEVICE
+            shape = tuple(int(size) for size in engine.get_tensor_shape(name))
+            found[name] = (side, DTYPES.get(dtype, dtype), "host" if host else "device", shape)
+        wanted = {
+            port.name: (side, port.dtype, "device", tuple(-1 if isinstance(dim, str) else dim for dim in port.shape))
+            for side, ports in (("input", self.graph.inputs), ("output", self.graph.outputs))
+            for port in ports
+        }
+        for name in sorted(found.keys() | wanted.keys()):
+            if not _agree(found.get(name), wanted.get(name)):
+                raise PortMismatch(
+                    f"{self.graph.name}: port {name!r} is {_words(found.get(name))}, the manifest says "
+                    f"{_words(wanted.get(name))}; compile the bundle anew"
+                )
+
+    def _check_profile(self, name: str, shape: tuple[int, ...]) -> None:
+        low, _, high = (tuple(map(int, dims)) for dims in self._engine.get_tensor_profile_shape(name, PROFILE))
+        if not all(a <= n <= b for a, n, b in zip(low, shape, high, strict=True)):
+            what = "the plan's times" if name == "times" else name
+            raise InvalidRequest(
+                f"{self.graph.name}: {what} have shape {shape}, the engine takes {low} to {high}; ask for less, or "
+                "compile the bundle anew " + ("with such a plan in it" if name == "times" else "with another --batch")
+            )
+
+
+class TensorRTContext:
+    """One engine with its shapes set; the addresses change from run to run."""
+
+    def __init__(self, engine: TensorRTEngine, context: Any, stream: Stream) -> None:
+        self._engine = engine
+        self._context: Any = context
+        self._stream = stream
+        self._addresses: dict[str, int] = {}
+
+    def bind(self, addresses: Mapping[str, int], shapes: Mapping[str, tuple[int, ...]]) -> Launch:
+        """A call that puts one run on the stream; raises PortMismatch for an address that is not 256-byte aligned."""
+        for name, address in addresses.items():
+            if address % ALIGNMENT:
+                raise PortMismatch(f"{self._engine.graph.name}: {name} lies at {address:#x}, not 256-byte aligned")
+        own = dict(addresses)
+
+        def launch() -> None:
+            context, now = self._context, self._addresses
+            for name, address in own.items():
+                if now.get(name) != address:
+                    if not context.set_tensor_address(name, address):
+                        raise self._engine.error(f"the address of {name} was refused", self._stream)
+                    now[name] = address
+            if not context.execute_async_v3(self._stream.handle):
+                raise self._engine.error("the run failed", self._stream)
+
+        return launch
+
+    def check_capturable(self) -> None:
+        """Only TensorRT-RTX can be asked."""
+        asked = getattr(self._context, "is_stream_capturable", None)
+        if asked is not None and not asked(self._stream.handle):
+            raise EngineError(f"the library says that graph {self._engine.graph.name} cannot be captured")
+
+    def close(self) -> None:
+        self._context = None
+
+
+def _agree(found: tuple[Any, ...] | None, wanted: tuple[Any, ...] | None) -> bool:
+    """Equal, but for a size that the engine fixes where the graph leaves it open: a build for one batch."""
+    if found is None or wanted is None or found[:3] != wanted[:3] or len(found[3]) != len(wanted[3]):
+        return False
+    return all(want in (-1, got) for got, want in zip(found[3], wanted[3], strict=True))
+
+
+def _words(port: tuple[Any, ...] | None) -> str:
+    return f"{port[1]} {port[0]} {port[3]} on the {port[2]}" if port else "missing"
+
+
+def _logger_of(module: Any) -> Any:
+    class Logger(module.ILogger):  # type: ignore[misc]
+        """Hands the library's words on to logging, and keeps its complaints."""
+
+        def __init__(self) -> None:
+            module.ILogger.__init__(self)
+            self.heard: list[str] = []
+
+        def log(self, severity: Any, message: str) -> None:
+            with suppress(Exception):  # called from C++
+                words = " ".join(message.split())
+                if severity in (module.ILogger.Severity.ERROR, module.ILogger.Severity.INTERNAL_ERROR):
+                    self.heard.append(words)
+                log.debug("%s", words)
+
+    return Logger()

@@ -1,0 +1,254 @@
+"""A trajectory on a GPU: bound once, captured as one CUDA graph, replayed without a copy or a wait inside."""
+
+import logging
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack, suppress
+from time import perf_counter_ns
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ilf_trt.errors import DeviceError, DeviceLost, EngineError
+from ilf_trt.runtime.engine import Array, Launch
+from ilf_trt.runtime.gpu.arena import arena_of
+from ilf_trt.runtime.gpu.array import DeviceArray, borrowed, is_on_gpu
+from ilf_trt.runtime.gpu.cuda import CapturedGraph, Gpu, Memory, Stream, upload
+from ilf_trt.runtime.gpu.engine import DeviceContext, DeviceEngine
+from ilf_trt.runtime.gpu.errors import translated
+from ilf_trt.runtime.gpu.nvtx import range_of
+from ilf_trt.runtime.route import COEFFICIENT_ROWS, LAST, LATENTS, Route, Run, View
+from ilf_trt.runtime.timings import Timings
+from ilf_trt.runtime.trajectory import Watch
+
+log = logging.getLogger(__name__)
+
+
+class DeviceTrajectory:
+    """A route in one allocation of a GPU, with pinned memory for what goes in and out.
+
+    The first generation enqueues run by run, as the libraries need before a capture; then the whole is captured, and
+    every later generation is one launch. Where a capture is refused, runs go on being enqueued.
+    """
+
+    def __init__(
+        self,
+        gpu: Gpu,
+        engines: Mapping[str, DeviceEngine],
+        constants: Mapping[str, Memory],
+        route: Route,
+        stream: Stream,
+        scratch: Memory | None,
+    ) -> None:
+        """Raises OutOfMemory, EngineError, and InvalidRequest when a plan or batch does not fit an engine."""
+        self._gpu = gpu
+        self._route = route
+        self._stream = stream
+        arena = arena_of(route)
+        self._slots = arena.slots
+        self._graph: CapturedGraph | None = None
+        self._marks: list[Any] = []
+        with ExitStack() as stack:
+            self._memory = gpu.allocate(arena.size_bytes, stream)
+            stack.callback(self._memory.close)
+            self._staging = gpu.pinned(arena.staged_bytes)
+            stack.callback(self._staging.close)
+            self._landing = gpu.pinned(self._slots[route.result].size_bytes)
+            stack.callback(self._landing.close)
+            self._staged = self._memory.part(0, arena.staged_bytes)
+            self._cleared = self._memory.part(*arena.cleared)
+            self._start, self._result = self._part(LATENTS[0]), self._part(route.result)
+            self._first = gpu.event()
+            stack.callback(self._first.close)
+            self._last = gpu.event()
+            stack.callback(self._last.close)
+
+            stream.zero(self._memory)
+            self._fields = {name: self._field(name) for name in route.given}
+            for name, array in route.fixed.items():
+                upload(gpu, stream, self._part(name), array)
+            self._fields[COEFFICIENT_ROWS][:, 1:7] = [step.solver for step in route.plan.steps]
+            self._contexts: dict[str, DeviceContext] = {}
+            for run in route.runs:
+                if run.graph not in self._contexts:
+                    shapes = {port.name: route.shape(run.views[port.name]) for port in engines[run.graph].graph.inputs}
+                    self._contexts[run.graph] = engines[run.graph].context(shapes, stream, scratch)
+                    stack.callback(self._contexts[run.graph].close)
+            self._runs = [self._bound(run, constants) for run in route.runs]
+            self._spread = self._spreads()
+            self._ranges = [
+                range_of(run.graph if run.step is None else f"step {run.step} {run.graph}") for run in route.runs
+            ]
+            self._range = range_of(f"trajectory of {len(route.plan.steps)} steps")
+            self._capturable = all(engines[graph].capturable for graph in self._contexts)
+            stack.callback(self._close_late)
+            self._close = stack.pop_all().close
+
+    def run(
+        self,
+        noise: Any,
+        conditions: Mapping[str, Array],
+        guidance_scale: float,
+        *,
+        profile: bool,
+        on_device: bool,
+        watch: Watch | None = None,
+    ) -> tuple[NDArray[np.float32] | DeviceArray, Timings]:
+        begin = perf_counter_ns()
+        self._gpu.use()
+        given = borrowed(noise, self._latent_shape, self._gpu, self._stream) if is_on_gpu(noise) else None
+        landing = self._gpu.allocate(self._result.size_bytes, self._stream) if on_device else self._landing
+        try:
+            as_it_is = given is not None and self._route.plan.initial_scale == 1
+            self._stage(noise if given is None or as_it_is else self._fetched(given), conditions, guidance_scale)
+            self._stream.copy(self._staged, self._staging)
+            if given is not None and as_it_is:
+                self._stream.copy(self._start, given)
+            graph = None if profile or watch is not None else self._graph
+            marks = self._marks_for_profile() if profile else []
+            self._stream.record(self._first)
+            then = perf_counter_ns()
+            if graph is None:
+                self._enqueue(marks, watch)
+            else:
+                with self._range:
+                    graph.launch()
+            launch_us = (perf_counter_ns() - then) / 1e3
+            self._stream.record(self._last)
+            self._stream.copy(landing, self._result)
+            self._stream.sync()
+        except BaseException:
+            with suppress(Exception):  # nothing may still write to memory that is freed next
+                self._stream.sync()
+            if on_device:
+                landing.close()
+            raise
+        latents: NDArray[np.float32] | DeviceArray
+        if on_device:
+            latents = DeviceArray(landing, self._latent_shape, self._gpu)
+        else:
+            latents = landing.host_bytes().view(np.float32).reshape(self._latent_shape).copy()
+        total_ms = (perf_counter_ns() - begin) / 1e6
+        graph_ms, step_ms = self._profile(marks)
+        device_ms = float(self._last - self._first)
+        timings = Timings(
+            total_ms, graph_ms, step_ms, len(self._route.plan.steps), device_ms, launch_us, captured=graph is not None
+        )
+        if self._capturable and self._graph is None and watch is None:
+            self._capture()
+        return latents, timings
+
+    def close(self) -> None:
+        """Free everything, after what still runs; on a GPU that is lost there is nothing left to free."""
+        with suppress(DeviceError), translated("a trajectory could not be freed"):
+            self._gpu.use()
+            self._stream.sync()
+            self._runs.clear()
+            self._close()
+
+    def _close_late(self) -> None:
+        """What was made after the binding."""
+        if self._graph is not None:
+            self._graph.close()
+        for mark in self._marks:
+            mark.close()
+
+    @property
+    def _latent_shape(self) -> tuple[int, ...]:
+        return self._route.tensors[LATENTS[0]].shape
+
+    def _stage(self, noise: Any, conditions: Mapping[str, Array], guidance_scale: float) -> None:
+        for name, value in conditions.items():
+            self._fields[name][:] = value
+        if isinstance(noise, np.ndarray):
+            np.multiply(noise, np.float32(self._route.plan.initial_scale), out=self._fields[LATENTS[0]])
+        self._fields[COEFFICIENT_ROWS][:, 0] = guidance_scale
+
+    def _fetched(self, given: Memory) -> NDArray[np.float32]:
+        """Start noise that is on the GPU, for the host to scale."""
+        self._stream.copy(self._landing, given)
+        self._stream.sync()
+        return self._landing.host_bytes().view(np.float32).reshape(self._latent_shape)
+
+    def _enqueue(self, marks: Sequence[Any] = (), watch: Watch | None = None) -> None:
+        self._stream.zero(self._cleared)
+        if marks:
+            self._stream.record(marks[0])
+        for index, launch in enumerate(self._runs):
+            with self._ranges[index]:
+                launch()
+            if index == 0:
+                for target, source in self._spread:
+                    self._stream.copy(target, source)
+            if marks:
+                self._stream.record(marks[index + 1])
+            if watch is not None and self._route.runs[index].graph == LAST:
+                self._stream.sync()
+                watch()
+
+    def _capture(self) -> None:
+        try:
+            for context in self._contexts.values():
+                context.check_capturable()
+            self._graph = self._stream.capture(self._enqueue)
+        except DeviceLost:
+            raise
+        except (DeviceError, EngineError) as error:
+            self._capturable = False
+            log.warning("this plan is enqueued run by run, it could not be captured as one CUDA graph: %s", error)
+
+    def _marks_for_profile(self) -> list[Any]:
+        while len(self._marks) <= len(self._runs):
+            self._marks.append(self._gpu.event())
+        return self._marks
+
+    def _profile(self, marks: list[Any]) -> tuple[dict[str, float], tuple[float, ...]]:
+        if not marks:
+            return {}, ()
+        graph_ms = {run.graph: 0.0 for run in self._route.runs}
+        step_ms = [0.0] * len(self._route.plan.steps)
+        for run, begin, end in zip(self._route.runs, marks, marks[1:], strict=False):
+            milliseconds = float(end - begin)
+            graph_ms[run.graph] += milliseconds
+            if run.step is not None:
+                step_ms[run.step] += milliseconds
+        return graph_ms, tuple(step_ms)
+
+    def _bound(self, run: Run, constants: Mapping[str, Memory]) -> Launch:
+        shapes = {port: self._route.shape(view) for port, view in run.views.items()}
+        addresses = {port: self._address(view, constants) for port, view in run.views.items()}
+        return self._contexts[run.graph].bind(addresses, shapes)
+
+    def _address(self, view: View, constants: Mapping[str, Memory]) -> int:
+        if view.tensor in constants:
+            return constants[view.tensor].address
+        slot = self._slots[view.tensor]
+        if view.row is not None:
+            return self._memory.address + slot.offset + view.row * slot.pitch
+        return self._memory.address + (slot.offset if slot.dense is None else slot.dense)
+
+    def _spreads(self) -> list[tuple[Memory, Memory]]:
+        """Copies that put the rows of a table where each is aligned, after `cond` wrote them one after another."""
+        return [
+            (
+                self._memory.part(slot.offset + row * slot.pitch, slot.row_bytes),
+                self._memory.part(slot.dense + row * slot.row_bytes, slot.row_bytes),
+            )
+            for slot in self._slots.values()
+            if slot.dense is not None
+            for row in range(slot.rows)
+        ]
+
+    def _part(self, name: str) -> Memory:
+        return self._memory.part(self._slots[name].offset, self._slots[name].size_bytes)
+
+    def _field(self, name: str) -> NDArray[Any]:
+        """A tensor in the pinned memory, to write to."""
+        tensor, slot = self._route.tensors[name], self._slots[name]
+        item_bytes = np.dtype(tensor.dtype).itemsize
+        strides = [item_bytes]
+        for size in reversed(tensor.shape[1:]):
+            strides.insert(0, strides[0] * size)
+        if tensor.by_row:
+            strides[0] = slot.pitch
+        return np.ndarray(tensor.shape, tensor.dtype, self._staging.host_bytes(), slot.offset, tuple(strides))

@@ -1,0 +1,64 @@
+"""The adapter of the text encoder."""
+
+import sys
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from ilf_trt.errors import InvalidRequest, MissingDependency
+from ilf_trt.train.data.text import Text
+
+
+class Tokenizer:
+    """Words to their lengths, 1 at the end; asked with the options that a real one takes."""
+
+    def __call__(self, captions: list[str], **options: Any) -> SimpleNamespace:
+        self.captions, self.options = captions, options
+        rows = [[*map(len, caption.split()), 1][: options["max_length"]] for caption in captions]
+        padded = [row + [0] * (options["max_length"] - len(row)) for row in rows]
+        ids = torch.tensor(padded)
+        return SimpleNamespace(input_ids=ids, attention_mask=(ids > 0).long())
+
+
+class Encoder(nn.Module):
+    def forward(self, ids: Tensor, attention_mask: Tensor) -> SimpleNamespace:
+        hidden = (ids * attention_mask)[..., None].expand(*ids.shape, 6).float()
+        return SimpleNamespace(last_hidden_state=hidden)
+
+
+def test_captions_are_cleaned_padded_and_embedded() -> None:
+    tokenizer = Tokenizer()
+    text, mask = Text(tokenizer, Encoder(), tokens=4).encode(["  A Cat ", ""])
+    assert tokenizer.captions == ["a cat", ""]
+    assert tokenizer.options["truncation"] is True
+    assert (text.shape, text[0, :, 0].tolist()) == ((2, 4, 6), [1, 3, 1, 0])
+    assert mask.tolist() == [[1, 1, 1, 0], [1, 0, 0, 0]]
+
+
+def test_without_transformers_it_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "transformers", None)
+    with pytest.raises(MissingDependency, match=r"pip install 'ilf-trt\[prepare\]'"):
+        Text.load("somewhere", tokens=4, dtype=torch.float32)
+
+
+def test_a_real_t5_and_its_tokenizer_are_read_from_a_pipelines_folder(tmp_path: Any) -> None:
+    transformers = pytest.importorskip("transformers")
+    tokenizers = pytest.importorskip("tokenizers")
+    vocabulary = {"<pad>": 0, "</s>": 1, "<unk>": 2, "a": 3, "cat": 4}
+    words = tokenizers.Tokenizer(tokenizers.models.WordLevel(vocabulary, unk_token="<unk>"))
+    words.pre_tokenizer = tokenizers.pre_tokenizers.Whitespace()
+    words.post_processor = tokenizers.processors.TemplateProcessing(single="$A </s>", special_tokens=[("</s>", 1)])
+    fast = transformers.PreTrainedTokenizerFast(
+        tokenizer_object=words, pad_token="<pad>", eos_token="</s>", unk_token="<unk>"
+    )
+    fast.save_pretrained(tmp_path / "tokenizer")
+    config = transformers.T5Config(vocab_size=5, d_model=16, d_kv=4, d_ff=32, num_layers=2, num_heads=4)
+    transformers.T5EncoderModel(config).save_pretrained(tmp_path / "text_encoder")
+    text, mask = Text.load(str(tmp_path), tokens=5, dtype=torch.float32).encode(["A cat", ""])
+    assert (text.shape, mask.tolist()) == ((2, 5, 16), [[1, 1, 1, 0, 0], [1, 0, 0, 0, 0]])
+    assert bool(text.isfinite().all())
+    with pytest.raises(InvalidRequest, match=r"^tokenizer .* cannot be loaded"):
+        Text.load(str(tmp_path / "text_encoder"), tokens=5, dtype=torch.float32)
