@@ -18,6 +18,15 @@ IlfError
 └── MissingDependency     an optional package that the asked command needs
 """
 
+LINE_CHARS = 300
+
+
+def one_line(error: BaseException | str, limit: int = LINE_CHARS) -> str:
+    """What a foreign exception says, on one line of at most `limit` characters; its type if it says nothing."""
+    text = (isinstance(error, OSError) and error.strerror) or str(error)
+    line = " ".join(str(text).split()) or type(error).__name__
+    return line if len(line) <= limit else f"{line[: limit - 1]}…"
+
 
 class IlfError(Exception):
     """Root of the tree; the message says what, got and expected, and what to do next."""

@@ -1,0 +1,30 @@
+"""The progress bar of every command, on standard error."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+from ilf_trt.contract.progress import Progress as Tell
+
+
+@contextmanager
+def progress_bar() -> Iterator[Tell]:
+    """A bar that goes when the block ends; gives what is called to move it."""
+    with Progress(
+        TextColumn("{task.description:<20}"),
+        BarColumn(),
+        TextColumn("{task.completed:.0f}/{task.total:.0f}"),
+        TimeElapsedColumn(),
+        TimeRemainingColumn(),
+        TextColumn("{task.fields[detail]}"),
+        console=Console(stderr=True),
+        transient=True,
+    ) as bar:
+        task = bar.add_task("", total=1, visible=False, detail="")
+
+        def tell(what: str, done: int, total: int, detail: str = "", /) -> None:
+            bar.update(task, description=what, completed=done, total=total, detail=detail, visible=True)
+
+        yield tell

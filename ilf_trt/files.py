@@ -1,0 +1,122 @@
+"""Whole-or-nothing writing: a file or a folder stands complete at its place, or not at all.
+
+A hidden draft is written beside the place and takes its name in one step. A killed process leaves only a draft, which
+`sweep` removes later.
+"""
+
+import ctypes
+import errno
+import fcntl
+import glob
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from uuid import uuid4
+
+DRAFT = ".partial-"
+AT_FDCWD, RENAME_EXCHANGE = -100, 2  # linux/fcntl.h, linux/fs.h
+
+
+@contextmanager
+def whole_file(place: Path) -> Iterator[Path]:
+    """A hidden file beside `place`; when the block ends well it is synced to the disk and takes its name.
+
+    The file gets the permissions that a new file has here. Raises OSError.
+    """
+    draft = _draft_of(place)
+    try:
+        draft.touch()
+        mode = draft.stat().st_mode
+        yield draft
+        draft.chmod(mode)  # some writers let nobody but the owner read
+        _sync(draft)
+        draft.replace(place)
+    finally:
+        draft.unlink(missing_ok=True)
+
+
+@contextmanager
+def whole_folder(place: Path, *, replace: bool, sync: bool = False) -> Iterator[Path]:
+    """A hidden folder beside `place`; when the block ends well it takes its name in one step.
+
+    `replace` lets it take the place of another folder, which stays whole until then; without it, OSError says that
+    somebody was first. `sync` writes the content through to the disk before. Raises OSError.
+    """
+    place.parent.mkdir(parents=True, exist_ok=True)
+    draft = _draft_of(place)
+    with ExitStack() as cleanup:
+        cleanup.callback(shutil.rmtree, draft, ignore_errors=True)  # first: a signal may end mkdir after its work
+        draft.mkdir()
+        lock = os.open(draft, os.O_RDONLY)
+        cleanup.callback(os.close, lock)
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield draft
+        if sync:
+            for path in (*draft.rglob("*"), draft):
+                _sync(path)
+        if replace and place.exists():
+            _exchange(place, draft)
+        else:
+            draft.rename(place)
+        if sync:
+            _sync(place.parent)
+
+
+def sweep(place: Path) -> None:
+    """Remove the drafts of `place` whose process was killed: it is gone, or holds no lock. Raises OSError."""
+    for draft in place.parent.glob(f".{glob.escape(place.name)}{DRAFT}*"):
+        pid = draft.name.rpartition("-")[2]
+        if not pid.isdecimal() or (Path(f"/proc/{pid}").exists() and int(pid) != os.getpid()):
+            continue
+        if not draft.is_dir():
+            draft.unlink(missing_ok=True)
+            continue
+        handle = os.open(draft, os.O_RDONLY)
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            shutil.rmtree(draft, ignore_errors=True)
+        except BlockingIOError:
+            continue
+        finally:
+            os.close(handle)
+
+
+def remove_folder(folder: Path) -> None:
+    """Remove a folder: first out of sight, so that no half of it is ever taken for a whole. Raises OSError."""
+    if folder.is_dir():
+        hidden = _draft_of(folder)
+        folder.rename(hidden)
+        shutil.rmtree(hidden)
+
+
+def _draft_of(place: Path) -> Path:
+    return place.parent / f".{place.name}{DRAFT}{uuid4().hex[:8]}-{os.getpid()}"
+
+
+def _exchange(place: Path, draft: Path) -> None:
+    """Put `draft` in place of `place` in one step; the old folder ends where the draft was."""
+    libc = ctypes.CDLL(None, use_errno=True)
+    names = os.fsencode(draft), os.fsencode(place)
+    if libc.renameat2(AT_FDCWD, names[0], AT_FDCWD, names[1], RENAME_EXCHANGE) == 0:
+        return
+    number = ctypes.get_errno()
+    if number not in (errno.ENOSYS, errno.EINVAL):
+        raise OSError(number, os.strerror(number), str(draft))
+    old = place.parent / f".{place.name}.old-{os.getpid()}"  # a file system that cannot exchange, such as NFS
+    place.rename(old)
+    try:
+        draft.rename(place)
+    except OSError:
+        old.rename(place)
+        raise
+    shutil.rmtree(old)
+
+
+def _sync(path: Path) -> None:
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
