@@ -9,7 +9,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from ilf_trt.assembly.build_cache import Store, note_of, taken_or_made
+from ilf_trt.assembly.build_cache import BuildCache, entry_note, take_or_make
 from ilf_trt.contract.bundle import ENGINE_FOLDER, graph_file, write_manifest
 from ilf_trt.contract.manifest import EngineFacts, Manifest
 from ilf_trt.contract.ports import Graph
@@ -38,13 +38,13 @@ class Compiled:
 class Compiler:
     """One engine library on this machine, ready to build for `gpus`."""
 
-    def __init__(self, options: EngineOptions, facts: LibraryFacts, store: Store | None) -> None:
+    def __init__(self, options: EngineOptions, facts: LibraryFacts, store: BuildCache | None) -> None:
         self._options = options
         self._facts = facts
         self._store = store
 
     @classmethod
-    def open(cls, options: EngineOptions, precision: Precision, store: Store | None) -> "Compiler":
+    def open(cls, options: EngineOptions, precision: Precision, store: BuildCache | None) -> "Compiler":
         """Ask the library what it can build, before anything is exported.
 
         Raises InvalidRequest for a GPU or a precision that it cannot, MissingDependency without the library,
@@ -99,7 +99,7 @@ class Compiler:
         engine = Path(request.engine)
         report = engine.with_suffix(".json")
         places = {"engine": engine, "report": report}
-        note = note_of(
+        note = entry_note(
             manifest.spec,
             graph.name,
             manifest.precision_of(graph.name),
@@ -107,7 +107,7 @@ class Compiler:
             version=self._facts.version,
             gpus=tuple(map(str, self.gpus)),
         )
-        cached = taken_or_made(self._store, key, places, note, partial(self._build, request, report, tell))
+        cached = take_or_make(self._store, key, places, note, partial(self._build, request, report, tell))
         facts = EngineFacts(
             graph=graph.name,
             target=self._options.library.value,

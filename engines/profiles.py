@@ -1,7 +1,7 @@
 """The shapes an engine is built for: smallest, best and largest, from the contract and the bundle's batch."""
 
 from ilf_trt.contract.ports import DECODE, PICTURES, ROWS, Graph, Port
-from ilf_trt.contract.spec import Batch, DecoderSpec, ModelSpec
+from ilf_trt.contract.spec import BatchRange, DecoderSpec, ModelSpec
 
 MAX_TIMES = 128
 
@@ -9,7 +9,7 @@ Profile = dict[str, tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]]]
 
 
 def profile_of(
-    graph: Graph, batch: Batch, spec: ModelSpec, *, times: int, decoder: DecoderSpec | None = None
+    graph: Graph, batch: BatchRange, spec: ModelSpec, *, times: int, decoder: DecoderSpec | None = None
 ) -> Profile:
     """(min, opt, max) shape of every input that varies; `times` is the number of distinct times of the bundle's plan.
 
@@ -26,12 +26,12 @@ def profile_of(
     return {port.name: _range(port, ends) for port in graph.inputs if _varies(port, batch)}
 
 
-def _varies(port: Port, batch: Batch) -> bool:
+def _varies(port: Port, batch: BatchRange) -> bool:
     fixed = (PICTURES, ROWS) if batch.fixed else ()
     return any(isinstance(dim, str) and dim not in fixed for dim in port.shape)
 
 
-def _ends(batch: Batch, spec: ModelSpec, times: int) -> tuple[dict[str, int], ...]:
+def _ends(batch: BatchRange, spec: ModelSpec, times: int) -> tuple[dict[str, int], ...]:
     """What the symbols stand for, at least, at best and at most."""
     heights, widths = zip(*spec.sizes, strict=True)
     least, most = (min(heights), min(widths)), (max(heights), max(widths))

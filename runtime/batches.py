@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ilf_trt.contract.spec import Batch
+from ilf_trt.contract.spec import BatchRange
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,7 +33,7 @@ class Chunk:
         return {name: self.of(array) for name, array in arrays.items()}
 
 
-def chunks_of(pictures: int, batch: Batch) -> Iterator[Chunk]:
+def chunks_of(pictures: int, batch: BatchRange) -> Iterator[Chunk]:
     """Runs of at most `batch.max` pictures, and at least `batch.min`."""
     for begin in range(0, pictures, batch.max):
         end = min(begin + batch.max, pictures)

@@ -18,7 +18,7 @@ from ilf_trt.runtime.onnxruntime_engine import OnnxRuntimeEngine
 from ilf_trt.runtime.route import COEFFICIENT_ROWS, LAST, LATENTS, PREDICTIONS, Route, View, route_of
 from ilf_trt.runtime.session import KEPT_TRAJECTORIES, Session
 from ilf_trt.runtime.timings import Timings
-from ilf_trt.runtime.trajectory import Job, Watch
+from ilf_trt.runtime.trajectory import Job, RunOptions
 
 
 class Host:
@@ -112,10 +112,7 @@ class HostTrajectory:
         noise: Array,
         conditions: Mapping[str, Array],
         guidance_scale: float,
-        *,
-        profile: bool = False,
-        on_device: bool = False,
-        watch: Watch | None = None,
+        options: RunOptions,
     ) -> tuple[NDArray[Any], Timings]:
         begin = perf_counter_ns()
         route, arrays = self._route, self._arrays
@@ -135,8 +132,8 @@ class HostTrajectory:
             graph_ns[graph] += taken
             if step is not None:
                 step_ns[step] += taken
-            if watch is not None and graph == LAST:
-                watch()
+            if options.watch is not None and graph == LAST:
+                options.watch()
         latents = arrays[route.result].copy()
         total_ms = (perf_counter_ns() - begin) / 1e6
         graph_ms = {name: value / 1e6 for name, value in graph_ns.items()}

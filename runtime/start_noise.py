@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from ilf_trt.contract.conditions import as_array
+from ilf_trt.contract.arrays import as_array
 from ilf_trt.errors import InvalidRequest
 from ilf_trt.runtime.torch_randn import Float32Array, torch_randn
 

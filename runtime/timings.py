@@ -41,7 +41,7 @@ class Timings:
             all(run.captured for run in runs),
         )
 
-    def with_stages(self, before: Mapping[str, float], after: Mapping[str, float]) -> "Timings":
+    def with_parts(self, before: Mapping[str, float], after: Mapping[str, float]) -> "Timings":
         """With ms of what ran before and after the trajectory, by graph."""
         total_ms = self.total_ms + sum(before.values()) + sum(after.values())
         return replace(self, total_ms=total_ms, graph_ms={**before, **self.graph_ms, **after})

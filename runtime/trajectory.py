@@ -21,6 +21,18 @@ class Job:
     guided: bool
 
 
+@dataclass(frozen=True, slots=True)
+class RunOptions:
+    """How a trajectory runs. `watch` is called after every step; what it raises ends the run.
+
+    `profile` times every graph; `on_device` leaves the latents on the GPU.
+    """
+
+    profile: bool = False
+    on_device: bool = False
+    watch: Watch | None = None
+
+
 class Trajectory(Protocol):
     """Every graph run of a plan, bound to memory: replaying it binds and allocates nothing."""
 
@@ -29,14 +41,11 @@ class Trajectory(Protocol):
         noise: Any,
         conditions: Mapping[str, Array],
         guidance_scale: float,
-        *,
-        profile: bool,
-        on_device: bool,
-        watch: Watch | None,
+        options: RunOptions,
     ) -> tuple[Any, Timings]:
         """noise (B, C, H, W) of unit variance, conditions by rows under their port names -> new latents, timings.
 
-        `watch` is called after every step; what it raises ends the run, which may be repeated.
+        A run that `options.watch` ended may be repeated.
         """
 
     def close(self) -> None:

@@ -16,7 +16,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
 
-from ilf_trt.contract.conditions import numbers_of
+from ilf_trt.contract.arrays import numbers_of
 from ilf_trt.errors import InvalidRequest, MissingDependency
 from ilf_trt.train.recipe import Recipe
 

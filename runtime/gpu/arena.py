@@ -36,7 +36,7 @@ class Arena:
 
 def arena_of(route: Route) -> Arena:
     """Lay out a route's tensors: what the host writes first, so that one copy brings it all; then what is cleared."""
-    staged, fixed = list(route.given), list(route.fixed)
+    staged, fixed = list(route.inputs), list(route.fixed)
     others = [name for name in route.tensors if name not in (*staged, *fixed, *PREDICTIONS)]
     slots: dict[str, Slot] = {}
     end = 0

@@ -19,7 +19,7 @@ from ilf_trt.runtime.gpu.errors import translated
 from ilf_trt.runtime.gpu.nvtx import range_of
 from ilf_trt.runtime.route import COEFFICIENT_ROWS, LAST, LATENTS, Route, Run, View
 from ilf_trt.runtime.timings import Timings
-from ilf_trt.runtime.trajectory import Watch
+from ilf_trt.runtime.trajectory import RunOptions, Watch
 
 log = logging.getLogger(__name__)
 
@@ -64,7 +64,7 @@ class DeviceTrajectory:
             stack.callback(self._last.close)
 
             stream.zero(self._memory)
-            self._fields = {name: self._field(name) for name in route.given}
+            self._fields = {name: self._field(name) for name in route.inputs}
             for name, array in route.fixed.items():
                 upload(gpu, stream, self._part(name), array)
             self._fields[COEFFICIENT_ROWS][:, 1:7] = [step.solver for step in route.plan.steps]
@@ -89,12 +89,10 @@ class DeviceTrajectory:
         noise: Any,
         conditions: Mapping[str, Array],
         guidance_scale: float,
-        *,
-        profile: bool,
-        on_device: bool,
-        watch: Watch | None = None,
+        options: RunOptions,
     ) -> tuple[NDArray[np.float32] | DeviceArray, Timings]:
         begin = perf_counter_ns()
+        on_device, watch = options.on_device, options.watch
         self._gpu.use()
         given = borrowed(noise, self._latent_shape, self._gpu, self._stream) if is_on_gpu(noise) else None
         landing = self._gpu.allocate(self._result.size_bytes, self._stream) if on_device else self._landing
@@ -104,8 +102,8 @@ class DeviceTrajectory:
             self._stream.copy(self._staged, self._staging)
             if given is not None and as_it_is:
                 self._stream.copy(self._start, given)
-            graph = None if profile or watch is not None else self._graph
-            marks = self._marks_for_profile() if profile else []
+            graph = None if options.profile or watch is not None else self._graph
+            marks = self._marks_for_profile() if options.profile else []
             self._stream.record(self._first)
             then = perf_counter_ns()
             if graph is None:

@@ -7,6 +7,7 @@ from numpy.typing import NDArray
 
 from ilf_trt.contract.spec import DecoderSpec
 from ilf_trt.runtime.picture.resize import resized_and_cropped
+from ilf_trt.runtime.session import Session
 
 Floats = NDArray[np.float32]
 OVERLAP = 0.25  # of a tile's side that neighbours share
@@ -62,6 +63,17 @@ class Decoder:
                 place[:] = shades[: place.shape[0], : place.shape[1]]
             above = tiles
         return made
+
+
+def decode_tile(session: Session, spec: DecoderSpec, tile: Floats) -> Floats:
+    """One run of graph `decode` in a session: latents (1, C, h, w) -> shades (1, H, W, 3), valid until the next run."""
+    height, width = tile.shape[2:]
+    symbols = {"H": height, "W": width}
+    symbols |= {f"{spec.scale}{name}": side * spec.scale for name, side in symbols.items()}
+    call = session.call(spec.graph, symbols)
+    call.inputs["latents"][:] = tile
+    call()
+    return call.outputs["shades"]
 
 
 def _fade(before: Floats, after: Floats, shared: int) -> None:
