@@ -17,7 +17,7 @@ from ilf_trt import ILFModel, attach, save_ilf
 from ilf_trt.assembly.conductor import BuildResult, build
 from ilf_trt.assembly.options import BuildOptions
 from ilf_trt.cli import main
-from ilf_trt.contract.spec import Batch
+from ilf_trt.contract.spec import BatchRange
 
 BLOCKS = 4
 LOOP = (1, 2)
@@ -135,7 +135,7 @@ def whole_loop_build(tmp_path_factory: pytest.TempPathFactory) -> BuildResult:
     """A fixed batch of 1, a loop of all of 2 blocks (nothing before, nothing after), text without micro-conditions."""
     folder = tmp_path_factory.mktemp("whole_loop")
     checkpoint = write_checkpoint(folder / "checkpoint", small_pixart(sized=False, num_layers=2), (0, 1))
-    options = BuildOptions(batch=Batch(1, 1, 1), steps=3, feedback="outer:1", text_tokens=TEXT_TOKENS)
+    options = BuildOptions(batch=BatchRange(1, 1, 1), steps=3, feedback="outer:1", text_tokens=TEXT_TOKENS)
     return build(str(checkpoint), folder / "whole_loop.ilf", options)
 
 
