@@ -30,14 +30,14 @@ from ilf_trt.runtime.host import Host
 from ilf_trt.runtime.loading import CLOSED, AllAtOnce, OneAfterAnother, Place, Stages
 from ilf_trt.runtime.picture.decoder import Decoder
 from ilf_trt.runtime.picture.png import pixels_from_latents
-from ilf_trt.runtime.picture.size import Frame
+from ilf_trt.runtime.picture.size import PictureSize
 from ilf_trt.runtime.progress import Watching
 from ilf_trt.runtime.result import Result
 from ilf_trt.runtime.session import KEPT_TRAJECTORIES, Session
 from ilf_trt.runtime.single_graph import run_alone
 from ilf_trt.runtime.start_noise import NoiseSource
 from ilf_trt.runtime.text.prompts import Prompt, Prompts, embed
-from ilf_trt.runtime.text.tokenizer import Tokens
+from ilf_trt.runtime.text.tokenizer import Tokenizer
 from ilf_trt.runtime.timings import Timings
 from ilf_trt.runtime.trajectory import Job
 
@@ -56,7 +56,7 @@ class Pipeline:
         self._on_gpu = on_gpu
         self._closed = False
         text = bundle.manifest.text
-        self._tokens = None if text is None else Tokens(bundle.path / TOKENIZER_FILE, text)
+        self._tokens = None if text is None else Tokenizer(bundle.path / TOKENIZER_FILE, text)
 
     @classmethod
     def load(
@@ -180,7 +180,7 @@ class Pipeline:
         plan = self._plan_of(plan, steps)
         scale = self._scale(guidance_scale)
         guided = spec.guidance and (scale != 1 or batch.fixed)
-        frame = Frame.of(self.manifest, size, binning=binning)
+        frame = PictureSize.of(self.manifest, size, binning=binning)
         if on_device and not self._on_gpu:
             raise InvalidRequest("on_device needs a pipeline on a GPU; load the bundle with device='cuda:0'")
         asked, cut, text_ms = self._asked(
@@ -282,7 +282,7 @@ class Pipeline:
         negative: Prompt | None,
         labels: Any,
         conditions: Mapping[str, Any],
-        frame: Frame,
+        frame: PictureSize,
         *,
         clean: bool,
         guided: bool,
@@ -311,7 +311,7 @@ class Pipeline:
                 raise InvalidRequest(f"prompt and {double[0]} are both given; give one of them")
             asked, cut = asked | made.conditions, made.cut
         pictures = max((len(value) for value in asked.values() if hasattr(value, "__len__")), default=0)
-        height, width = frame.made
+        height, width = frame.native
         for name, row in (("resolution", [height, width]), ("aspect_ratio", [height / width])):
             if name in ports and name not in asked and pictures:
                 asked[name] = np.tile(np.array(row, np.float32), (pictures, 1))
@@ -366,7 +366,7 @@ class Pipeline:
                 timings.append(times)
         return made[0] if len(made) == 1 else np.concatenate(made), Timings.together(timings)
 
-    def _decoded(self, latents: NDArray[np.float32], frame: Frame) -> tuple[NDArray[np.uint8] | None, float]:
+    def _decoded(self, latents: NDArray[np.float32], frame: PictureSize) -> tuple[NDArray[np.uint8] | None, float]:
         """The pictures of latents, and ms for it; none of a model whose latents are no pixels and have no decoder."""
         spec = self.manifest.decoder
         if spec is None:
@@ -383,7 +383,7 @@ class Pipeline:
                 call()
                 return call.outputs["shades"]
 
-            pixels = Decoder(run, spec).decode(latents, frame.asked if frame.asked != frame.made else None)
+            pixels = Decoder(run, spec).decode(latents, frame.requested if frame.requested != frame.native else None)
         return pixels, (perf_counter_ns() - begin) / 1e6
 
 

@@ -13,8 +13,8 @@ from ilf_trt.contract.spec import Batch, TextSpec
 from ilf_trt.errors import InvalidRequest
 from ilf_trt.runtime.batches import chunks_of
 from ilf_trt.runtime.session import Session
-from ilf_trt.runtime.text.caption import prepared
-from ilf_trt.runtime.text.tokenizer import Encoded, Tokens
+from ilf_trt.runtime.text.caption import prepare_caption
+from ilf_trt.runtime.text.tokenizer import Encoding, Tokenizer
 
 log = logging.getLogger(__name__)
 
@@ -44,7 +44,7 @@ class Prompts:
 
     def read(self, text: str) -> str:
         """A text as the model reads it."""
-        return prepared(text, clean=self.clean)
+        return prepare_caption(text, clean=self.clean)
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,7 +56,7 @@ class Embedded:
 
 
 def embed(
-    prompts: Prompts, tokens: Tokens, spec: TextSpec, batch: Batch, session: Session, *, guided: bool
+    prompts: Prompts, tokens: Tokenizer, spec: TextSpec, batch: Batch, session: Session, *, guided: bool
 ) -> Embedded:
     """Embed every different text once; the negative ones only where `guided`."""
     read = tuple(map(prompts.read, prompts.positive))
@@ -81,8 +81,8 @@ def embed(
     return Embedded(conditions, cut)
 
 
-def _report(encoded: Encoded, rows: list[int], spec: TextSpec) -> tuple[str, ...]:
-    cut = tuple(encoded.cut[row] for row in rows)
+def _report(encoded: Encoding, rows: list[int], spec: TextSpec) -> tuple[str, ...]:
+    cut = tuple(encoded.overflow[row] for row in rows)
     for text in dict.fromkeys(filter(None, cut)):
         log.warning("the prompt is longer than the model's %d tokens; not seen: %r", spec.tokens, text)
     return cut
