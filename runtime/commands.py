@@ -2,7 +2,7 @@
 
 import json
 import zipfile
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -18,8 +18,9 @@ from ilf_trt.assembly.packaged_bundle import bundle_of
 from ilf_trt.commands.flags import CacheFolder, cache_folder, size_of
 from ilf_trt.contract.conditions import numbers_of, read_conditions
 from ilf_trt.contract.plan import Rule, StepPlan
+from ilf_trt.contract.progress import Progress as StepProgress
 from ilf_trt.errors import InvalidRequest
-from ilf_trt.runtime.gpu.compatibility import EngineKind
+from ilf_trt.runtime.engine import EngineKind
 from ilf_trt.runtime.picture.png import grid, pixels_from_latents, save_png
 from ilf_trt.runtime.pipeline import Pipeline
 from ilf_trt.runtime.result import Result
@@ -208,7 +209,7 @@ def _print_result(result: Result, written: list[Path]) -> None:
 
 
 @contextmanager
-def _bar() -> Iterator[Callable[[int, int], None] | None]:
+def _bar() -> Iterator[StepProgress | None]:
     """A bar of the steps on standard error, where somebody sees it; on a GPU it would cost the launch as one."""
     console = Console(stderr=True)
     if not console.is_terminal:
@@ -222,7 +223,11 @@ def _bar() -> Iterator[Callable[[int, int], None] | None]:
         transient=True,
     ) as bar:
         task = bar.add_task("", total=None)
-        yield lambda done, total: bar.update(task, completed=done, total=total)
+
+        def progress(what: str, done: int, total: int, detail: str = "", /) -> None:
+            bar.update(task, completed=done, total=total)
+
+        yield progress
 
 
 def _labels(text: str) -> list[int] | list[str]:

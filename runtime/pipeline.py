@@ -1,6 +1,6 @@
 """The public face of the runtime: load a bundle, generate, close."""
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
@@ -20,22 +20,20 @@ from ilf_trt.contract.conditions import check_conditions, row_conditions
 from ilf_trt.contract.manifest import Manifest
 from ilf_trt.contract.plan import Ratio, Rule, StepPlan, make_plan
 from ilf_trt.contract.ports import NEGATIVE, PICTURES
+from ilf_trt.contract.progress import Progress
 from ilf_trt.errors import InvalidRequest
-from ilf_trt.runtime import start_noise as start
-from ilf_trt.runtime.batches import Chunk, chunks_of
-from ilf_trt.runtime.gpu.array import is_on_gpu
-from ilf_trt.runtime.gpu.compatibility import EngineKind
-from ilf_trt.runtime.gpu.device import Device
+from ilf_trt.runtime.batches import RunBatch, run_batches
+from ilf_trt.runtime.engine import EngineKind
 from ilf_trt.runtime.host import Host
-from ilf_trt.runtime.loading import CLOSED, AllAtOnce, OneAfterAnother, Place, Stages
+from ilf_trt.runtime.loading import CLOSED, Backend, Loading, Part, Resident, Sequential
 from ilf_trt.runtime.picture.decoder import Decoder
 from ilf_trt.runtime.picture.png import pixels_from_latents
 from ilf_trt.runtime.picture.size import PictureSize
-from ilf_trt.runtime.progress import Watching
+from ilf_trt.runtime.progress import StepWatch
 from ilf_trt.runtime.result import Result
 from ilf_trt.runtime.session import KEPT_TRAJECTORIES, Session
-from ilf_trt.runtime.single_graph import run_alone
-from ilf_trt.runtime.start_noise import NoiseSource
+from ilf_trt.runtime.single_graph import run_single_graph
+from ilf_trt.runtime.start_noise import NoiseSource, checked_latents, is_on_gpu, noise_from_seed
 from ilf_trt.runtime.text.prompts import Prompt, Prompts, embed
 from ilf_trt.runtime.text.tokenizer import Tokenizer
 from ilf_trt.runtime.timings import Timings
@@ -48,11 +46,11 @@ PIXEL_CHANNELS = (1, 3)
 class Pipeline:
     """A loaded bundle. Threads may share it: each generation borrows a session, all share the engines."""
 
-    def __init__(self, bundle: Bundle, stages: Stages, description: str, *, on_gpu: bool) -> None:
-        """`stages` are where the bundle's graphs run; they are closed with the pipeline."""
+    def __init__(self, bundle: Bundle, loading: Loading, description: str, *, on_gpu: bool) -> None:
+        """`loading` lends sessions for the bundle's graphs; the pipeline closes it."""
         self.bundle = bundle
         self.device = description
-        self._stages = stages
+        self._loading = loading
         self._on_gpu = on_gpu
         self._closed = False
         text = bundle.manifest.text
@@ -90,22 +88,24 @@ class Pipeline:
             raise InvalidRequest(f"sessions is {sessions}, it must be at least 1")
         bundle = Bundle.open(path, check_hashes=check_hashes)
 
-        def opened(graphs: Sequence[str] | None = None) -> Place:
+        def load_backend(graphs: Sequence[str] | None = None) -> Backend:
             if ordinal is None:
                 return Host.open(bundle, threads=threads, graphs=graphs)
+            from ilf_trt.runtime.gpu.device import Device
+
             return Device.open(bundle, ordinal, kind, graphs=graphs)
 
         on_gpu = ordinal is not None
         if low_memory:
-            return cls(bundle, OneAfterAnother(opened), f"{device}, one stage at a time", on_gpu=on_gpu)
-        return cls.of(bundle, opened(), sessions=sessions, kept=kept)
+            return cls(bundle, Sequential(load_backend), f"{device}, one part at a time", on_gpu=on_gpu)
+        return cls.of(bundle, load_backend(), sessions=sessions, kept=kept)
 
     @classmethod
     def of(
-        cls, bundle: Bundle, place: Place, *, sessions: int = DEFAULT_SESSIONS, kept: int = KEPT_TRAJECTORIES
+        cls, bundle: Bundle, backend: Backend, *, sessions: int = DEFAULT_SESSIONS, kept: int = KEPT_TRAJECTORIES
     ) -> Self:
-        """A bundle that is loaded at `place`, which is closed with the pipeline."""
-        return cls(bundle, AllAtOnce(place, sessions, kept), place.description, on_gpu=isinstance(place, Device))
+        """A pipeline for a bundle that `backend` has loaded; the pipeline closes the backend."""
+        return cls(bundle, Resident(backend, sessions, kept), backend.description, on_gpu=backend.on_gpu)
 
     @property
     def manifest(self) -> Manifest:
@@ -116,7 +116,7 @@ class Pipeline:
 
         Raises PortMismatch for a missing array or a wrong shape, InvalidRequest for an unknown graph.
         """
-        return run_alone(self.manifest, self._stages, graph, arrays)
+        return run_single_graph(self.manifest, self._loading, graph, arrays)
 
     def warm_up(
         self, pictures: int | None = None, plan: StepPlan | None = None, *, size: Sequence[int] | None = None
@@ -126,7 +126,7 @@ class Pipeline:
         `pictures` is the batch's optimum when it is not given. Call it before requests come in; it does nothing for a
         pipeline of low memory, which keeps nothing.
         """
-        if not isinstance(self._stages, AllAtOnce):
+        if not isinstance(self._loading, Resident):
             return
         count = self.manifest.batch.opt if pictures is None else pictures
         nothing: dict[str, Any]
@@ -135,7 +135,7 @@ class Pipeline:
             nothing = {port.name: np.zeros(port.resolve({PICTURES: count}), port.dtype) for port in ports}
         else:
             nothing = {"prompt": [""] * count}
-        with self._stages.one_by_one() as turns:
+        with self._loading.each_session() as turns:
             for _ in turns:
                 self.generate(plan=plan, size=size, **nothing)
 
@@ -155,7 +155,7 @@ class Pipeline:
         clean_captions: bool = False,
         binning: bool = True,
         decode: bool = True,
-        progress: Callable[[int, int], None] | None = None,
+        progress: Progress | None = None,
         cancel: Event | None = None,
         profile: bool = False,
         on_device: bool = False,
@@ -168,10 +168,10 @@ class Pipeline:
         than the bundle's batch run in turns. `guidance_scale` 1 runs every picture once instead of twice.
         Start noise: `seed` draws the whole batch as diffusers does with one generator; a list draws each picture from
         its own; `latents` (B, C, H, W) of unit variance replaces both, also from a GPU by DLPack. `steps` or `plan`
-        (see `self.plan`) replace the bundle's. `decode` false leaves latents as they are. `progress` is told the steps
-        that are done and all there are; `cancel` ends the generation at the next step once it is set. `profile` times
-        every graph on a GPU, which costs the launch as one, as `progress` and `cancel` do; `on_device` leaves the
-        latents there, as a `DeviceArray`, and decodes nothing.
+        (see `self.plan`) replace the bundle's. `decode` false leaves latents as they are. Each step
+        calls `progress("step", done, total)`; `cancel` ends the generation at the next step once it is set. `profile`
+        times every graph on a GPU, which costs the launch as one, as `progress` and `cancel` do; `on_device` leaves
+        the latents there, as a `DeviceArray`, and decodes nothing.
         Raises InvalidRequest for anything that does not fit, Cancelled, EngineError when an engine fails, DeviceError
         and its kinds: after OutOfMemory the pipeline is as usable as before.
         """
@@ -191,18 +191,18 @@ class Pipeline:
         names = {port.name for port in unused}
         arrays, pictures = check_conditions(ports, {name: v for name, v in asked.items() if name not in names})
         noises = self._start((pictures, spec.latent[0], *frame.cells), seed, latents, noise)
-        chunks = list(chunks_of(pictures, batch))
+        chunks = list(run_batches(pictures, batch))
         if len(chunks) > 1 and (on_device or is_on_gpu(noises)):
             raise InvalidRequest(
                 f"{pictures} pictures are more than a run's {batch.max}, and latents on a GPU are not split; pass fewer"
             )
-        watch = Watching(len(plan.steps) * len(chunks), progress, cancel) if progress or cancel else None
+        watch = StepWatch(len(plan.steps) * len(chunks), progress, cancel) if progress or cancel else None
         job = Job(plan, pictures, frame.cells, guided)
         made, timings = self._trajectories(
             chunks, job, arrays, noises, scale, watch, profile=profile, on_device=on_device
         )
         pixels, decode_ms = (None, 0.0) if on_device or not decode else self._decoded(made, frame)
-        times = timings.with_stages({"text": text_ms} if text_ms else {}, {"decode": decode_ms} if decode_ms else {})
+        times = timings.with_parts({"text": text_ms} if text_ms else {}, {"decode": decode_ms} if decode_ms else {})
         return Result(made, pixels, times, plan, cut)
 
     def plan(
@@ -237,7 +237,7 @@ class Pipeline:
         if self._closed:
             return
         self._closed = True
-        self._stages.close()
+        self._loading.close()
 
     def __enter__(self) -> Self:
         return self
@@ -252,8 +252,8 @@ class Pipeline:
             raise InvalidRequest(CLOSED)
 
     @contextmanager
-    def _session(self, stage: str) -> Iterator[Session]:
-        with self._stages.session(stage) as (_, session):
+    def _session(self, part: Part) -> Iterator[Session]:
+        with self._loading.session(part) as session:
             self._check_open()
             yield session
 
@@ -328,21 +328,21 @@ class Pipeline:
         self, shape: tuple[int, ...], seed: int | Sequence[int], latents: ArrayLike | None, source: NoiseSource | str
     ) -> Any:
         if latents is None:
-            return start.drawn(shape, seed, source)
+            return noise_from_seed(shape, seed, source)
         if not is_on_gpu(latents):
-            return start.given(latents, shape)
+            return checked_latents(latents, shape)
         if not self._on_gpu:
             raise InvalidRequest("latents are on a GPU, the pipeline on the CPU; pass a numpy array")
         return latents
 
     def _trajectories(
         self,
-        chunks: list[Chunk],
+        chunks: list[RunBatch],
         job: Job,
         arrays: Mapping[str, NDArray[Any]],
         noises: Any,
         scale: float,
-        watch: Watching | None,
+        watch: StepWatch | None,
         *,
         profile: bool,
         on_device: bool,
@@ -350,12 +350,12 @@ class Pipeline:
         """The latents of all chunks, and their timings together."""
         made, timings = [], []
         rows = partial(row_conditions, self.manifest.spec, guided=job.guided)
-        with self._session("loop") as session:
+        with self._session("transformer") as session:
             for chunk in chunks:
                 trajectory = session.trajectory(replace(job, pictures=chunk.rows))
                 latents, times = trajectory.run(
-                    noises if is_on_gpu(noises) else chunk.of(noises),
-                    rows(chunk.of_all(arrays)),
+                    noises if is_on_gpu(noises) else chunk.take(noises),
+                    rows(chunk.take_all(arrays)),
                     scale,
                     profile=profile,
                     on_device=on_device,
@@ -364,7 +364,7 @@ class Pipeline:
                 whole = on_device or chunk.pictures == chunk.rows
                 made.append(latents if whole else latents[: chunk.pictures].copy())
                 timings.append(times)
-        return made[0] if len(made) == 1 else np.concatenate(made), Timings.together(timings)
+        return made[0] if len(made) == 1 else np.concatenate(made), Timings.total(timings)
 
     def _decoded(self, latents: NDArray[np.float32], frame: PictureSize) -> tuple[NDArray[np.uint8] | None, float]:
         """The pictures of latents, and ms for it; none of a model whose latents are no pixels and have no decoder."""
@@ -372,7 +372,7 @@ class Pipeline:
         if spec is None:
             return (pixels_from_latents(latents) if latents.shape[1] in PIXEL_CHANNELS else None), 0.0
         begin = perf_counter_ns()
-        with self._session("decode") as session:
+        with self._session("decoder") as session:
 
             def run(tile: NDArray[np.float32]) -> NDArray[np.float32]:
                 height, width = tile.shape[2:]

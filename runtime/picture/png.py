@@ -14,7 +14,7 @@ BACKGROUND = 32
 
 
 def pixels_from_latents(latents: NDArray[np.float32]) -> NDArray[np.uint8]:
-    """latents (B, C, H, W) in [-1, 1] -> pixels (B, H, W, C); NaN becomes black. Raises InvalidRequest if C is not 1 or 3."""
+    """latents (B, C, H, W) in [-1, 1], C 1 or 3 -> pixels (B, H, W, C), NaN black; InvalidRequest for another C."""
     channels = latents.shape[1]
     if channels not in (1, 3):
         raise InvalidRequest(
@@ -26,7 +26,7 @@ def pixels_from_latents(latents: NDArray[np.float32]) -> NDArray[np.uint8]:
 
 
 def grid(pixels: NDArray[np.uint8], columns: int) -> NDArray[np.uint8]:
-    """pixels (B, H, W, C) -> one picture (H', W', C) of all; each is enlarged to at least 64 rows, without smoothing."""
+    """pixels (B, H, W, C) -> one picture (H', W', C) of all; each is enlarged to 64 rows or more, without smoothing."""
     if columns < 1:
         raise InvalidRequest(f"columns is {columns}, it must be at least 1")
     zoom = max(1, -(-TILE // pixels.shape[1]))

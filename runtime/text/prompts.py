@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from ilf_trt.contract.ports import NEGATIVE, PICTURES
 from ilf_trt.contract.spec import Batch, TextSpec
 from ilf_trt.errors import InvalidRequest
-from ilf_trt.runtime.batches import chunks_of
+from ilf_trt.runtime.batches import run_batches
 from ilf_trt.runtime.session import Session
 from ilf_trt.runtime.text.caption import prepare_caption
 from ilf_trt.runtime.text.tokenizer import Encoding, Tokenizer
@@ -64,10 +64,10 @@ def embed(
     texts = tuple(dict.fromkeys((*read, *against)))
     encoded = tokens.encode(texts)
     embeddings = np.empty((len(texts), spec.tokens, spec.channels), np.float32)
-    for chunk in chunks_of(len(texts), batch):
+    for chunk in run_batches(len(texts), batch):
         call = session.call(spec.graph, {PICTURES: chunk.rows})
-        call.inputs["ids"][:] = chunk.of(encoded.ids)
-        call.inputs["ids_mask"][:] = chunk.of(encoded.mask)
+        call.inputs["ids"][:] = chunk.take(encoded.ids)
+        call.inputs["ids_mask"][:] = chunk.take(encoded.mask)
         call()
         embeddings[chunk.begin : chunk.end] = call.outputs["text"][: chunk.pictures]
     place = {text: index for index, text in enumerate(texts)}
