@@ -20,7 +20,7 @@ from ilf_trt.contract.arrays import numbers_of, read_conditions
 from ilf_trt.contract.plan import Rule, StepPlan
 from ilf_trt.contract.progress import Progress
 from ilf_trt.errors import InvalidRequest
-from ilf_trt.runtime.gpu.compatibility import EngineKind
+from ilf_trt.runtime.engine import EngineKind
 from ilf_trt.runtime.picture.png import grid, pixels_from_latents, save_png
 from ilf_trt.runtime.pipeline import Pipeline
 from ilf_trt.runtime.result import Result
@@ -121,7 +121,7 @@ def generate(
     """
     if output is None and latents_out is None:
         raise InvalidRequest("nothing to write; pass -o PICTURE.png or --latents-out LATENTS.npy")
-    arrays = {} if conditions is None else read_conditions(conditions)
+    arrays: dict[str, Any] = {} if conditions is None else read_conditions(conditions)
     texts = (*prompts, *(_lines(prompts_file) if prompts_file else ()))
     seeds = numbers_of(seed, "seed")
     with Pipeline.load(

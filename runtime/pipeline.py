@@ -18,23 +18,21 @@ from ilf_trt.contract.plan import Ratio, Rule, StepPlan
 from ilf_trt.contract.ports import DECODE, TEXT
 from ilf_trt.contract.progress import Progress
 from ilf_trt.errors import InvalidRequest
-from ilf_trt.runtime.batches import Chunk, chunks_of
-from ilf_trt.runtime.gpu.array import is_on_gpu
-from ilf_trt.runtime.gpu.compatibility import EngineKind
-from ilf_trt.runtime.gpu.device import Device
+from ilf_trt.runtime.batches import RunBatch, run_batches
+from ilf_trt.runtime.engine import EngineKind
 from ilf_trt.runtime.host import Host
-from ilf_trt.runtime.loading import CLOSED, AllAtOnce, OneAfterAnother, Place, Stages
+from ilf_trt.runtime.loading import CLOSED, Backend, Loading, Part, Resident, Sequential
 from ilf_trt.runtime.picture.decoder import Decoder, decode_tile
 from ilf_trt.runtime.picture.png import pixels_from_latents
-from ilf_trt.runtime.picture.size import Frame
-from ilf_trt.runtime.progress import Watching
+from ilf_trt.runtime.picture.size import PictureSize
+from ilf_trt.runtime.progress import StepWatch
 from ilf_trt.runtime.request import Request, changed_plan
 from ilf_trt.runtime.result import Result
 from ilf_trt.runtime.session import KEPT_TRAJECTORIES, Session
-from ilf_trt.runtime.single_graph import run_alone
-from ilf_trt.runtime.start_noise import drawn, given
+from ilf_trt.runtime.single_graph import run_single_graph
+from ilf_trt.runtime.start_noise import checked_latents, is_on_gpu, noise_from_seed
 from ilf_trt.runtime.text.prompts import EmbeddedText, Prompt, embed
-from ilf_trt.runtime.text.tokenizer import Tokens
+from ilf_trt.runtime.text.tokenizer import Tokenizer
 from ilf_trt.runtime.timings import Timings
 from ilf_trt.runtime.trajectory import Job, RunOptions
 
@@ -45,15 +43,15 @@ PIXEL_CHANNELS = (1, 3)
 class Pipeline:
     """A loaded bundle. Threads may share it: each generation borrows a session, all share the engines."""
 
-    def __init__(self, bundle: Bundle, stages: Stages, description: str, *, on_gpu: bool) -> None:
-        """`stages` are where the bundle's graphs run; they are closed with the pipeline."""
+    def __init__(self, bundle: Bundle, loading: Loading, description: str, *, on_gpu: bool) -> None:
+        """`loading` lends sessions for the bundle's graphs; the pipeline closes it."""
         self.bundle = bundle
         self.device = description
-        self._stages = stages
+        self._loading = loading
         self._on_gpu = on_gpu
         self._closed = False
         text = bundle.manifest.text
-        self._tokens = None if text is None else Tokens(bundle.path / TOKENIZER_FILE, text)
+        self._tokens = None if text is None else Tokenizer(bundle.path / TOKENIZER_FILE, text)
 
     @classmethod
     def load(
@@ -87,22 +85,24 @@ class Pipeline:
             raise InvalidRequest(f"sessions is {sessions}, it must be at least 1")
         bundle = Bundle.open(path, check_hashes=check_hashes)
 
-        def opened(graphs: Sequence[str] | None = None) -> Place:
+        def load_backend(graphs: Sequence[str] | None = None) -> Backend:
             if ordinal is None:
                 return Host.open(bundle, threads=threads, graphs=graphs)
+            from ilf_trt.runtime.gpu.device import Device
+
             return Device.open(bundle, ordinal, kind, graphs=graphs)
 
         on_gpu = ordinal is not None
         if low_memory:
-            return cls(bundle, OneAfterAnother(opened), f"{device}, one stage at a time", on_gpu=on_gpu)
-        return cls.of(bundle, opened(), sessions=sessions, kept=kept)
+            return cls(bundle, Sequential(load_backend), f"{device}, one part at a time", on_gpu=on_gpu)
+        return cls.of(bundle, load_backend(), sessions=sessions, kept=kept)
 
     @classmethod
     def of(
-        cls, bundle: Bundle, place: Place, *, sessions: int = DEFAULT_SESSIONS, kept: int = KEPT_TRAJECTORIES
+        cls, bundle: Bundle, backend: Backend, *, sessions: int = DEFAULT_SESSIONS, kept: int = KEPT_TRAJECTORIES
     ) -> Self:
-        """A bundle that is loaded at `place`, which is closed with the pipeline."""
-        return cls(bundle, AllAtOnce(place, sessions, kept), place.description, on_gpu=isinstance(place, Device))
+        """A pipeline for a bundle that `backend` has loaded; the pipeline closes the backend."""
+        return cls(bundle, Resident(backend, sessions, kept), backend.description, on_gpu=backend.on_gpu)
 
     @property
     def manifest(self) -> Manifest:
@@ -113,7 +113,7 @@ class Pipeline:
 
         Raises PortMismatch for a missing array or a wrong shape, InvalidRequest for an unknown graph.
         """
-        return run_alone(self.manifest, self._stages, graph, arrays)
+        return run_single_graph(self.manifest, self._loading, graph, arrays)
 
     def warm_up(
         self, pictures: int | None = None, plan: StepPlan | None = None, *, size: Sequence[int] | None = None
@@ -123,14 +123,14 @@ class Pipeline:
         `pictures` is the batch's optimum by default. Call it before requests come in. It does nothing for a pipeline of
         low memory, which keeps nothing.
         """
-        if not isinstance(self._stages, AllAtOnce):
+        if not isinstance(self._loading, Resident):
             return
         count = self.manifest.batch.opt if pictures is None else pictures
         example: dict[str, Any] = {"prompt": [""] * count}
         if self.manifest.text is None:
-            native = Frame.of(self.manifest, size, binning=True).made
+            native = PictureSize.of(self.manifest, size, binning=True).native
             example = self.manifest.spec.conditioning.example(count, native, guidance=self.manifest.spec.guidance)
-        with self._stages.one_by_one() as turns:
+        with self._loading.each_session() as turns:
             for _ in turns:
                 self.generate(plan=plan, size=size, **example)
 
@@ -163,13 +163,13 @@ class Pipeline:
         text, text_ms = self._embed(wanted)
         conditions, pictures = wanted.conditions_of(self.manifest, text.conditions)
         noise = self._start_noise(wanted, pictures)
-        chunks = list(chunks_of(pictures, self.manifest.batch))
+        chunks = list(run_batches(pictures, self.manifest.batch))
         if len(chunks) > 1 and (on_device or is_on_gpu(noise)):
             raise InvalidRequest(
                 f"{pictures} pictures are more than a run's {self.manifest.batch.max}, and latents on a GPU are not "
                 "split; pass fewer"
             )
-        watch = Watching(len(wanted.plan.steps) * len(chunks), progress, cancel) if progress or cancel else None
+        watch = StepWatch(len(wanted.plan.steps) * len(chunks), progress, cancel) if progress or cancel else None
         options = RunOptions(profile=profile, on_device=on_device, watch=watch)
         latents, timings = self._sample(wanted, chunks, conditions, noise, options)
         pixels, decode_ms = (None, 0.0) if on_device or not decode else self._decode(latents, wanted.size)
@@ -192,7 +192,7 @@ class Pipeline:
         if self._closed:
             return
         self._closed = True
-        self._stages.close()
+        self._loading.close()
 
     def __enter__(self) -> Self:
         return self
@@ -207,8 +207,8 @@ class Pipeline:
             raise InvalidRequest(CLOSED)
 
     @contextmanager
-    def _session(self, stage: str) -> Iterator[Session]:
-        with self._stages.session(stage) as (_, session):
+    def _session(self, part: Part) -> Iterator[Session]:
+        with self._loading.session(part) as session:
             self._check_open()
             yield session
 
@@ -226,9 +226,9 @@ class Pipeline:
     def _start_noise(self, request: Request, pictures: int) -> Any:
         shape = (pictures, self.manifest.spec.latent[0], *request.size.cells)
         if request.latents is None:
-            return drawn(shape, request.seed, request.noise)
+            return noise_from_seed(shape, request.seed, request.noise)
         if not is_on_gpu(request.latents):
-            return given(request.latents, shape)
+            return checked_latents(request.latents, shape)
         if not self._on_gpu:
             raise InvalidRequest("latents are on a GPU, the pipeline on the CPU; pass a numpy array")
         return request.latents
@@ -236,36 +236,36 @@ class Pipeline:
     def _sample(
         self,
         request: Request,
-        chunks: list[Chunk],
+        chunks: list[RunBatch],
         conditions: Mapping[str, NDArray[Any]],
         noise: Any,
         options: RunOptions,
     ) -> tuple[Any, Timings]:
         """The latents of all chunks, and their timings together."""
         latents, timings = [], []
-        with self._session("loop") as session:
+        with self._session("transformer") as session:
             for chunk in chunks:
                 trajectory = session.trajectory(Job(request.plan, chunk.rows, request.size.cells, request.guided))
                 part, times = trajectory.run(
-                    noise if is_on_gpu(noise) else chunk.of(noise),
-                    self.manifest.spec.conditioning.rows(chunk.of_all(conditions), guided=request.guided),
+                    noise if is_on_gpu(noise) else chunk.take(noise),
+                    self.manifest.spec.conditioning.rows(chunk.take_all(conditions), guided=request.guided),
                     request.guidance_scale,
                     options,
                 )
                 whole = options.on_device or chunk.pictures == chunk.rows
                 latents.append(part if whole else part[: chunk.pictures].copy())
                 timings.append(times)
-        return latents[0] if len(latents) == 1 else np.concatenate(latents), Timings.together(timings)
+        return latents[0] if len(latents) == 1 else np.concatenate(latents), Timings.total(timings)
 
-    def _decode(self, latents: NDArray[np.float32], size: Frame) -> tuple[NDArray[np.uint8] | None, float]:
+    def _decode(self, latents: NDArray[np.float32], size: PictureSize) -> tuple[NDArray[np.uint8] | None, float]:
         """The pictures of latents, and the ms that it took; None if latents are no pixels and there is no decoder."""
         spec = self.manifest.decoder
         if spec is None:
             return (pixels_from_latents(latents) if latents.shape[1] in PIXEL_CHANNELS else None), 0.0
         begin = perf_counter_ns()
-        with self._session("decode") as session:
+        with self._session("decoder") as session:
             decoder = Decoder(partial(decode_tile, session, spec), spec)
-            pixels = decoder.decode(latents, size.asked if size.asked != size.made else None)
+            pixels = decoder.decode(latents, size.requested if size.requested != size.native else None)
         return pixels, (perf_counter_ns() - begin) / 1e6
 
 

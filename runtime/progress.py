@@ -1,4 +1,4 @@
-"""Watches a generation from step to step, for its caller."""
+"""Reports every step of a generation to its caller, and ends the generation if the caller cancels it."""
 
 from threading import Event
 
@@ -6,8 +6,8 @@ from ilf_trt.contract.progress import Progress
 from ilf_trt.errors import Cancelled
 
 
-class Watching:
-    """Tells of every step that is done, and ends a generation that its caller wants no more."""
+class StepWatch:
+    """Call it after every step. It calls `progress("step", done, total)` and raises Cancelled once `cancel` is set."""
 
     def __init__(self, steps: int, progress: Progress | None, cancel: Event | None) -> None:
         self._steps, self._progress, self._cancel = steps, progress, cancel

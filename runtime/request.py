@@ -13,7 +13,7 @@ from ilf_trt.contract.manifest import Manifest
 from ilf_trt.contract.plan import Ratio, Rule, StepPlan, make_plan
 from ilf_trt.contract.ports import Role
 from ilf_trt.errors import InvalidRequest
-from ilf_trt.runtime.picture.size import Frame
+from ilf_trt.runtime.picture.size import PictureSize
 from ilf_trt.runtime.start_noise import NoiseSource
 from ilf_trt.runtime.text.prompts import Prompt, Prompts
 
@@ -27,7 +27,7 @@ class Request:
     """
 
     plan: StepPlan
-    size: Frame
+    size: PictureSize
     guidance_scale: float
     guided: bool
     prompts: Prompts | None
@@ -85,7 +85,7 @@ class Request:
             raise InvalidRequest(f"this bundle has no text encoder; it takes {names}, or build it with --pipeline")
         return cls(
             plan=plan,
-            size=Frame.of(manifest, size, binning=binning),
+            size=PictureSize.of(manifest, size, binning=binning),
             guidance_scale=scale,
             guided=manifest.spec.guidance and (scale != 1 or manifest.batch.fixed),
             prompts=None if prompt is None else Prompts.of(prompt, negative_prompt, clean=clean_captions),
@@ -106,7 +106,7 @@ class Request:
         if twice:
             raise InvalidRequest(f"prompt and {twice[0]} are both given; give one of them")
         conditioning = manifest.spec.conditioning
-        values = conditioning.with_size({**self.conditions, **text}, self.size.made)
+        values = conditioning.with_size({**self.conditions, **text}, self.size.native)
         if not self.guided:
             unused = {port.name for port in manifest.spec.conditions} - {port.name for port in conditioning.own}
             values = {name: value for name, value in values.items() if name not in unused}

@@ -26,7 +26,7 @@ from ilf_trt.contract.reference_cases import (
 )
 from ilf_trt.contract.spec import Precision
 from ilf_trt.errors import BundleError, ParityError
-from ilf_trt.runtime.batches import chunks_of
+from ilf_trt.runtime.batches import run_batches
 from ilf_trt.runtime.pipeline import Pipeline
 
 TINY = 1e-30
@@ -111,8 +111,8 @@ def _parts(pipeline: Pipeline, reference: Mapping[str, NDArray[Any]]) -> Iterato
         ids, mask, embedded = (reference[name] for name in (TEXT_IDS, TEXT_MASK, TEXT_EMBEDDED))
         batch = pipeline.manifest.batch
         texts = [
-            pipeline.run(TEXT, {"ids": chunk.of(ids), "ids_mask": chunk.of(mask)})["text"][: chunk.pictures]
-            for chunk in chunks_of(len(ids), batch)
+            pipeline.run(TEXT, {"ids": chunk.take(ids), "ids_mask": chunk.take(mask)})["text"][: chunk.pictures]
+            for chunk in run_batches(len(ids), batch)
         ]
         row = difference("text", np.concatenate(texts), embedded)
         yield replace(row, limit=text.precision.parity_limit)

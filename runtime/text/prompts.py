@@ -13,10 +13,10 @@ from ilf_trt.contract.manifest import Manifest
 from ilf_trt.contract.ports import PICTURES, Role
 from ilf_trt.contract.spec import TextSpec
 from ilf_trt.errors import InvalidRequest
-from ilf_trt.runtime.batches import chunks_of
+from ilf_trt.runtime.batches import run_batches
 from ilf_trt.runtime.session import Session
-from ilf_trt.runtime.text.caption import prepared
-from ilf_trt.runtime.text.tokenizer import Encoded, Tokens
+from ilf_trt.runtime.text.caption import prepare_caption
+from ilf_trt.runtime.text.tokenizer import Encoding, Tokenizer
 
 log = logging.getLogger(__name__)
 
@@ -46,7 +46,7 @@ class Prompts:
 
     def prepared(self, text: str) -> str:
         """A text as the model reads it."""
-        return prepared(text, clean=self.clean)
+        return prepare_caption(text, clean=self.clean)
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,18 +58,18 @@ class EmbeddedText:
 
 
 def embed(
-    prompts: Prompts, tokenizer: Tokens, spec: TextSpec, manifest: Manifest, session: Session, *, guided: bool
+    prompts: Prompts, tokenizer: Tokenizer, spec: TextSpec, manifest: Manifest, session: Session, *, guided: bool
 ) -> EmbeddedText:
     """Embed every different text once; the negative ones only if `guided`."""
     positive = tuple(map(prompts.prepared, prompts.positive))
     against = tuple(map(prompts.prepared, prompts.negative)) if guided else ()
     texts = tuple(dict.fromkeys((*positive, *against)))
-    encoded = tokenizer.encode(texts)
+    encoding = tokenizer.encode(texts)
     embeddings = np.empty((len(texts), spec.tokens, spec.channels), np.float32)
-    for chunk in chunks_of(len(texts), manifest.batch):
+    for chunk in run_batches(len(texts), manifest.batch):
         call = session.call(spec.graph, {PICTURES: chunk.rows})
-        call.inputs["ids"][:] = chunk.of(encoded.ids)
-        call.inputs["ids_mask"][:] = chunk.of(encoded.mask)
+        call.inputs["ids"][:] = chunk.take(encoding.ids)
+        call.inputs["ids_mask"][:] = chunk.take(encoding.mask)
         call()
         embeddings[chunk.begin : chunk.end] = call.outputs["text"][: chunk.pictures]
     row_of = {text: row for row, text in enumerate(texts)}
@@ -77,14 +77,14 @@ def embed(
 
     def conditions(of: tuple[str, ...]) -> dict[str, Any]:
         rows = [row_of[text] for text in of]
-        return dict(zip(names, (embeddings[rows], encoded.mask[rows]), strict=True))
+        return dict(zip(names, (embeddings[rows], encoding.mask[rows]), strict=True))
 
     own = conditions(positive) | (negative(conditions(against)) if guided else {})
-    return EmbeddedText(own, _report(encoded, [row_of[text] for text in positive], spec))
+    return EmbeddedText(own, _report(encoding, [row_of[text] for text in positive], spec))
 
 
-def _report(encoded: Encoded, rows: list[int], spec: TextSpec) -> tuple[str, ...]:
-    cut = tuple(encoded.cut[row] for row in rows)
+def _report(encoding: Encoding, rows: list[int], spec: TextSpec) -> tuple[str, ...]:
+    cut = tuple(encoding.overflow[row] for row in rows)
     for text in dict.fromkeys(filter(None, cut)):
         log.warning("the prompt is longer than the model's %d tokens; the model does not see: %r", spec.tokens, text)
     return cut

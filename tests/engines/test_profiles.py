@@ -66,7 +66,7 @@ def test_the_times_are_tuned_for_the_plan_and_fit_it(times: int) -> None:
     assert high == (max(times, MAX_TIMES),)
 
 
-@pytest.mark.parametrize("name", ["dit_fp16", "pixart_fp16"])
+@pytest.mark.parametrize("name", ["dit_fp16", "pixart_bf16"])
 def test_every_input_that_varies_has_a_range_of_its_rank(name: str, request: pytest.FixtureRequest) -> None:
     built: Built = request.getfixturevalue(name)
     manifest = built.result.bundle.manifest

@@ -161,7 +161,7 @@ def test_a_version_outside_the_range_is_refused(version: str, age: str, tensorrt
 def test_a_module_that_names_no_version_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "tensorrt").mkdir()  # what an uninstalled package may leave behind
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
-    with pytest.raises(MissingDependency, match=r"tensorrt names no version, .*pip install 'ilf-trt\[tensorrt\]'"):
+    with pytest.raises(MissingDependency, match=r"tensorrt has no version, .*pip install 'ilf-trt\[tensorrt\]'"):
         probe()
 
 
@@ -186,7 +186,9 @@ def test_without_cuda_core_the_line_to_install_it_is_given(tmp_path: Path, monke
 
 def test_without_a_gpu_it_is_said_where_to_build(tensorrt: Callable[..., None]) -> None:
     tensorrt(CUDA_CORE_FAILS="no GPU")
-    with pytest.raises(EngineError, match=r"builds on the GPU that serves, and none can be used here") as caught:
+    with pytest.raises(
+        EngineError, match=r"builds on the GPU that will run the engines, and this machine has no usable GPU"
+    ) as caught:
         probe()
     assert "no CUDA-capable device is detected" in str(caught.value)
     assert "--target tensorrt-rtx --gpu" in str(caught.value)

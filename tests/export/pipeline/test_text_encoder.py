@@ -19,7 +19,7 @@ from ilf_trt.export.pipeline.folder import PipelineFolder
 from ilf_trt.export.pipeline.t5 import T5Shape
 from ilf_trt.export.pipeline.text_encoder import export_text, text_spec_of, write_tokenizer
 from ilf_trt.export.rounding import emulate_bfloat16
-from ilf_trt.runtime.text.tokenizer import Tokens
+from ilf_trt.runtime.text.tokenizer import Tokenizer
 from tests import small_pipelines
 from tests.small_tokenizer import PIECES
 
@@ -51,7 +51,7 @@ def exported(folder: Path, tmp_path: Path, precision: Precision = Precision.FP32
 
 def tokens(folder: Path, tmp_path: Path, spec: TextSpec) -> tuple[NDArray[Any], NDArray[Any]]:
     write_tokenizer(PipelineFolder.open(folder), tmp_path / "tokenizer.json")
-    encoded = Tokens(tmp_path / "tokenizer.json", spec).encode(PROMPTS)
+    encoded = Tokenizer(tmp_path / "tokenizer.json", spec).encode(PROMPTS)
     return encoded.ids, encoded.mask
 
 
