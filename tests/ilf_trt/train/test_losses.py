@@ -12,7 +12,7 @@ from torch import Tensor
 
 from ilf_trt import ILFModel, attach
 from ilf_trt.train.batch_stream import Batch
-from ilf_trt.train.losses import Objective, ddim, dpm, noised, squared, straight
+from ilf_trt.train.losses import Objective, add_noise, ddim, dpm, squared_error, step_noise
 from ilf_trt.train.recipe import Loss, LossKind, SecondPass
 from tests.conftest import LOOP, small_dit, small_pixart
 from tests.small_training import dit_rows, pixart_rows
@@ -111,7 +111,7 @@ def counted(model: ILFModel, name: str) -> Iterator[list[bool]]:
 
 def test_noised_is_the_diffusion_of_diffusers(rows: Batch, noise: Tensor) -> None:
     wanted = DDPMScheduler().add_noise(rows.x0, noise, TIME)
-    assert torch.allclose(noised(rows.x0, noise, TIME, ALPHAS), wanted, **FLOAT32)
+    assert torch.allclose(add_noise(rows.x0, noise, TIME, ALPHAS), wanted, **FLOAT32)
 
 
 def test_a_ddim_step_with_the_true_noise_lands_on_the_diffusion_of_the_later_time(rows: Batch, noise: Tensor) -> None:
@@ -120,9 +120,9 @@ def test_a_ddim_step_with_the_true_noise_lands_on_the_diffusion_of_the_later_tim
     assert torch.allclose(x, x_at(later, rows.x0, noise), **DDIM)
 
 
-def test_squared_is_a_mean_over_each_row() -> None:
+def test_the_squared_error_is_a_mean_over_each_row() -> None:
     x, y = torch.randn(2, 3, 2, 4, 4)
-    assert torch.allclose(squared(x, y), mse(x, y))
+    assert torch.allclose(squared_error(x, y), mse(x, y))
 
 
 def test_reconstruction_is_the_student_against_the_noise(model: ILFModel, rows: Batch, noise: Tensor) -> None:
@@ -229,7 +229,7 @@ def test_a_step_to_time_zero_ends_at_the_clean_image() -> None:
     ended, _ = dpm(x, epsilon, time, zero, ALPHAS, None)
     a = ALPHAS[40]
     assert torch.allclose(ended, (x - (1 - a).sqrt() * epsilon) / a.sqrt(), atol=1e-3)
-    assert torch.allclose(straight(x, ended, time, zero, ALPHAS), epsilon, atol=1e-2)
+    assert torch.allclose(step_noise(x, ended, time, zero, ALPHAS), epsilon, atol=1e-2)
 
 
 def test_an_interval_has_targets_at_every_time(model: ILFModel, rows: Batch, noise: Tensor) -> None:

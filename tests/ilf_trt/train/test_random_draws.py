@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from ilf_trt.train.random_draws import VALIDATION, Draws, draw
+from ilf_trt.train.random_draws import VALIDATION, RandomDraws, draw_rows
 
 LATENT = (1, 4, 4)
 MANY = 4000
@@ -16,16 +16,16 @@ VARIANCE_ERROR = 0.03
 
 def drawn(
     rows: range = range(4), *, seed: int = 0, iteration: int = 1, dropout: float = 0.5, purpose: int = 0
-) -> Draws:
-    return draw(seed, iteration, rows, LATENT, times=1000, dropout=dropout, purpose=purpose)
+) -> RandomDraws:
+    return draw_rows(seed, iteration, rows, LATENT, times=1000, dropout=dropout, purpose=purpose)
 
 
-def tensors(draws: Draws) -> list[Tensor]:
-    return [draws.time, draws.noise, draws.dropped, draws.share]
+def tensors(draws: RandomDraws) -> list[Tensor]:
+    return [draws.time, draws.noise, draws.drop_mask, draws.share]
 
 
 @pytest.fixture(scope="module")
-def many() -> Draws:
+def many() -> RandomDraws:
     return drawn(range(MANY), dropout=0.1)
 
 
@@ -52,26 +52,26 @@ def test_a_large_seed_is_taken() -> None:
     assert not torch.equal(drawn(seed=2**63 - 1).noise, drawn().noise)
 
 
-def test_times_are_uniform_over_the_whole_range(many: Draws) -> None:
+def test_times_are_uniform_over_the_whole_range(many: RandomDraws) -> None:
     assert (many.time.min(), many.time.max()) == (0, 999)
     assert many.time.double().mean().item() / 999 == pytest.approx(0.5, abs=MEAN_ERROR)
 
 
-def test_shares_are_uniform_below_one(many: Draws) -> None:
+def test_shares_are_uniform_below_one(many: RandomDraws) -> None:
     assert 0 <= many.share.min() < 0.01 < 0.99 < many.share.max() < 1
     assert many.share.double().mean().item() == pytest.approx(0.5, abs=MEAN_ERROR)
 
 
-def test_noise_is_normal_of_unit_variance(many: Draws) -> None:
+def test_noise_is_normal_of_unit_variance(many: RandomDraws) -> None:
     assert many.noise.dtype is torch.float32
     assert many.noise.mean().item() == pytest.approx(0, abs=MEAN_ERROR)
     assert many.noise.var().item() == pytest.approx(1, abs=VARIANCE_ERROR)
 
 
-def test_the_share_of_dropped_conditions_is_the_recipe_s(many: Draws) -> None:
-    assert many.dropped.float().mean().item() == pytest.approx(0.1, abs=SHARE_ERROR)
-    assert not drawn(range(100), dropout=0).dropped.any()
-    assert drawn(range(100), dropout=1).dropped.all()
+def test_the_share_of_dropped_conditions_is_the_recipe_s(many: RandomDraws) -> None:
+    assert many.drop_mask.float().mean().item() == pytest.approx(0.1, abs=SHARE_ERROR)
+    assert not drawn(range(100), dropout=0).drop_mask.any()
+    assert drawn(range(100), dropout=1).drop_mask.all()
 
 
 def test_a_part_holds_its_rows_of_everything() -> None:

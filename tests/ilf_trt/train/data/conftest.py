@@ -139,12 +139,12 @@ Pull = Callable[..., list[tuple[int, list[str]]]]
 
 @pytest.fixture
 def pull() -> Pull:
-    """Iterations and keys of the first batches of a feed; its threads are ended."""
+    """Iterations and keys of the first batches of a stream; its threads are ended."""
 
-    def pulls(feed: Any, count: int, *, start: int = 1, rank: int = 0, world: int = 1) -> list[tuple[int, list[str]]]:
-        stream: Iterator[Any] = feed.stream(start_iteration=start, rank=rank, world=world)
-        found = [(iteration, list(keys)) for iteration, keys, _ in (next(stream) for _ in range(count))]
-        stream.close()  # type: ignore[attr-defined]
+    def pulls(stream: Any, count: int, *, start: int = 1, rank: int = 0, world: int = 1) -> list[tuple[int, list[str]]]:
+        batches: Iterator[Any] = stream.batches(start_iteration=start, rank=rank, world=world)
+        found = [(iteration, list(keys)) for iteration, keys, _ in (next(batches) for _ in range(count))]
+        batches.close()  # type: ignore[attr-defined]
         return found
 
     return pulls

@@ -10,11 +10,11 @@ from diffusers import DPMSolverMultistepScheduler
 
 from ilf_trt import attach
 from ilf_trt.model.checkpoint import base_scheduler, fingerprint
-from ilf_trt.train.batch_stream import Feed, Pulled
+from ilf_trt.train.batch_stream import BatchStream, StreamItem
 from ilf_trt.train.checkpoints import Base
-from ilf_trt.train.data import fitted, open_feed
+from ilf_trt.train.data import fit_stream, open_stream
 from ilf_trt.train.data.text import Text
-from ilf_trt.train.loop import Outcome, Setting, train
+from ilf_trt.train.loop import Outcome, RunSetup, train
 from ilf_trt.train.recipe import Recipe
 from tests.conftest import LOOP, TEXT_TOKENS, Run, small_dit, small_pixart
 from tests.ilf_trt.train.data.conftest import Pull, Words, write_captions, write_classes, write_tar
@@ -23,13 +23,13 @@ BATCH = 4
 
 
 class Noting:
-    """A feed that keeps the keys of what it gave."""
+    """A stream that keeps the keys of its batches."""
 
-    def __init__(self, feed: Feed) -> None:
-        self.feed, self.null, self.keys = feed, feed.null, dict[int, list[str]]()
+    def __init__(self, stream: BatchStream) -> None:
+        self.stream, self.null, self.keys = stream, stream.null, dict[int, list[str]]()
 
-    def stream(self, *, start_iteration: int, rank: int, world: int) -> Iterator[Pulled]:
-        for iteration, keys, batch in self.feed.stream(start_iteration=start_iteration, rank=rank, world=world):
+    def batches(self, *, start_iteration: int, rank: int, world: int) -> Iterator[StreamItem]:
+        for iteration, keys, batch in self.stream.batches(start_iteration=start_iteration, rank=rank, world=world):
             self.keys[iteration] = list(keys)
             yield iteration, keys, batch
 
@@ -63,9 +63,9 @@ def trained(base: Any, data: dict[str, Any], output: Path, *, iterations: int = 
     source = str(output / "base" / "transformer")
     chosen = recipe(data, iterations)
     model = attach(base, LOOP)
-    feed = Noting(fitted(open_feed(data, global_batch=BATCH, seed=chosen.seed), model.adapter))
-    setting = Setting(output / "training", Base(source, fingerprint(base)), base_scheduler(source), cpu=True)
-    return train(model, chosen, feed, setting), feed
+    stream = Noting(fit_stream(open_stream(data, global_batch=BATCH, seed=chosen.seed), model.adapter))
+    setup = RunSetup(output / "training", Base(source, fingerprint(base)), base_scheduler(source), cpu=True)
+    return train(model, chosen, stream, setup), stream
 
 
 @pytest.fixture
@@ -91,19 +91,19 @@ def test_a_pixart_trains_on_prepared_captions(
     assert ran.code == 0, ran.err
     assert "9 samples of 4x16x16 with text, 1 broken" in ran.out
     table = {"kind": "latents", "path": str(out)}
-    outcome, feed = trained(small_pixart(sized=True), table, tmp_path / "run")
+    outcome, stream = trained(small_pixart(sized=True), table, tmp_path / "run")
     assert (outcome.iteration, outcome.stopped) == (2, False)
     assert isfinite(outcome.mean_loss)
-    assert "3.png" not in {key for keys in feed.keys.values() for key in keys}
+    assert "3.png" not in {key for keys in stream.keys.values() for key in keys}
 
 
 def test_a_dit_trains_on_a_folder_of_pictures_past_the_broken_ones(tmp_path: Path) -> None:
     folder = write_classes(tmp_path / "images", {str(number): 2 for number in range(10)})
     (folder / "4" / "0.png").write_bytes(b"broken")
     table = {"kind": "images", "path": str(folder), "size": 8, "channels": 1, "flip": True}
-    outcome, feed = trained(small_dit(), table, tmp_path / "run", iterations=5)
+    outcome, stream = trained(small_dit(), table, tmp_path / "run", iterations=5)
     assert outcome.iteration == 5
-    keys = [key for keys in feed.keys.values() for key in keys]
+    keys = [key for keys in stream.keys.values() for key in keys]
     assert "4/0.png" not in keys
     assert len(set(keys)) == 19
 
@@ -122,11 +122,11 @@ def test_a_training_that_goes_on_in_the_middle_of_an_epoch_sees_the_same_rows(tm
 def test_two_ranks_read_the_rows_of_one(tmp_path: Path, pull: Pull) -> None:
     folder = write_classes(tmp_path / "images", {"cat": 5, "dog": 6})
     (folder / "cat" / "1.png").write_bytes(b"broken")
-    feeds = [
-        open_feed({"kind": "images", "path": str(folder), "size": 8}, global_batch=BATCH, seed=1) for _ in range(3)
+    streams = [
+        open_stream({"kind": "images", "path": str(folder), "size": 8}, global_batch=BATCH, seed=1) for _ in range(3)
     ]
-    parts = [pull(feed, 5, rank=rank, world=2) for rank, feed in enumerate(feeds[:2])]
-    assert [a[1] + b[1] for a, b in zip(*parts, strict=True)] == [keys for _, keys in pull(feeds[2], 5)]
+    parts = [pull(stream, 5, rank=rank, world=2) for rank, stream in enumerate(streams[:2])]
+    assert [a[1] + b[1] for a, b in zip(*parts, strict=True)] == [keys for _, keys in pull(streams[2], 5)]
 
 
 def test_the_command_prepares_labels_from_shards_and_goes_on(run: Run, vae_folder: Path, tmp_path: Path) -> None:

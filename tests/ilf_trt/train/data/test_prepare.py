@@ -91,7 +91,7 @@ def test_a_stopped_run_goes_on_and_gives_the_same_files(labels: ImageFolder, tmp
     with pytest.raises(KeyboardInterrupt):
         prepare(labels, tmp_path / "out", preparation(), pictures=Stopping(6), texts=None)
     assert sorted(files(tmp_path / "out")) == ["index.json", "shard-00000.safetensors"]
-    with pytest.raises(DataError, match="is not whole: 1 shards are there"):
+    with pytest.raises(DataError, match="is not complete: it has 1 shards so far"):
         LatentShards(tmp_path / "out")
     later = Stopping(-1)
     prepare(labels, tmp_path / "out", preparation(), pictures=later, texts=None)
@@ -110,7 +110,7 @@ def test_a_shard_that_was_damaged_is_made_again(labels: ImageFolder, tmp_path: P
 
 def test_other_settings_are_refused_with_both_values(labels: ImageFolder, tmp_path: Path) -> None:
     prepare(labels, tmp_path / "out", preparation(), pictures=Halves(), texts=None)
-    with pytest.raises(InvalidRequest, match="prepared otherwise: size was 8 and is 16; give another --output"):
+    with pytest.raises(InvalidRequest, match="with other settings: size was 8 and is 16; give another --output"):
         prepare(labels, tmp_path / "out", preparation(settings={"size": 16}), pictures=Halves(), texts=None)
     (tmp_path / "images" / "cat" / "0.png").rename(tmp_path / "images" / "cat" / "9.png")
     moved = ImageFolder(tmp_path / "images", size=8)
@@ -135,7 +135,7 @@ def test_two_runs_do_not_write_into_one_folder(labels: ImageFolder, tmp_path: Pa
 
 def test_a_shard_that_cannot_be_written_leaves_nothing_and_says_so(tmp_path: Path) -> None:
     (tmp_path / "shard-00000.safetensors").mkdir()
-    with pytest.raises(DataError, match=r"cannot write .*shard-00000\.safetensors: .*the same command goes on"):
+    with pytest.raises(DataError, match=r"cannot write .*shard-00000\.safetensors: .*run the same command again"):
         write_shard(tmp_path / "shard-00000.safetensors", {"x0": torch.zeros(1)}, keys=["a"])
     assert [path.name for path in tmp_path.iterdir()] == ["shard-00000.safetensors"]
 
@@ -195,17 +195,17 @@ def test_encoders_that_do_not_match_the_data_are_refused(
 
 
 def test_progress_counts_to_the_end(labels: ImageFolder, tmp_path: Path) -> None:
-    told: list[tuple[int, int]] = []
+    steps: list[tuple[int, int]] = []
     prepare(
         labels,
         tmp_path / "out",
         preparation(),
         pictures=Halves(),
         texts=None,
-        progress=lambda *both: told.append(both),
+        progress=lambda what, done, total, *_: steps.append((done, total)),
     )
-    assert (told[0], told[-1]) == ((0, 10), (10, 10))
-    assert told == sorted(told)
+    assert (steps[0], steps[-1]) == ((0, 10), (10, 10))
+    assert steps == sorted(steps)
 
 
 @pytest.fixture
