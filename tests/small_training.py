@@ -99,8 +99,8 @@ def small_model() -> ILFModel:
 
 
 @dataclass
-class Ran:
-    """A training that ended: its model, how it ended, and the losses by iteration."""
+class TrainingRun:
+    """A training after its end: the model, the outcome, and the losses by iteration."""
 
     model: ILFModel
     outcome: Outcome
@@ -116,7 +116,7 @@ def run_training(
     stop_after: int | None = None,
     validation: Any = None,
     **setup: Any,
-) -> Ran:
+) -> TrainingRun:
     """Train in this process; the run stops after `stop_after` iterations. The recipe must log every iteration."""
     recipe = recipe or small_recipe()
     model = model or small_model()
@@ -132,7 +132,7 @@ def run_training(
         stop=lambda: next(calls) == stop_after,
     )
     losses = {line["iteration"]: line["loss"] for line in log_of(folder)}
-    return Ran(model, outcome, {iteration: losses[iteration] for iteration in iterations})
+    return TrainingRun(model, outcome, {iteration: losses[iteration] for iteration in iterations})
 
 
 def losses_of(losses: dict[int, float]) -> Tensor:

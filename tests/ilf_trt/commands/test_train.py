@@ -117,8 +117,8 @@ def test_sigterm_saves_exits_143_and_resumes_to_the_bit(base: Path, whole: Path,
     assert run(*command).code == 0
     last = Path("steps") / f"{ITERATIONS:08d}"
     for name in ("ilf.safetensors", "optimizer.safetensors"):
-        mine, wanted = load_file(tmp_path / "out" / last / name), load_file(whole / last / name)
-        assert all(torch.equal(mine[key], wanted[key]) for key in wanted)
+        mine, expected = load_file(tmp_path / "out" / last / name), load_file(whole / last / name)
+        assert all(torch.equal(mine[key], expected[key]) for key in expected)
     assert log_of(tmp_path / "out") == log_of(whole)
 
 
@@ -137,9 +137,9 @@ def test_a_signal_in_this_process_saves_too_and_its_handler_is_put_back(
             os.kill(os.getpid(), sent)
 
     monkeypatch.setattr(TrainingLog, "write", writes)
-    ran = run(*arguments(base, tmp_path / "out"))
-    assert (ran.code, ran.out) == (code, "")
-    assert "stopped at iteration 3, saved" in ran.err  # what was asked in iteration 2 is heard after the next
+    result = run(*arguments(base, tmp_path / "out"))
+    assert (result.code, result.out) == (code, "")
+    assert "stopped at iteration 3, saved" in result.err  # the loop hears a signal of iteration 2 after the next one
     assert signal.getsignal(sent) is before
 
 
@@ -178,13 +178,15 @@ def test_two_processes_by_accelerate_launch_have_the_losses_of_one(base: Path, t
 def test_the_output_is_a_checkpoint_that_loads_with_its_base(whole: Path, base: Path) -> None:
     model = load_ilf(whole)
     assert model.feedback.scales.abs().min() > 0
-    wanted = load_backbone(str(base)).state_dict()
-    assert all(torch.equal(value, wanted[name]) for name, value in model.backbone.state_dict().items())
+    expected = load_backbone(str(base)).state_dict()
+    assert all(torch.equal(value, expected[name]) for name, value in model.backbone.state_dict().items())
 
 
 def test_the_next_command_is_told(base: Path, tmp_path: Path, run: Run) -> None:
-    ran = run(*arguments(base, tmp_path / "out", iterations=1))
-    assert ran.out.splitlines()[1] == f"next: ilf-trt build --checkpoint {tmp_path / 'out'} -o {tmp_path / 'out'}.ilf"
+    result = run(*arguments(base, tmp_path / "out", iterations=1))
+    assert (
+        result.out.splitlines()[1] == f"next: ilf-trt build --checkpoint {tmp_path / 'out'} -o {tmp_path / 'out'}.ilf"
+    )
 
 
 def test_the_demo_s_recipe_writes_sample_grids(base: Path, tmp_path: Path, run: Run) -> None:
@@ -200,10 +202,10 @@ def test_a_dry_run_prints_memory_flop_steps_and_hours_and_writes_nothing(
     run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    ran = run("train", "--config", "cifar10", "--dry-run", "--rate", "100", "--processes", "2")
-    assert ran.code == 0
+    result = run("train", "--config", "cifar10", "--dry-run", "--rate", "100", "--processes", "2")
+    assert result.code == 0
     parts = ("35.2 M frozen, 2.9 M trained", "a checkpoint on disk", "128 = 2 x 1 x 64", "5000", "hours at 100 TFLOP/s")
-    assert [part for part in parts if part not in ran.out] == []
+    assert [part for part in parts if part not in result.out] == []
     assert list(tmp_path.iterdir()) == []
 
 
@@ -219,13 +221,13 @@ def test_hours_go_with_the_rate(run: Run) -> None:
 
 def test_a_dry_run_takes_the_config_of_a_base_on_the_disk(run: Run, base: Path) -> None:
     for folder in (base, base.parent):
-        ran = run("train", "--config", "demo", "--set", f"model.base={folder}", "--dry-run")
-        assert "1.2 M frozen" in ran.out
+        result = run("train", "--config", "demo", "--set", f"model.base={folder}", "--dry-run")
+        assert "1.2 M frozen" in result.out
 
 
 def test_a_dry_run_without_base_or_config_is_refused(run: Run) -> None:
-    ran = run("train", "--config", "demo", "--set", "model.base=none/of-these", "--dry-run")
-    ran.refused("none/of-these is not on this disk", "model.kind")
+    result = run("train", "--config", "demo", "--set", "model.base=none/of-these", "--dry-run")
+    result.refused("none/of-these is not on this disk", "model.kind")
 
 
 @pytest.mark.parametrize("option", [("--rate", "0"), ("--processes", "0"), ("--rate", "nan")])

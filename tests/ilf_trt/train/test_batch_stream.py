@@ -20,22 +20,22 @@ def items(of: MemoryStream, count: int, *, start: int = 1, rank: int = 0, world:
     return list(islice(of.batches(start_iteration=start, rank=rank, world=world), count))
 
 
-def keys(found: list[StreamItem]) -> list[str]:
-    return [key for _, names, _ in found for key in names]
+def keys(stream_items: list[StreamItem]) -> list[str]:
+    return [key for _, names, _ in stream_items for key in names]
 
 
 def test_every_epoch_shows_every_row_once_in_its_own_order() -> None:
-    seen = keys(items(stream(), ROWS))
-    epochs = [seen[start : start + ROWS] for start in range(0, len(seen), ROWS)]
+    sequence = keys(items(stream(), ROWS))
+    epochs = [sequence[start : start + ROWS] for start in range(0, len(sequence), ROWS)]
     assert [sorted(map(int, epoch)) for epoch in epochs] == [list(range(ROWS))] * 5
     assert len({tuple(epoch) for epoch in epochs}) == 5
 
 
 def test_keys_name_the_rows_that_are_given() -> None:
     (_, names, batch), *_ = items(stream(), 1)
-    chosen = [int(name) for name in names]
-    assert torch.equal(batch.x0, dit_rows(ROWS).x0[chosen])
-    assert torch.equal(batch.call["class_labels"], dit_rows(ROWS).call["class_labels"][chosen])
+    numbers = [int(name) for name in names]
+    assert torch.equal(batch.x0, dit_rows(ROWS).x0[numbers])
+    assert torch.equal(batch.call["class_labels"], dit_rows(ROWS).call["class_labels"][numbers])
 
 
 def test_opened_later_it_goes_on_as_if_it_had_run() -> None:
@@ -72,15 +72,15 @@ def test_a_part_cuts_nested_arguments_too() -> None:
 
 
 def test_dropped_rows_get_the_arguments_of_the_null_and_keep_the_others() -> None:
-    rows, dropped = pixart_rows(3), torch.tensor([False, True, False])
+    rows, drop_mask = pixart_rows(3), torch.tensor([False, True, False])
     null = {
         "encoder_hidden_states": torch.full((1, 7, 32), 9.0),
         "encoder_attention_mask": torch.tensor([[1.0, 1, 0, 0, 0, 0, 0]]),
     }
-    found = rows.without_condition(dropped, null)
-    assert torch.equal(found.call["encoder_hidden_states"][1], null["encoder_hidden_states"][0])
-    assert torch.equal(found.call["encoder_attention_mask"][1], null["encoder_attention_mask"][0])
-    for kept in (0, 2):
-        assert torch.equal(found.call["encoder_hidden_states"][kept], rows.call["encoder_hidden_states"][kept])
-    assert found.call["added_cond_kwargs"] is rows.call["added_cond_kwargs"]
+    result = rows.without_condition(drop_mask, null)
+    assert torch.equal(result.call["encoder_hidden_states"][1], null["encoder_hidden_states"][0])
+    assert torch.equal(result.call["encoder_attention_mask"][1], null["encoder_attention_mask"][0])
+    for row in (0, 2):
+        assert torch.equal(result.call["encoder_hidden_states"][row], rows.call["encoder_hidden_states"][row])
+    assert result.call["added_cond_kwargs"] is rows.call["added_cond_kwargs"]
     assert torch.equal(rows.call["encoder_hidden_states"], pixart_rows(3).call["encoder_hidden_states"])

@@ -105,8 +105,8 @@ def test_a_checkpoint_holds_the_feedback_and_its_moments_and_nothing_of_the_back
     assert files == {"ilf.json", "ilf.safetensors", "optimizer.safetensors", "state.json"}
     parameters = dict(small_model().feedback.named_parameters())
     assert load_file(last(whole) / "ilf.safetensors").keys() == parameters.keys()
-    wanted = {f"{name}.{moment}" for name in parameters for moment in ("step", "exp_avg", "exp_avg_sq")}
-    assert load_file(last(whole) / "optimizer.safetensors").keys() == wanted
+    expected = {f"{name}.{moment}" for name in parameters for moment in ("step", "exp_avg", "exp_avg_sq")}
+    assert load_file(last(whole) / "optimizer.safetensors").keys() == expected
 
 
 def test_the_end_of_a_training_lies_in_its_folder(whole: Path) -> None:

@@ -80,10 +80,10 @@ def test_a_block_s_forward_has_the_table_s_flop(name: str) -> None:
 
 def test_the_count_is_that_of_the_model_itself() -> None:
     backbone = small_dit()
-    found = cost()
-    assert found.frozen_parameters == sum(parameter.numel() for parameter in backbone.parameters())
+    small = cost()
+    assert small.frozen_parameters == sum(parameter.numel() for parameter in backbone.parameters())
     block = sum(parameter.numel() for parameter in backbone.transformer_blocks[LOOP[1]].parameters())
-    assert found.trained_parameters == block + 2
+    assert small.trained_parameters == block + 2
 
 
 def test_a_checkpoint_on_disk_has_the_counted_size(tmp_path: Path) -> None:
@@ -128,9 +128,9 @@ def test_a_teacher_costs_its_forwards() -> None:
 
 
 def test_hours_are_all_flop_over_the_rate() -> None:
-    found = cost()
-    assert found.total_flop == found.step_flop * found.iterations
-    assert found.hours(2.0) == pytest.approx(found.total_flop / 2e12 / 3600)
+    small = cost()
+    assert small.total_flop == small.step_flop * small.iterations
+    assert small.hours(2.0) == pytest.approx(small.total_flop / 2e12 / 3600)
 
 
 def test_a_loop_that_does_not_fit_is_refused() -> None:

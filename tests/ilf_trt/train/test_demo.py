@@ -37,10 +37,10 @@ def test_the_demo_s_base_is_small(demo: ILFModel) -> None:
 
 def test_the_demo_s_files_are_small_and_none_is_a_pickle() -> None:
     folder = Path(str(files("ilf_trt") / "demo"))
-    found = [path for path in folder.rglob("*") if path.is_file()]
-    assert {path.name for path in found} >= {"ilf.json", "ilf.safetensors", "config.json", "scheduler_config.json"}
-    assert {path.suffix for path in found} <= {".json", ".jsonl", ".safetensors", ".md"}
-    assert sum(path.stat().st_size for path in found) <= MAX_BYTES
+    paths = [path for path in folder.rglob("*") if path.is_file()]
+    assert {path.name for path in paths} >= {"ilf.json", "ilf.safetensors", "config.json", "scheduler_config.json"}
+    assert {path.suffix for path in paths} <= {".json", ".jsonl", ".safetensors", ".md"}
+    assert sum(path.stat().st_size for path in paths) <= MAX_BYTES
 
 
 def test_the_demo_s_scales_were_trained(demo: ILFModel) -> None:
@@ -84,8 +84,8 @@ def anew(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_trained_anew_it_is_a_checkpoint_with_its_base_beside(anew: Path) -> None:
     model = load_ilf(anew)
     assert model.feedback.scales.abs().min() > 0
-    found = read_checkpoint(anew)
-    assert (found.base, found.training["iteration"]) == (str(anew / "transformer"), 2)
+    checkpoint = read_checkpoint(anew)
+    assert (checkpoint.base, checkpoint.training["iteration"]) == (str(anew / "transformer"), 2)
     assert (anew / "scheduler" / "scheduler_config.json").is_file()
     assert (anew / "training" / "log.jsonl").is_file()
 

@@ -70,14 +70,14 @@ def test_a_pixart_trains_too(tmp_path: Path, sized: bool) -> None:
 
 
 def test_dropped_conditions_are_the_backbone_s_null_class(tmp_path: Path) -> None:
-    seen: list[Tensor] = []
+    conditions: list[Tensor] = []
     model = small_model()
     recipe = small_recipe(loss={"condition_dropout": 1.0}, optimisation={"iterations": 1})
     training = Training(model, recipe, small_stream(recipe), small_setup(tmp_path))
-    training.objective.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0].call["class_labels"]))
+    training.objective.register_forward_pre_hook(lambda _, inputs: conditions.append(inputs[0].call["class_labels"]))
     training.step(training.stream.batches(start_iteration=1, rank=0, world=1))
     training.close()
-    assert torch.equal(seen[0], torch.full((BATCH,), CLASSES))
+    assert torch.equal(conditions[0], torch.full((BATCH,), CLASSES))
 
 
 def test_dropped_conditions_are_the_data_s_null_where_the_backbone_has_none(tmp_path: Path) -> None:
@@ -85,11 +85,13 @@ def test_dropped_conditions_are_the_data_s_null_where_the_backbone_has_none(tmp_
     recipe = small_recipe(loss={"condition_dropout": 1.0}, optimisation={"iterations": 1, "batch_size": 2})
     stream = small_stream(recipe, pixart_rows(4), null=null)
     training = Training(attach(small_pixart(sized=True), LOOP), recipe, stream, small_setup(tmp_path))
-    seen: list[Tensor] = []
-    training.objective.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0].call["encoder_hidden_states"]))
+    conditions: list[Tensor] = []
+    training.objective.register_forward_pre_hook(
+        lambda _, inputs: conditions.append(inputs[0].call["encoder_hidden_states"])
+    )
     training.step(stream.batches(start_iteration=1, rank=0, world=1))
     training.close()
-    assert torch.equal(seen[0], torch.full((2, 7, 32), 9.0))
+    assert torch.equal(conditions[0], torch.full((2, 7, 32), 9.0))
 
 
 def test_condition_dropout_without_a_null_is_refused(tmp_path: Path) -> None:
@@ -139,22 +141,22 @@ def test_another_recipe_gives_other_weights(tmp_path: Path, change: dict[str, An
 
 def test_the_facts_of_the_checkpoint_are_the_recipe_and_the_mean_loss(tmp_path: Path) -> None:
     recipe = small_recipe()
-    ran = run_training(tmp_path, recipe)
+    result = run_training(tmp_path, recipe)
     facts = read_checkpoint(tmp_path).training
-    assert facts == facts_of(recipe, ran.outcome)
-    assert facts["mean_loss"] == pytest.approx(losses_of(ran.losses).mean().item(), rel=1e-6)  # one more rounding
+    assert facts == facts_of(recipe, result.outcome)
+    assert facts["mean_loss"] == pytest.approx(losses_of(result.losses).mean().item(), rel=1e-6)  # one more rounding
     assert (facts["iteration"], facts["seed"], facts["loss"]["kind"]) == (ITERATIONS, 0, "fast")
 
 
 def test_the_output_is_an_ilf_checkpoint_of_the_trained_model(tmp_path: Path) -> None:
-    ran = run_training(tmp_path / "out")
+    result = run_training(tmp_path / "out")
     small_dit().save_pretrained(tmp_path / "base")
     facts = json.loads((tmp_path / "out" / "ilf.json").read_text())
     save_ilf(small_model(), tmp_path / "own")
     facts["base"]["sha256"] = json.loads((tmp_path / "own" / "ilf.json").read_text())["base"]["sha256"]
     (tmp_path / "out" / "ilf.json").write_text(json.dumps(facts))
     loaded = load_ilf(tmp_path / "out", base=tmp_path / "base")
-    assert equal(feedback_of(loaded), feedback_of(ran.model))
+    assert equal(feedback_of(loaded), feedback_of(result.model))
 
 
 # --- ways to the same sum
@@ -162,8 +164,8 @@ def test_the_output_is_an_ilf_checkpoint_of_the_trained_model(tmp_path: Path) ->
 
 def final(tmp_path: Path, name: str, **sections: Any) -> tuple[Tensor, Tensor]:
     """Losses, and trained weights as one row."""
-    ran = run_training(tmp_path / name, small_recipe(**sections))
-    return losses_of(ran.losses), torch.cat([value.flatten() for value in feedback_of(ran.model).values()])
+    result = run_training(tmp_path / name, small_recipe(**sections))
+    return losses_of(result.losses), torch.cat([value.flatten() for value in feedback_of(result.model).values()])
 
 
 def test_accumulation_changes_nothing_but_rounding(tmp_path: Path) -> None:
@@ -175,8 +177,8 @@ def test_accumulation_changes_nothing_but_rounding(tmp_path: Path) -> None:
 
 
 def test_gradient_checkpointing_changes_no_bit(tmp_path: Path) -> None:
-    for name, wanted in (("a", False), ("b", True)):
-        run_training(tmp_path / name, small_recipe(compute={"gradient_checkpointing": wanted}))
+    for name, enabled in (("a", False), ("b", True)):
+        run_training(tmp_path / name, small_recipe(compute={"gradient_checkpointing": enabled}))
     assert_same_training(tmp_path / "a", tmp_path / "b")
 
 
@@ -236,18 +238,18 @@ def test_a_stream_at_another_iteration_is_refused(tmp_path: Path) -> None:
 
 
 def test_determinism_is_asked_of_torch_for_the_time_of_a_training_only(tmp_path: Path) -> None:
-    seen: list[bool] = []
+    flags: list[bool] = []
     stream = small_stream(small_recipe())
     batches = stream.batches
 
-    def noted(**options: Any) -> Any:
-        seen.append(torch.are_deterministic_algorithms_enabled())
+    def note_flag(**options: Any) -> Any:
+        flags.append(torch.are_deterministic_algorithms_enabled())
         return batches(**options)
 
-    stream.batches = noted  # type: ignore[method-assign]
-    for wanted in (True, False):
-        run_training(tmp_path / str(wanted), small_recipe(compute={"deterministic": wanted}), stream=stream)
-    assert seen == [True, False]
+    stream.batches = note_flag  # type: ignore[method-assign]
+    for enabled in (True, False):
+        run_training(tmp_path / str(enabled), small_recipe(compute={"deterministic": enabled}), stream=stream)
+    assert flags == [True, False]
     assert not torch.are_deterministic_algorithms_enabled()
 
 
@@ -293,15 +295,15 @@ def test_a_gradient_that_is_not_finite_stops_too(tmp_path: Path) -> None:
 
 def test_the_best_is_the_checkpoint_with_the_lowest_metric(tmp_path: Path) -> None:
     recipe = small_recipe(checkpoint={"every": 1, "keep": 1}, optimisation={"iterations": 8})
-    ran = run_training(tmp_path, recipe)
-    best = min(ran.losses, key=ran.losses.__getitem__)
+    result = run_training(tmp_path, recipe)
+    best = min(result.losses, key=result.losses.__getitem__)
     assert (tmp_path / "best").resolve() == tmp_path / "steps" / f"{best:08d}"
     assert {int(path.name) for path in (tmp_path / "steps").iterdir()} == {best, 8}
 
 
 def test_the_loss_metric_is_the_mean_since_the_last_checkpoint(tmp_path: Path) -> None:
-    ran = run_training(tmp_path, small_recipe(checkpoint={"every": 3}))
-    windows = [losses_of(ran.losses)[:3].mean().item(), losses_of(ran.losses)[3:].mean().item()]
+    result = run_training(tmp_path, small_recipe(checkpoint={"every": 3}))
+    windows = [losses_of(result.losses)[:3].mean().item(), losses_of(result.losses)[3:].mean().item()]
     state = json.loads((tmp_path / "steps" / "00000006" / "state.json").read_text())
     assert state["standing"]["best"] == pytest.approx(min(windows), rel=1e-6)
 

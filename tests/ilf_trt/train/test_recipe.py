@@ -224,6 +224,6 @@ def test_a_training_may_go_on_with_another(change: dict[str, Any]) -> None:
     ids=str,
 )
 def test_a_training_may_not_go_on_with_another(change: dict[str, Any], name: str) -> None:
-    ((found, here, there),) = small_recipe().differences(small_recipe(**change))
-    assert found == name
-    assert here != there
+    ((field, mine, theirs),) = small_recipe().differences(small_recipe(**change))
+    assert field == name
+    assert mine != theirs

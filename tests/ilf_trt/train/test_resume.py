@@ -34,14 +34,14 @@ def test_a_training_stopped_at_any_iteration_goes_on_to_the_bit(tmp_path: Path, 
     stopped = run_training(tmp_path, stop_after=iteration)
     assert stopped.outcome.stopped
     assert stopped.outcome.iteration == iteration
-    ran = run_training(tmp_path, model=small_model())
-    assert list(ran.losses) == list(range(iteration + 1, ITERATIONS + 1))
+    result = run_training(tmp_path, model=small_model())
+    assert list(result.losses) == list(range(iteration + 1, ITERATIONS + 1))
     assert_same_training(tmp_path, whole)
 
 
 def test_stops_at_random_places_in_a_row_change_nothing(tmp_path: Path, whole: Path) -> None:
-    chosen = random.Random(3)
-    while run_training(tmp_path, stop_after=chosen.randint(1, 3)).outcome.stopped:
+    moments = random.Random(3)
+    while run_training(tmp_path, stop_after=moments.randint(1, 3)).outcome.stopped:
         pass
     assert_same_training(tmp_path, whole)
 
@@ -79,8 +79,8 @@ def test_precision_may_change_on_the_way(tmp_path: Path, first: str, second: str
 
 
 def test_a_later_run_may_have_more_iterations(copy: Path) -> None:
-    ran = run_training(copy, small_recipe(optimisation={"iterations": ITERATIONS + 2}))
-    assert list(ran.losses) == [ITERATIONS + 1, ITERATIONS + 2]
+    result = run_training(copy, small_recipe(optimisation={"iterations": ITERATIONS + 2}))
+    assert list(result.losses) == [ITERATIONS + 1, ITERATIONS + 2]
 
 
 def test_fewer_iterations_than_were_trained_are_refused(copy: Path) -> None:

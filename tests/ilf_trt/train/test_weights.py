@@ -34,8 +34,8 @@ BF16_ROUNDING = 0.02
 def test_the_optimizer_holds_feedback_and_scales_alone() -> None:
     model = small_model()
     optimizer = new_optimizer(model, small_recipe())
-    held = [parameter for group in optimizer.param_groups for parameter in group["params"]]
-    assert {id(parameter) for parameter in held} == {id(parameter) for parameter in model.feedback.parameters()}
+    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    assert {id(parameter) for parameter in parameters} == {id(parameter) for parameter in model.feedback.parameters()}
 
 
 def test_the_scales_have_their_own_rate_and_no_decay(tmp_path: Path) -> None:
@@ -111,13 +111,13 @@ def test_the_running_mean_has_the_half_life_and_is_what_is_served(tmp_path: Path
     mean = weights[0]
     for now in weights[1:]:
         mean = {name: mean[name] * 0.5 ** (1 / half_life) + now[name] * (1 - 0.5 ** (1 / half_life)) for name in mean}
-    ran = run_training(tmp_path / "mean", small_recipe(optimisation={"ema": half_life}))
+    result = run_training(tmp_path / "mean", small_recipe(optimisation={"ema": half_life}))
     last = tmp_path / "mean" / "steps" / f"{ITERATIONS:08d}"
     served, raw = load_file(last / "ilf.safetensors"), load_file(last / "raw.safetensors")
     assert equal(raw, weights[-1])
     assert all(torch.allclose(served[name], mean[name], **FLOAT32) for name in mean)
     assert not torch.allclose(served["scales"], raw["scales"], **FLOAT32)
-    assert equal(feedback_of(ran.model), served)
+    assert equal(feedback_of(result.model), served)
     assert equal(load_file(tmp_path / "mean" / "ilf.safetensors"), served)
 
 

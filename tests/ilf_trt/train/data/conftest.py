@@ -84,10 +84,10 @@ class Words:
     """Stands in for T5: a caption is embedded as its length, one token a word."""
 
     def __init__(self, tokens: int = TEXT_TOKENS, channels: int = TEXT_CHANNELS) -> None:
-        self.tokens, self.channels, self.seen = tokens, channels, list[str]()
+        self.tokens, self.channels, self.captions = tokens, channels, list[str]()
 
     def encode(self, captions: Sequence[str]) -> tuple[Tensor, Tensor]:
-        self.seen += captions
+        self.captions += captions
         text = torch.zeros(len(captions), self.tokens, self.channels)
         mask = torch.zeros(len(captions), self.tokens, dtype=torch.int64)
         for row, caption in enumerate(captions):
@@ -143,8 +143,8 @@ def pull() -> Pull:
 
     def pulls(stream: Any, count: int, *, start: int = 1, rank: int = 0, world: int = 1) -> list[tuple[int, list[str]]]:
         batches: Iterator[Any] = stream.batches(start_iteration=start, rank=rank, world=world)
-        found = [(iteration, list(keys)) for iteration, keys, _ in (next(batches) for _ in range(count))]
+        items = [(iteration, list(keys)) for iteration, keys, _ in (next(batches) for _ in range(count))]
         batches.close()  # type: ignore[attr-defined]
-        return found
+        return items
 
     return pulls

@@ -23,10 +23,10 @@ def loader(source: Any, **changes: Any) -> Loader:
 
 @pytest.mark.parametrize("workers", [0, 1, 3])
 def test_rows_come_in_the_seeds_order(workers: int, pull: Pull) -> None:
-    found = pull(loader(Numbers(10), workers=workers), 6)
-    assert [iteration for iteration, _ in found] == [1, 2, 3, 4, 5, 6]
+    batches = pull(loader(Numbers(10), workers=workers), 6)
+    assert [iteration for iteration, _ in batches] == [1, 2, 3, 4, 5, 6]
     want = [f"n{row}" for row in Shuffle(10, 5).rows(0, 24)]
-    assert [key for _, keys in found for key in keys] == want
+    assert [key for _, keys in batches for key in keys] == want
 
 
 @pytest.mark.parametrize("start", [2, 3, 9])
@@ -46,8 +46,8 @@ def test_two_processes_give_the_rows_of_one(pull: Pull) -> None:
 def test_the_next_readable_index_takes_a_broken_ones_place(pull: Pull) -> None:
     taken = {9: 0, 0: 0, 3: 5, 4: 5}
     want = [f"n{taken.get(row, row)}" for row in Shuffle(10, 5).rows(0, 20).tolist()]
-    found = pull(loader(Numbers(10, broken=[3, 4, 9])), 5)
-    assert [key for _, keys in found for key in keys] == want
+    batches = pull(loader(Numbers(10, broken=[3, 4, 9])), 5)
+    assert [key for _, keys in batches for key in keys] == want
 
 
 def test_every_broken_sample_is_named_once(pull: Pull, caplog: pytest.LogCaptureFixture) -> None:
@@ -168,9 +168,9 @@ NULL = {"encoder_hidden_states": torch.zeros(1, 7, 5)}
     ],
 )
 def test_data_that_does_not_fit_the_base_is_refused(model: Any, facts: dict[str, Any], part: str) -> None:
-    made: DiTTransformer2DModel | PixArtTransformer2DModel = model()
+    backbone: DiTTransformer2DModel | PixArtTransformer2DModel = model()
     with pytest.raises(InvalidRequest, match=part):
-        loader(with_(Numbers(3), **facts)).for_base(backbone_of(made))
+        loader(with_(Numbers(3), **facts)).for_base(backbone_of(backbone))
 
 
 def test_a_label_beyond_the_bases_classes_is_a_broken_sample(pull: Pull) -> None:

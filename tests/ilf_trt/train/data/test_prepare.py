@@ -60,7 +60,7 @@ def test_captions_come_back_embedded_with_the_null_captions(captions: ImageFolde
     assert source.null is not None
     assert source.null["encoder_hidden_states"].shape == (1, TEXT_TOKENS, TEXT_CHANNELS)
     assert source.null["encoder_attention_mask"].tolist() == [[1.0, 0, 0, 0, 0, 0, 0]]
-    assert words.seen[0] == ""
+    assert words.captions[0] == ""
 
 
 def files(folder: Path) -> dict[str, bytes]:
@@ -77,12 +77,12 @@ class Stopping(Halves):
     """Ends the run before the sample `at`, and counts what it encodes."""
 
     def __init__(self, at: int) -> None:
-        self.at, self.seen = at, list[int]()
+        self.at, self.rows = at, list[int]()
 
     def encode(self, pixels: Any, indices: Any) -> Any:
         if self.at in indices:
             raise KeyboardInterrupt
-        self.seen += indices
+        self.rows += indices
         return super().encode(pixels, indices)
 
 
@@ -95,7 +95,7 @@ def test_a_stopped_run_goes_on_and_gives_the_same_files(labels: ImageFolder, tmp
         LatentShards(tmp_path / "out")
     later = Stopping(-1)
     prepare(labels, tmp_path / "out", preparation(), pictures=later, texts=None)
-    assert later.seen == [4, 5, 6, 7, 8, 9]
+    assert later.rows == [4, 5, 6, 7, 8, 9]
     assert files(tmp_path / "out") == files(tmp_path / "whole")
 
 
@@ -263,9 +263,9 @@ def test_the_vae_gives_the_posteriors_mean_shifted_and_scaled(vae_folder: Path) 
 
 def test_a_drawn_latent_depends_on_seed_and_sample_and_not_on_the_batch(vae_folder: Path) -> None:
     pixels = torch.rand(2, 3, 8, 8)
-    drawn = Vae.load(str(vae_folder), sample=True, seed=3)
-    both = drawn.encode(pixels, [7, 8])
-    torch.testing.assert_close(drawn.encode(pixels[1:], [8]), both[1:])
+    vae = Vae.load(str(vae_folder), sample=True, seed=3)
+    both = vae.encode(pixels, [7, 8])
+    torch.testing.assert_close(vae.encode(pixels[1:], [8]), both[1:])
     assert not torch.equal(Vae.load(str(vae_folder), sample=True, seed=4).encode(pixels, [7, 8]), both)
     assert not torch.equal(Vae.load(str(vae_folder)).encode(pixels, [7, 8]), both)
 
