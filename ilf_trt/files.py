@@ -64,6 +64,16 @@ def whole_folder(place: Path, *, replace: bool, sync: bool = False) -> Iterator[
             _sync(place.parent)
 
 
+def whole_link(place: Path, target: Path) -> None:
+    """Point the symbolic link `place` at `target` in one step. Raises OSError."""
+    draft = _draft_of(place)
+    try:
+        draft.symlink_to(target)
+        draft.replace(place)
+    finally:
+        draft.unlink(missing_ok=True)
+
+
 def sweep(place: Path) -> None:
     """Remove the drafts of `place` whose process was killed: it is gone, or holds no lock. Raises OSError."""
     _remove_abandoned(place.parent.glob(f".{glob.escape(place.name)}{DRAFT}*"))
@@ -87,7 +97,7 @@ def _remove_abandoned(drafts: Iterable[Path]) -> None:
         pid = draft.name.rpartition("-")[2]
         if not pid.isdecimal() or (Path(f"/proc/{pid}").exists() and int(pid) != os.getpid()):
             continue
-        if not draft.is_dir():
+        if draft.is_symlink() or not draft.is_dir():
             draft.unlink(missing_ok=True)
             continue
         handle = os.open(draft, os.O_RDONLY)
