@@ -16,12 +16,12 @@ from ilf_trt.assembly.conductor import build, compile_bundle
 from ilf_trt.assembly.options import BuildOptions
 from ilf_trt.contract.plan import make_plan
 from ilf_trt.contract.ports import DECODE, GRAPHS, TEXT
-from ilf_trt.contract.spec import Batch
+from ilf_trt.contract.spec import BatchRange
 from ilf_trt.contract.target import Architecture, EngineOptions, Library
 from ilf_trt.drop_in.eager import ILFTransformer
 from ilf_trt.drop_in.served import ServedTransformer
 from ilf_trt.errors import InvalidRequest, MissingDependency
-from ilf_trt.model import sampling as reference
+from ilf_trt.model.sampling import sample
 from ilf_trt.runtime import Pipeline
 from tests import small_pipelines
 
@@ -31,7 +31,7 @@ LATENT_LIMIT = 1e-4  # relative; the graphs make the same products in another or
 PIXEL_LIMIT = 2  # of 255
 KINDS = ("dit", "alpha", "alpha sized", "sigma")
 PIXARTS = KINDS[1:]
-RANGE, FIXED = Batch(1, 4, 16), Batch(2, 2, 2)  # a fixed batch is exported in half the time
+RANGE, FIXED = BatchRange(1, 4, 16), BatchRange(2, 2, 2)  # a fixed batch is exported in half the time
 SIZES = {"dit": (), "alpha": ((16, 16), (16, 24)), "alpha sized": (), "sigma": ((16, 16), (24, 16))}
 LONG = "a red fox jumps over the lazy dog " * 40
 FOREIGN = "ein grüner Baum – señor, l'été, 狐狸, 🦊"
@@ -226,7 +226,7 @@ def test_feedback_gives_the_references_latents(pair: Callable[[str], Pair], kind
     noise = torch.randn(2, 4, side, side, generator=torch.Generator().manual_seed(1))
     plan = two.ours.plan(STEPS, feedback="outer:1")
     manifest = two.ours.manifest
-    wanted = reference.generate(two.model, plan, manifest.scheduler, conditions, noise, guidance_scale=GUIDANCE)
+    wanted = sample(two.model, plan, manifest.scheduler, conditions, noise, guidance_scale=GUIDANCE)
     result = two.ours.generate(
         prompt, negative_prompt=negative, seed=1, guidance_scale=GUIDANCE, plan=plan, decode=False
     )

@@ -24,7 +24,7 @@ from benchmarks.record import write_rows
 
 MIB = 1 << 20
 CALLS, WARM_UP = 200, 20
-ASKED: dict[str, dict[str, Any]] = {"demo": {"class_labels": [3]}}
+REQUESTED: dict[str, dict[str, Any]] = {"demo": {"class_labels": [3]}}
 PROMPT = {"prompt": "smiling cat"}
 LARGE = {"text_layers": 12, "text_width": 768, "blocks": 12, "width": 768}
 
@@ -110,7 +110,7 @@ def large(folder: Path) -> Path:
 
 
 def measure(name: str, bundle: Path, repeats: int) -> dict[str, Any]:
-    asked = ASKED.get(name, PROMPT)
+    asked = REQUESTED.get(name, PROMPT)
     cold = [run("cold", bundle, asked) for _ in range(repeats)]
     low = [run("low", bundle, asked) for _ in range(repeats)]
     calls = run("calls", bundle, asked)[0] if name != "large" else {}

@@ -18,15 +18,15 @@ from benchmarks.speed import gpu_pieces, gpu_tables, hoisting, rows
 from benchmarks.speed import machine as speed_machine
 from ilf_trt import attach
 from ilf_trt.assembly.conductor import BuildResult
+from ilf_trt.contract.arrays import row_conditions
 from ilf_trt.contract.bundle import Bundle
-from ilf_trt.contract.conditions import row_conditions
 from ilf_trt.contract.plan import SCHEDULERS, cached_block_forwards, make_plan
 from ilf_trt.contract.spec import Loop, Precision
 from ilf_trt.contract.target import Architecture, EngineOptions, Library
 from ilf_trt.engines.profiles import profile_of
 from ilf_trt.errors import DeviceError, InvalidRequest
 from ilf_trt.export.segments import spec_of
-from ilf_trt.model.sampling import generate
+from ilf_trt.model.sampling import sample
 from ilf_trt.runtime import Pipeline
 from tests.conftest import BLOCKS, LOOP, TEXT_CHANNELS, TEXT_TOKENS, small_dit, small_pixart
 from tests.ilf_trt.model.test_sampling import dit_conditions, noise_of, pixart_conditions
@@ -289,7 +289,7 @@ def test_cached_blocks_run_as_often_as_the_papers_cost_says(kind: str) -> None:
             hook.remove()
     assert ran == sum(costs) < plan.block_forwards
     assert torch.equal(first, again)
-    plain = generate(backbone, plan, SOLVER, conditions, noise, guidance_scale=GUIDANCE)
+    plain = sample(backbone, plan, SOLVER, conditions, noise, guidance_scale=GUIDANCE)
     assert not torch.allclose(first, plain)
 
 

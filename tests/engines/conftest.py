@@ -16,7 +16,7 @@ import torch
 from ilf_trt import load_ilf, save_ilf
 from ilf_trt.assembly.conductor import BuildResult, build, compile_bundle
 from ilf_trt.assembly.options import BuildOptions
-from ilf_trt.contract.spec import Batch, Precision
+from ilf_trt.contract.spec import BatchRange, Precision
 from ilf_trt.contract.target import Architecture, EngineOptions, Library
 from ilf_trt.engines.builder import BuildRequest
 from ilf_trt.engines.job import ask
@@ -33,8 +33,8 @@ RTX = EngineOptions(Library.TENSORRT_RTX, (ADA,))
 BLOCKS = 3
 LOOP = (1, 1)
 STEPS = {"steps": 2, "feedback": "all", "verify": False}
-DYNAMIC = Batch(1, 2, 4)
-FIXED = Batch(1, 1, 1)
+DYNAMIC = BatchRange(1, 2, 4)
+FIXED = BatchRange(1, 1, 1)
 
 # Stands before the real library on the worker's path, and gives the builder another way to end.
 FAILING = """

@@ -16,7 +16,7 @@ from ilf_trt.assembly.conductor import BuildResult, build
 from ilf_trt.assembly.options import BuildOptions
 from ilf_trt.contract.bundle import Bundle, graph_file
 from ilf_trt.contract.ports import GRAPHS
-from ilf_trt.contract.spec import Batch, Precision
+from ilf_trt.contract.spec import BatchRange, Precision
 from ilf_trt.errors import InvalidRequest
 from ilf_trt.runtime import Pipeline
 from tests.conftest import TEXT_CHANNELS, TEXT_TOKENS, train_anew
@@ -228,7 +228,7 @@ def test_text_projections_of_the_backbone_live_in_cond_alone_and_the_feedback_bl
 
 
 def test_a_model_without_text_cannot_hoist_it_and_leaves_nothing(dit_checkpoint: Path, tmp_path: Path) -> None:
-    options = BuildOptions(hoist_text=True, batch=Batch(1, 1, 1), steps=2, feedback="none")
+    options = BuildOptions(hoist_text=True, batch=BatchRange(1, 1, 1), steps=2, feedback="none")
     with pytest.raises(InvalidRequest, match=r"^DiTTransformer2DModel takes no text; leave --hoist-text out$"):
         build(str(dit_checkpoint), tmp_path / "dit.ilf", options)
     assert list(tmp_path.iterdir()) == []

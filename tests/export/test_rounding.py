@@ -18,7 +18,7 @@ from torch import Tensor
 from ilf_trt.assembly.conductor import BuildResult, build
 from ilf_trt.assembly.options import BuildOptions
 from ilf_trt.contract.bundle import Bundle
-from ilf_trt.contract.spec import Batch, Precision
+from ilf_trt.contract.spec import BatchRange, Precision
 from ilf_trt.errors import InvalidRequest
 from ilf_trt.export.rounding import emulate_bfloat16, write_rounded
 from ilf_trt.runtime import Pipeline
@@ -163,7 +163,7 @@ def narrow_build(tmp_path_factory: pytest.TempPathFactory) -> BuildResult:
     """BF16 of a DiT with constants of the feedback block; verified as every build is."""
     folder = tmp_path_factory.mktemp("narrow")
     checkpoint = write_checkpoint(folder / "checkpoint", small_dit(num_layers=2), (0, 0))
-    options = BuildOptions(precision=Precision.BF16, batch=Batch(1, 2, 3), steps=3, feedback="outer:1")
+    options = BuildOptions(precision=Precision.BF16, batch=BatchRange(1, 2, 3), steps=3, feedback="outer:1")
     return build(str(checkpoint), folder / "narrow.ilf", options)
 
 

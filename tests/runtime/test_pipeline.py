@@ -26,7 +26,7 @@ from ilf_trt.contract.ports import Graph
 from ilf_trt.contract.solver import DDIM, DPM, EULER
 from ilf_trt.contract.spec import Loop
 from ilf_trt.errors import BundleError, Cancelled, EngineError, InvalidRequest
-from ilf_trt.model import sampling as reference
+from ilf_trt.model.sampling import sample
 from ilf_trt.runtime import NoiseSource, Pipeline
 from ilf_trt.runtime.engine import Engine, Launch
 from ilf_trt.runtime.host import Host
@@ -81,7 +81,7 @@ class Served:
         self, plan: StepPlan, pictures: int, *, guidance_scale: float, scheduler: Mapping[str, Any] | None = None
     ) -> NDArray[np.float32]:
         """Torch, with diffusers' own scheduler."""
-        latents = reference.generate(
+        latents = sample(
             self.model,
             plan,
             self.pipeline.manifest.scheduler if scheduler is None else scheduler,
@@ -513,7 +513,7 @@ def test_generations_leave_nothing_behind(dit: Served) -> None:
 
 def refused(generate: Callable[[], object], match: str) -> None:
     with pytest.raises(InvalidRequest, match=match) as caught:
-        generate()
+        sample()
     assert "\n" not in str(caught.value)
 
 

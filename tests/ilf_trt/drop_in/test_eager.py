@@ -16,7 +16,7 @@ from ilf_trt.contract.spec import Loop
 from ilf_trt.drop_in.eager import ILFTransformer
 from ilf_trt.drop_in.follower import Follower, plan_maker
 from ilf_trt.errors import InvalidRequest, UnsupportedScheduler
-from ilf_trt.model.sampling import generate, scheduler_of
+from ilf_trt.model.sampling import sample, scheduler_of
 from tests.conftest import BLOCKS, LOOP, TEXT_CHANNELS, TEXT_TOKENS, small_dit, small_pixart
 
 KINDS = ("dit", "alpha", "sized alpha", "sigma")
@@ -120,7 +120,7 @@ def reference(kind: str, model: ILFModel, plan: StepPlan, config: dict[str, Any]
     if kind == "sized alpha":
         conditions |= {"resolution": torch.full((PICTURES, 2), 1024.0), "aspect_ratio": torch.ones(PICTURES, 1)}
     noise = torch.randn(PICTURES, *model.adapter.latent, generator=torch.Generator().manual_seed(9))
-    latents = generate(model, plan, config, conditions, noise, guidance_scale=GUIDANCE)
+    latents = sample(model, plan, config, conditions, noise, guidance_scale=GUIDANCE)
     return (latents / Latents.config.scaling_factor / 2 + 0.5).clamp(0, 1) if kind == "dit" else latents
 
 
