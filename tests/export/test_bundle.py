@@ -59,16 +59,20 @@ def options_of(built: BuildResult, **changes: Any) -> BuildOptions:
 
 
 @pytest.fixture(scope="module")
-def hoisted_build(pixart_build: BuildResult, pixart_checkpoint: Path) -> BuildResult:
+def hoisted_build(
+    pixart_build: BuildResult, pixart_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory
+) -> BuildResult:
     """`pixart_build` with the text hoisted."""
-    options = options_of(pixart_build, hoist_text=True)
-    return build(str(pixart_checkpoint), pixart_checkpoint.parent / "hoisted.ilf", options)
+    folder = tmp_path_factory.mktemp("hoisted")
+    shutil.copytree(pixart_checkpoint, folder / "checkpoint")
+    return build(str(folder / "checkpoint"), folder / "hoisted.ilf", options_of(pixart_build, hoist_text=True))
 
 
 @pytest.fixture(scope="module")
-def half_hoisted_build(whole_loop_build: BuildResult) -> BuildResult:
+def half_hoisted_build(whole_loop_build: BuildResult, tmp_path_factory: pytest.TempPathFactory) -> BuildResult:
     """`whole_loop_build` (no micro-conditions) in FP16 with the text hoisted."""
-    folder = whole_loop_build.bundle.path.parent
+    folder = tmp_path_factory.mktemp("half_hoisted")
+    shutil.copytree(whole_loop_build.bundle.path.parent / "checkpoint", folder / "checkpoint")
     options = options_of(whole_loop_build, hoist_text=True, precision=Precision.FP16)
     return build(str(folder / "checkpoint"), folder / "hoisted.ilf", options)
 

@@ -25,6 +25,7 @@ from ilf_trt.contract.manifest import SCHEMA, Calibration, EngineFacts, Manifest
 from ilf_trt.contract.ports import GRAPHS
 from ilf_trt.contract.spec import Calibrator, Precision
 from ilf_trt.errors import BundleError, IlfError, InvalidRequest, MissingDependency
+from tests.conftest import small_dit, write_checkpoint
 
 Change = Callable[[dict[str, Any]], object]
 
@@ -900,10 +901,9 @@ def test_a_name_with_wildcards_sweeps_its_own_drafts_only(place: Path) -> None:
     ],
     ids=["SIGTERM while exporting", "SIGINT at the start"],
 )
-def test_a_stopped_command_leaves_nothing(
-    number: int, code: int, moment: str, place: Path, dit_checkpoint: Path
-) -> None:
-    command = ["build", "--checkpoint", str(dit_checkpoint), "--output", str(place / "a.ilf"), "--steps", "2"]
+def test_a_stopped_command_leaves_nothing(number: int, code: int, moment: str, place: Path, tmp_path: Path) -> None:
+    checkpoint = write_checkpoint(tmp_path / "checkpoint", small_dit(num_layers=2), (0, 0))
+    command = ["build", "--checkpoint", str(checkpoint), "--output", str(place / "a.ilf"), "--batch", "1"]
     process = subprocess.Popen(
         [sys.executable, "-m", "ilf_trt.cli", *command], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     )

@@ -27,10 +27,11 @@ VISIBLE = 1e-2
 # One rounding of every product: measured 2e-3 and 2e-2.
 HALF_ROUNDING = {torch.float16: 1e-2, torch.bfloat16: 5e-2}
 KINDS = ("dit", "pixart", "unsized pixart")
+FEW = LOOP[1] + 1  # blocks, one and the loop's, where Python sees every operation
 
 
-def plan_of(scheduler: str = "dpmsolver++", **options: Any) -> StepPlan:
-    return make_plan(SCHEDULERS[scheduler], STEPS, blocks=BLOCKS, loop=Loop(*LOOP), **options)
+def plan_of(scheduler: str = "dpmsolver++", *, steps: int = STEPS, blocks: int = BLOCKS, **options: Any) -> StepPlan:
+    return make_plan(SCHEDULERS[scheduler], steps, blocks=blocks, loop=Loop(*LOOP), **options)
 
 
 def relative(got: Tensor, wanted: Tensor) -> float:
@@ -60,16 +61,17 @@ def pixart_conditions(*, sized: bool = True) -> dict[str, Tensor]:
     return conditions | (sizes if sized else {})
 
 
-def case(kind: str, *, fed: bool) -> tuple[Any, StepPlan, dict[str, Tensor], Tensor]:
-    """A model, a plan of plain steps or of both kinds, conditions and noise."""
+def case(kind: str, *, fed: bool, blocks: int = BLOCKS) -> tuple[Any, StepPlan, dict[str, Tensor], Tensor]:
+    """A model, a plan of plain steps or of both kinds, conditions and noise; `blocks` of all, the loop's among them."""
     sized = kind == "pixart"
-    backbone = small_dit() if kind == "dit" else small_pixart(sized=sized)
+    backbone = small_dit(num_layers=blocks) if kind == "dit" else small_pixart(sized=sized, num_layers=blocks)
     conditions = dit_conditions() if kind == "dit" else pixart_conditions(sized=sized)
     if not fed:
-        return backbone, plan_of(feedback="none"), conditions, noise_of(backbone)
+        return backbone, plan_of(blocks=blocks, feedback="none"), conditions, noise_of(backbone)
     model = attach(backbone, LOOP)
     nn.init.constant_(model.feedback.scales, 0.3)
-    return model, plan_of(feedback="outer:1", rule=Rule.UNIFORM), conditions, noise_of(backbone)
+    plan = plan_of(blocks=blocks, feedback="outer:1", rule=Rule.UNIFORM)
+    return model, plan, conditions, noise_of(backbone)
 
 
 def latents_of(model: Any, plan: StepPlan, conditions: dict[str, Tensor], noise: Tensor) -> Tensor:
@@ -341,7 +343,7 @@ def compiler() -> Iterator[Compiler]:
 @pytest.mark.parametrize("fed", [False, True], ids=["backbone", "ILF"])
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_model_is_compiled_whole_once_for_each_kind_of_step(compiler: Compiler, kind: str, fed: bool) -> None:
-    model, *run = case(kind, fed=fed)
+    model, *run = case(kind, fed=fed, blocks=FEW)
     compiled = prepared(model, device="cpu", dtype=torch.float32, compiled=CompileOptions(backend=compiler))
     first = latents_of(compiled, *run)
     assert compiler.graphs == (2 if fed else 1)
@@ -354,7 +356,7 @@ def test_a_model_is_compiled_whole_once_for_each_kind_of_step(compiler: Compiler
 
 @pytest.mark.parametrize("mode", CompileMode)
 def test_the_compiler_is_told_the_mode(compiler: Compiler, mode: CompileMode) -> None:
-    model, *run = case("dit", fed=False)
+    model, *run = case("dit", fed=False, blocks=FEW)
     latents_of(prepared(model, device="cpu", dtype=torch.float32, compiled=CompileOptions(mode, compiler)), *run)
     assert compiler.modes == {mode.value}
 
@@ -378,11 +380,11 @@ class Crossings(TorchDispatchMode):
 @pytest.mark.parametrize("name", SCHEDULERS)
 def test_no_step_reads_from_the_device_or_copies_to_it(name: str, kind: str, fed: bool) -> None:
     """On torch's meta device, which like a GPU is another than the host's, and which has nothing to read."""
-    model, _, conditions, noise = case(kind, fed=fed)
+    model, _, conditions, noise = case(kind, fed=fed, blocks=FEW)
     model = model.to("meta")
     copies = []
-    for steps in (2, 6):
-        plan = make_plan(SCHEDULERS[name], steps, blocks=BLOCKS, loop=Loop(*LOOP), feedback="all" if fed else "none")
+    for steps in (2, 4):
+        plan = plan_of(name, steps=steps, blocks=FEW, feedback="all" if fed else "none")
         with Crossings() as crossings:
             latents = sample(model, plan, SCHEDULERS[name], conditions, noise, guidance_scale=GUIDANCE)
         assert latents.is_meta
