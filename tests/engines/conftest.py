@@ -1,5 +1,6 @@
 """Engines that the tests share, built once a session by the real TensorRT-RTX, and libraries that fail as asked."""
 
+import os
 import shutil
 import textwrap
 from collections.abc import Callable
@@ -182,7 +183,7 @@ def failing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], 
         place.mkdir(parents=True)
         body = textwrap.indent(textwrap.dedent(statements), " " * 8).strip()
         (place / "__init__.py").write_text(FAILING.format(body=body))
-        monkeypatch.setenv("PYTHONPATH", str(place.parent))
+        monkeypatch.setenv("PYTHONPATH", str(place.parent), prepend=os.pathsep)
 
     return write
 
