@@ -33,7 +33,7 @@ from ilf_trt.contract.plan import StepPlan
 from ilf_trt.contract.spec import BatchRange
 from ilf_trt.export.graph import export_segment
 from ilf_trt.export.segments import segments_of
-from ilf_trt.model.sampling import sample
+from ilf_trt.model import sampling
 from ilf_trt.runtime import Pipeline
 from ilf_trt.runtime.onnxruntime_engine import OnnxRuntimeEngine
 from ilf_trt.runtime.verify import difference
@@ -99,7 +99,7 @@ class Bench:
         labels = {"class_labels": torch.tensor([self.label], dtype=torch.int32)}
         scheduler, scale = self.manifest.scheduler, self.manifest.guidance_scale
         noise = torch.from_numpy(self.noise)
-        return lambda: sample(model, plan, scheduler, labels, noise, guidance_scale=scale).numpy()
+        return lambda: sampling.sample(model, plan, scheduler, labels, noise, guidance_scale=scale).numpy()
 
     def exported_as_is(self) -> Run:
         """diffusers' forward in one graph, the loop and the solver around it in numpy."""
