@@ -144,7 +144,7 @@ class Compiler:
         linears = manifest.fp8.amax if manifest.fp8 else ()
         onnx = folder / graph_file(graph.name)
         if not onnx.is_file():
-            raise BundleError(f"{folder} has no graph {graph.name!r} to compile; build the bundle anew")
+            raise BundleError(f"{folder} has no graph {graph.name!r} to compile; build the bundle again")
         return BuildRequest(
             library=options.library.value,
             graph=graph.name,
@@ -182,7 +182,7 @@ def read_report(path: Path) -> EngineReport:
         return EngineReport.from_json(json.loads(path.read_text()))
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise BundleError(
-            f"{path} is not a readable engine report ({one_line(error)}); compile the bundle anew"
+            f"{path} is not a readable engine report ({one_line(error)}); compile the bundle again"
         ) from error
 
 

@@ -67,7 +67,7 @@ for _target, _name, _help, _example in (
         "Train the feedback block of a recipe.",
         "--config demo --output build/demo-training",
     ),
-    ("ilf_trt.commands.train_demo:train_demo", "train-demo", "Train the demo anew.", "--output build/demo-checkpoint"),
+    ("ilf_trt.commands.train_demo:train_demo", "train-demo", "Train the demo again.", "--output build/demo-checkpoint"),
 ):
     app.command(_target, name=_name, help=f"{_help}\n\nExample: `ilf-trt {_name} {_example}`")
 

@@ -41,7 +41,7 @@ class OnnxRuntimeEngine:
         try:
             self._session: Any = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
         except Exception as error:
-            raise EngineError(f"ONNX Runtime refused {path}: {one_line(error)}; build the bundle anew") from error
+            raise EngineError(f"ONNX Runtime refused {path}: {one_line(error)}; build the bundle again") from error
         self.graph = graph
         check_border(self._session, graph)
 
@@ -77,7 +77,7 @@ def check_border(session: Any, graph: Graph) -> None:
         name = min(set(got.items()) ^ set(expected.items()))[0]
         raise PortMismatch(
             f"{graph.name}: port {name!r} is {got.get(name, 'missing')}, the manifest says "
-            f"{expected.get(name, 'no such port')}; build the bundle anew"
+            f"{expected.get(name, 'no such port')}; build the bundle again"
         )
 
 

@@ -108,7 +108,7 @@ def _garbage_is_collected_seldom() -> None:
 
 @pytest.fixture(scope="session", autouse=True)
 def _exporter_reads_its_operators_once() -> Iterator[None]:
-    """torch.onnx reads its table of operators anew for every graph: a quarter of the export of a small one."""
+    """torch.onnx reads its table of operators again for every graph: a quarter of the export of a small one."""
     from torch.onnx._internal.exporter._registration import ONNXRegistry
 
     with pytest.MonkeyPatch.context() as patch:

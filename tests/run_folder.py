@@ -22,7 +22,7 @@ def run_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def made_once(folder: Path, make: Callable[[Path], Made]) -> Made:
     """What `make` gives for `folder`, which is made by the worker that comes first; the others wait, and read it.
 
-    The result is pickled beside the folder. A `make` that fails leaves nothing, so the next worker tries anew.
+    The result is pickled beside the folder. A `make` that fails leaves nothing, so the next worker tries again.
     """
     folder.parent.mkdir(parents=True, exist_ok=True)
     result = folder.with_suffix(".pickle")

@@ -470,7 +470,7 @@ def test_a_file_of_another_hash_is_refused(run: Run, copy: Path, tmp_path: Path,
 def test_a_newer_schema_is_refused(run: Run, copy: Path) -> None:
     data = json.loads((copy / "manifest.json").read_text())
     (copy / "manifest.json").write_text(json.dumps({**data, "schema": data["schema"] + 1}))
-    run("verify", copy).refused("manifest schema is 4, this version reads 3; upgrade ilf-trt")
+    run("verify", copy).refused("manifest schema is 5, this version reads 4; upgrade ilf-trt")
 
 
 @pytest.mark.parametrize(

@@ -71,7 +71,7 @@ def test_without_the_cache_everything_is_built_anew(
     tmp_path: Path,
 ) -> None:
     options = (*QUICK, "--precision", "fp16", *RTX, "--no-cache")
-    ran = run("build", "--checkpoint", checkpoint, "-o", tmp_path / "anew.ilf", *options)
+    ran = run("build", "--checkpoint", checkpoint, "-o", tmp_path / "again.ilf", *options)
     assert ran.code == 0, ran.err
     assert "taken from" not in ran.out
 

@@ -7,6 +7,7 @@ from ilf_trt import __version__
 from ilf_trt.assembly.conductor import build
 from ilf_trt.assembly.options import BuildOptions
 from ilf_trt.contract.bundle import sha256_of
+from ilf_trt.contract.manifest import SCHEMA
 from ilf_trt.contract.packaged import Packaged, packaged
 
 
@@ -25,7 +26,7 @@ def bundle_of(name: str, cache: Path) -> Path:
 
 
 def _key(known: Packaged) -> str:
-    """The package's version and the checkpoint's content: another of either is another bundle."""
+    """The version, the bundle's schema and the checkpoint's content: another of any is another bundle."""
     files = sorted(path for path in known.folder.rglob("*") if path.is_file())
-    words = [__version__, *(f"{path.name} {sha256_of(path)}" for path in files)]
+    words = [__version__, str(SCHEMA), *(f"{path.name} {sha256_of(path)}" for path in files)]
     return hashlib.sha256("\n".join(words).encode()).hexdigest()[:12]

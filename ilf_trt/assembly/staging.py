@@ -3,24 +3,14 @@
 import errno
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 from ilf_trt.contract.bundle import MANIFEST_FILE
 from ilf_trt.errors import BundleError
 from ilf_trt.files import sweep, whole_folder
 
-UNWRITABLE = (
-    errno.ENOSPC,
-    errno.EDQUOT,
-    errno.EACCES,
-    errno.EPERM,
-    errno.EROFS,
-    errno.EFBIG,
-    errno.ENAMETOOLONG,
-    errno.ENOTEMPTY,
-    errno.EEXIST,
-)
+UNWRITABLE = (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS, errno.EFBIG)
 
 
 @contextmanager
@@ -30,21 +20,31 @@ def staging_folder(output: str | Path, *, force: bool) -> Iterator[Path]:
     An old bundle at `output` stays whole until it is exchanged. Raises BundleError when `output` exists and `force` is
     not set, when it is no bundle, or when the disk is full or not writable.
     """
-    try:
+    with _translated(Path(output)):
         output = Path(os.path.realpath(output))
         _check_output(output, force=force)
         output.parent.mkdir(parents=True, exist_ok=True)
         sweep(output)
-    except (OSError, ValueError) as error:
-        raise _unwritable(Path(output), error) from error
-    try:
-        with whole_folder(output, replace=force) as staging:
+    with ExitStack() as stack:
+        with _translated(output):
+            staging = stack.enter_context(whole_folder(output, replace=force))
+        try:
             yield staging
+        except OSError as error:
+            if error.errno in UNWRITABLE:
+                raise _unwritable(output, error) from error
+            raise
+        with _translated(output):
             _check_output(output, force=force)
-    except OSError as error:
-        if error.errno in UNWRITABLE:
-            raise _unwritable(output, error) from error
-        raise
+            stack.close()
+
+
+@contextmanager
+def _translated(output: Path) -> Iterator[None]:
+    try:
+        yield
+    except (OSError, ValueError) as error:
+        raise _unwritable(output, error) from error
 
 
 def _check_output(output: Path, *, force: bool) -> None:

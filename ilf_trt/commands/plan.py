@@ -57,7 +57,7 @@ def plan(
     cache_blocks
         Print the caching baseline instead: the middle blocks whose results are kept between steps.
     cache_every
-        Run the cached blocks anew on every N-th step.
+        Run the cached blocks again on every N-th step.
     json_
         Print JSON.
     """

@@ -110,7 +110,7 @@ def write_manifest(folder: Path, manifest: Manifest) -> Manifest:
 
 
 def strip_graphs(folder: Path, manifest: Manifest) -> Manifest:
-    """Leave only the engines of a bundle, for machines that need nothing else; writes the manifest anew."""
+    """Leave only the engines of a bundle, for machines that need nothing else; writes the manifest again."""
     shutil.rmtree(folder / GRAPH_FOLDER)
     return write_manifest(folder, manifest)
 

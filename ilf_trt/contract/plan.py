@@ -219,7 +219,7 @@ def feedback_steps(pattern: str, steps: int) -> tuple[bool, ...]:
 
 
 def cached_block_forwards(blocks: int, steps: int, *, cached: int, every: int) -> tuple[int, ...]:
-    """Cost of each step of the paper's caching baseline: the middle `cached` blocks run anew every `every`-th step."""
+    """Cost of each step of the paper's caching baseline: the middle `cached` blocks run again every `every`-th step."""
     if not (0 <= cached <= blocks and every >= 1):
         raise InvalidRequest(
             f"cache of {cached} blocks every {every} steps does not fit; 0 to {blocks} blocks, every >= 1"

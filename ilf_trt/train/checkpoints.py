@@ -160,7 +160,7 @@ class Checkpoints:
         for name, mine, theirs in self.recipe.differences(recipe):
             raise CheckpointError(
                 f"{path} is of another recipe: {name} is {theirs!r} there and {mine!r} here; set {name} back, "
-                "or start anew in another --output"
+                "or start again in another --output"
             )
         if sha256 != self.base.sha256:
             raise CheckpointError(

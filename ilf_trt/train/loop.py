@@ -170,7 +170,7 @@ class Training:
         if state.iteration > last:
             raise InvalidRequest(
                 f"the checkpoint stands at iteration {state.iteration}, past optimisation.iterations {last}; "
-                "raise it, or start anew in another --output"
+                "raise it, or start again in another --output"
             )
         with ExitStack() as open_files:
             log = self._open_log(open_files)

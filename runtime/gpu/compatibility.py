@@ -74,7 +74,7 @@ def _check_all(manifest: Manifest, gpu: Gpu, library: Library, version: str) -> 
     for graph in manifest.graphs:
         if graph.name not in compiled:
             raise EngineError(
-                f"the bundle has no {library} engine for graph {graph.name}; compile it anew: ilf-trt compile BUNDLE "
+                f"the bundle has no {library} engine for graph {graph.name}; compile it again: ilf-trt compile BUNDLE "
                 f"--target {library}"
             )
         check(compiled[graph.name], gpu, version)

@@ -46,7 +46,7 @@ def device_error(what: str, error: BaseException | str, hint: str = "") -> Devic
             f"{what}: GPU memory is full ({reason}); free some, pass fewer pictures or sessions, or close a pipeline"
         )
     if any(name in text for name in STICKY):
-        return DeviceLost(f"{what}: {reason}; CUDA is unusable in this process from now on; start it anew")
+        return DeviceLost(f"{what}: {reason}; CUDA is unusable in this process from now on; start it again")
     if "DEVICE_UNAVAILABLE" in text:
         hint = "another process holds the GPU: end it, or set the GPU's compute mode to default"
     return DeviceError(f"{what}: {reason}" + (f"; {hint}" if hint else ""))

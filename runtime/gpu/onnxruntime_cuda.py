@@ -56,7 +56,7 @@ class OnnxRuntimeCudaEngine:
                 path, options, providers=[(PROVIDER, on_gpu), "CPUExecutionProvider"]
             )
         except Exception as error:
-            raise _foreign_error(f"ONNX Runtime refused {path}", error, "build the bundle anew") from error
+            raise _foreign_error(f"ONNX Runtime refused {path}", error, "build the bundle again") from error
         if PROVIDER not in self._session.get_providers():
             raise EngineError(
                 "ONNX Runtime could not start CUDA; pip install 'onnxruntime-gpu[cuda,cudnn]' for its libraries"

@@ -64,10 +64,10 @@ class TensorRT:
                 engine = self._runtime.deserialize_cuda_engine(plan)
         except ValueError as error:  # an empty file cannot be mapped
             raise EngineError(
-                f"{path} is no {self.library} engine ({one_line(error)}); compile the bundle anew"
+                f"{path} is no {self.library} engine ({one_line(error)}); compile the bundle again"
             ) from error
         if engine is None:
-            raise self.error(f"{graph.name}: {self.library} refused {path}", "compile the bundle anew with", stream)
+            raise self.error(f"{graph.name}: {self.library} refused {path}", "compile the bundle again with", stream)
         return TensorRTEngine(graph, engine, self)
 
     def error(self, what: str, hint: str, stream: Stream) -> EngineError | DeviceError:
@@ -130,7 +130,7 @@ class TensorRTEngine:
 
     def error(self, what: str, stream: Stream) -> EngineError | DeviceError:
         """The library's error about this engine."""
-        return self._library.error(f"{self.graph.name}: {what}", "compile the bundle anew with", stream)
+        return self._library.error(f"{self.graph.name}: {what}", "compile the bundle again with", stream)
 
     def close(self) -> None:
         self._engine = None
@@ -168,7 +168,7 @@ class TensorRTEngine:
             if not _agree(got.get(name), expected.get(name)):
                 raise PortMismatch(
                     f"{self.graph.name}: port {name!r} is {_text(got.get(name))}, the manifest says "
-                    f"{_text(expected.get(name))}; compile the bundle anew"
+                    f"{_text(expected.get(name))}; compile the bundle again"
                 )
 
     def _check_profile(self, name: str, shape: tuple[int, ...]) -> None:
@@ -177,7 +177,8 @@ class TensorRTEngine:
             what = "the plan's times" if name == "times" else name
             raise InvalidRequest(
                 f"{self.graph.name}: {what} have shape {shape}, the engine takes {low} to {high}; pass fewer, or "
-                "compile the bundle anew " + ("from a plan with as many" if name == "times" else "with another --batch")
+                "compile the bundle again "
+                + ("from a plan with as many" if name == "times" else "with another --batch")
             )
 
 

@@ -43,9 +43,9 @@ class Tokenizer:
             # Python reads the file: the library's error for a missing file has neither a type nor a path.
             self._tokenizer: Any = tokenizers.Tokenizer.from_str(path.read_text(encoding="utf-8"))
         except OSError as error:
-            raise BundleError(f"cannot read {path}: {one_line(error)}; build the bundle anew") from error
+            raise BundleError(f"cannot read {path}: {one_line(error)}; build the bundle again") from error
         except Exception as error:  # the library raises bare Exceptions
-            raise BundleError(f"{path} is no tokenizer ({one_line(error)}); build the bundle anew") from error
+            raise BundleError(f"{path} is no tokenizer ({one_line(error)}); build the bundle again") from error
         _check_t5(path, self._tokenizer, spec)
         self._tokenizer.enable_truncation(spec.tokens, stride=0, strategy="longest_first", direction="right")
         self._tokenizer.enable_padding(
@@ -100,10 +100,10 @@ def _check_t5(path: Path, tokenizer: Any, spec: TextSpec) -> None:
     if ending != [END] or tokenizer.token_to_id(PADDING) is None:
         raise BundleError(
             f"{path} is not the tokenizer of a T5: it ends a text with {ending}, expected {[END]}, and "
-            f"{'has' if tokenizer.token_to_id(PADDING) is not None else 'lacks'} {PADDING}; build the bundle anew"
+            f"{'has' if tokenizer.token_to_id(PADDING) is not None else 'lacks'} {PADDING}; build the bundle again"
         )
     highest = max(tokenizer.get_vocab(with_added_tokens=True).values())
     if highest >= spec.vocabulary:
         raise BundleError(
-            f"{path} has tokens up to {highest}, the text encoder has {spec.vocabulary}; build the bundle anew"
+            f"{path} has tokens up to {highest}, the text encoder has {spec.vocabulary}; build the bundle again"
         )

@@ -329,7 +329,7 @@ def test_engines_of_the_same_library_are_replaced(
 def test_a_stripped_bundle_cannot_be_compiled_again(compiled: Callable[..., BuildResult], tmp_path: Path) -> None:
     stripped = compiled(strip=True)
     assert not list(stripped.bundle.path.glob("graphs/*"))
-    with pytest.raises(BundleError, match="has no graph 'cond' to compile; build the bundle anew"):
+    with pytest.raises(BundleError, match="has no graph 'cond' to compile; build the bundle again"):
         compile_bundle(stripped.bundle.path, tmp_path / "again.ilf", RTX)
     assert not (tmp_path / "again.ilf").exists()
 
@@ -380,5 +380,5 @@ def test_the_graph_of_a_linear_is_that_of_its_block(dit_bundle: Path) -> None:
 @pytest.mark.parametrize("text", ["", "[]", "{}", '{"graph": "pre"}', "no JSON", '{"kernels": 1}'])
 def test_a_report_that_is_none_is_a_bundle_error(text: str, tmp_path: Path) -> None:
     (tmp_path / "pre.json").write_text(text)
-    with pytest.raises(BundleError, match=r"pre\.json is not a readable engine report .*; compile the bundle anew"):
+    with pytest.raises(BundleError, match=r"pre\.json is not a readable engine report .*; compile the bundle again"):
         read_report(tmp_path / "pre.json")

@@ -1,4 +1,4 @@
-"""What an export leaves to train anew and what it makes once a picture: constants and hoisted text."""
+"""What an export leaves to train again and what it makes once a picture: constants and hoisted text."""
 
 import shutil
 from dataclasses import replace
@@ -98,12 +98,12 @@ PAIRS = (("dit_build", "retrained_dit"), ("half_hoisted_build", "retrained_pixar
 
 @pytest.fixture(params=PAIRS, ids=["dit fp32", "pixart fp16 hoisted"])
 def pair(request: pytest.FixtureRequest) -> tuple[BuildResult, BuildResult]:
-    """A build, and that of the checkpoint trained anew."""
+    """A build, and that of the checkpoint trained again."""
     before, after = (request.getfixturevalue(name) for name in request.param)
     return before, after
 
 
-# --- a feedback block trained anew
+# --- a feedback block trained again
 
 
 def test_a_feedback_block_trained_anew_changes_no_graph_but_its_own(pair: tuple[BuildResult, BuildResult]) -> None:

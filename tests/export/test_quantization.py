@@ -381,7 +381,7 @@ def test_a_feedback_block_trained_anew_on_the_scales_of_the_old_bundle_changes_o
 ) -> None:
     model = load_ilf(dit_eight.bundle.path.parent / "checkpoint")
     train_anew(model)
-    save_ilf(model, tmp_path / "anew")
+    save_ilf(model, tmp_path / "again")
     options = BuildOptions(
         precision=Precision.FP8,
         batch=BatchRange(2, 2, 2),
@@ -390,9 +390,9 @@ def test_a_feedback_block_trained_anew_on_the_scales_of_the_old_bundle_changes_o
         calibration=dit_eight.bundle.path,
         fp8_exclude=EXCLUDED,
     )
-    anew = build(str(tmp_path / "anew"), tmp_path / "anew.ilf", options).bundle
-    assert anew.manifest.fp8 == dit_eight.bundle.manifest.fp8
-    old, new = dit_eight.bundle.manifest.files, anew.manifest.files
+    again = build(str(tmp_path / "again"), tmp_path / "again.ilf", options).bundle
+    assert again.manifest.fp8 == dit_eight.bundle.manifest.fp8
+    old, new = dit_eight.bundle.manifest.files, again.manifest.files
     changed = {Path(name).name.split(".")[0] for name in new if name.startswith("graphs/") and new[name] != old[name]}
     assert changed == {"loop_feedback"}
 

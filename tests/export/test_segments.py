@@ -129,7 +129,7 @@ def in_one_piece(model: ILFModel, spec: ModelSpec, *, feedback: bool) -> Tensors
     """The same step by the model's own forward, guidance as in its paper, and the solver's two formulas."""
     given = state(spec)
     x = given["latent"]
-    call = model.adapter.call(conditions_of(spec), guidance=spec.guidance)
+    call = model.adapter.call(rows_of(spec))
     rows = torch.cat([x, x]) if spec.guidance else x
     output = model(rows, timestep=TIME, t_post=TIME_POST, feedback=feedback, **call).sample[:, : spec.latent[0]]
     if spec.guidance:

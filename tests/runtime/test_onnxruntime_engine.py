@@ -164,7 +164,7 @@ def test_a_truncated_file_is_an_engine_error_in_one_readable_line(
     content = damaged.read_bytes()
     damaged.write_bytes(content[: int(kept * len(content))])
     border = next(one for one in bundle.manifest.graphs if one.name == graph)
-    with pytest.raises(EngineError, match=r"^ONNX Runtime refused .*; build the bundle anew$") as caught:
+    with pytest.raises(EngineError, match=r"^ONNX Runtime refused .*; build the bundle again$") as caught:
         OnnxRuntimeEngine(border, path, threads=1)
     assert str(path) in str(caught.value)
     assert "\n" not in str(caught.value)

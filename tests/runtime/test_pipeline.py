@@ -513,7 +513,7 @@ def test_generations_leave_nothing_behind(dit: Served) -> None:
 
 def refused(generate: Callable[[], object], match: str) -> None:
     with pytest.raises(InvalidRequest, match=match) as caught:
-        sample()
+        generate()
     assert "\n" not in str(caught.value)
 
 
@@ -736,7 +736,7 @@ def test_constants_that_cannot_be_read_are_refused_in_one_line(
     if content is not None:
         (copy / CONSTANTS_FILE).write_bytes(content)
     write_manifest(copy, dit.pipeline.manifest)
-    with pytest.raises(BundleError, match=r"constants\.npz.*; build the bundle anew$") as caught:
+    with pytest.raises(BundleError, match=r"constants\.npz.*; build the bundle again$") as caught:
         Pipeline.load(copy, threads=1)
     assert "\n" not in str(caught.value)
 

@@ -11,16 +11,17 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
+from ilf_trt.contract.conditioning import Conditioning
 from ilf_trt.contract.graphs import graphs_of
 from ilf_trt.contract.manifest import Manifest, PictureFacts
 from ilf_trt.contract.plan import Step, StepPlan, make_plan
-from ilf_trt.contract.ports import Graph, Port
+from ilf_trt.contract.ports import Graph, Port, Role
 from ilf_trt.contract.solver import DEFAULT_SCHEDULER
 from ilf_trt.contract.spec import BatchRange, Loop, ModelSpec, Positions, Precision
 from ilf_trt.runtime.host import Host, HostTrajectory
 from ilf_trt.runtime.route import route_of
 from ilf_trt.runtime.session import KEPT_TRAJECTORIES, Session
-from ilf_trt.runtime.trajectory import Job
+from ilf_trt.runtime.trajectory import Job, RunOptions
 
 Array = NDArray[Any]
 
@@ -106,7 +107,7 @@ class FakeModel:
 
 
 @pytest.fixture(params=["rows for each block", "shared rows", "text for each block"])
-def stage(request: pytest.FixtureRequest) -> FakeModel:
+def fake(request: pytest.FixtureRequest) -> FakeModel:
     shared, hoisted = request.param == "shared rows", request.param == "text for each block"
     text = Port("text_tokens", ("R", 5, 32), "float32", Role.CONTEXT)
     pairs = Port("text_pairs", ("R", 2, 5, 32), "float32", Role.CONTEXT)
@@ -168,7 +169,7 @@ def noise(pictures: int = PICTURES) -> Array:
 def run(trajectory: HostTrajectory, start: Array | None = None) -> Array:
     start = noise() if start is None else start
     labels = np.concatenate([np.arange(len(start), dtype=np.int32), np.full(len(start), CLASSES, np.int32)])
-    return trajectory.run(start, {"class_labels": labels}, GUIDANCE_SCALE)[0]
+    return trajectory.run(start, {"class_labels": labels}, GUIDANCE_SCALE, RunOptions())[0]
 
 
 def steps_of(tape: list[Bound]) -> list[list[Bound]]:
@@ -366,7 +367,8 @@ def test_a_result_is_not_memory_of_the_session(fake: FakeModel) -> None:
 
 
 def test_timings_name_every_graph_and_step_and_add_up(fake: FakeModel) -> None:
-    _, timings = fake.trajectory().run(noise(), {"class_labels": np.zeros(2 * PICTURES, np.int32)}, GUIDANCE_SCALE)
+    labels = {"class_labels": np.zeros(2 * PICTURES, np.int32)}
+    _, timings = fake.trajectory().run(noise(), labels, GUIDANCE_SCALE, RunOptions())
     assert tuple(timings.graph_ms) == tuple(fake.engines)
     assert len(timings.step_ms) == STEPS
     assert all(value > 0 for value in (*timings.graph_ms.values(), *timings.step_ms))

@@ -178,7 +178,7 @@ def test_a_damaged_entry_goes_and_can_be_put_anew(
     damage(entry(store))
     with caplog.at_level(logging.WARNING):
         assert store.take(KEY, places) is None
-    assert "is damaged; it is made anew" in caplog.text
+    assert "is damaged; it is made again" in caplog.text
     assert not entry(store).exists()
     assert [place.exists() for place in places.values()] == [False, False]
     store.put(KEY, made, NOTE)

@@ -290,7 +290,7 @@ def test_a_newer_schema_asks_for_an_upgrade(schema: int, copy: Path) -> None:
 @pytest.mark.parametrize("schema", [SCHEMA - 1, 0, -1, None, str(SCHEMA), [SCHEMA], {}])
 def test_an_older_or_strange_schema_asks_for_a_build(schema: object, copy: Path) -> None:
     change_manifest(copy, lambda data: data.update(schema=schema))
-    refuse(copy, f"manifest schema is .*, this version reads {SCHEMA}; build the bundle anew")
+    refuse(copy, f"manifest schema is .*, this version reads {SCHEMA}; build the bundle again")
 
 
 def test_any_missing_field_is_refused_by_name(dit_bundle: Path) -> None:
@@ -406,7 +406,7 @@ WEIGHT = "feedback.norm1.linear.weight"
 )
 def test_a_constant_that_is_not_as_its_port_is_refused_by_name(change: Change, copy: Path) -> None:
     rewrite_constants(copy, change)
-    with pytest.raises(BundleError, match=rf"constants\.npz lacks {WEIGHT} as float32; build the bundle anew$"):
+    with pytest.raises(BundleError, match=rf"constants\.npz lacks {WEIGHT} as float32; build the bundle again$"):
         Bundle.open(copy).constants()
 
 
@@ -421,7 +421,7 @@ def test_constants_that_are_no_npz_are_refused(content: bytes, copy: Path) -> No
     manifest = Bundle.open(copy).manifest
     (copy / CONSTANTS_FILE).write_bytes(content)
     write_manifest(copy, manifest)
-    with pytest.raises(BundleError, match=r"constants\.npz cannot be read \(.*\); build the bundle anew$") as caught:
+    with pytest.raises(BundleError, match=r"constants\.npz cannot be read \(.*\); build the bundle again$") as caught:
         Bundle.open(copy).constants()
     assert "\n" not in str(caught.value)
 
@@ -434,7 +434,7 @@ def test_constants_in_a_pickle_are_refused(copy: Path) -> None:
 
 def test_constants_that_the_manifest_does_not_list_are_refused(copy: Path) -> None:
     change_manifest(copy, lambda data: data["files"].pop(CONSTANTS_FILE))
-    refuse(copy, r"lists no constants\.npz; build the bundle anew$")
+    refuse(copy, r"lists no constants\.npz; build the bundle again$")
 
 
 # --- FP8 facts and engines

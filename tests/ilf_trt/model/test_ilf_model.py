@@ -432,8 +432,9 @@ def test_a_feedback_block_from_zero_passes_its_input_on_and_can_learn(make: Call
     model = attach(make(), LOOP, initialisation="zero")
     context = model.adapter.context(call)
     first = model.first_pass(latent(model.backbone), call["timestep"], context)
-    rows = model.adapter.rows([model.feedback.block], call["timestep"], context, ROWS)
-    assert torch.equal(model.adapter.run([model.feedback.block], first.features, rows, context), first.features)
+    rows = model.adapter.modulation([model.feedback.block], call["timestep"], context, ROWS)
+    passed_on = model.adapter.run([model.feedback.block], first.features, rows, context)
+    assert all(map(torch.equal, passed_on, first.features))
     assert all(parameter.requires_grad for parameter in model.feedback.parameters())
     assert any(parameter.any() for parameter in model.adapter.blocks[2].ff.net[-1].parameters())  # type: ignore[union-attr]
 

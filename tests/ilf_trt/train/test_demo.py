@@ -70,33 +70,33 @@ def test_the_demo_s_output_is_finite_and_depends_on_label_and_feedback(demo: ILF
     assert not torch.equal(with_feedback, demo(x, 500, three, feedback=False).sample)
 
 
-# --- training it anew
+# --- training it again
 
 
 @pytest.fixture(scope="module")
-def anew(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def again(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Two iterations of each training."""
     folder = tmp_path_factory.mktemp("demo")
     train(folder, seed=0, base_iterations=2, feedback_iterations=2)
     return folder
 
 
-def test_trained_anew_it_is_a_checkpoint_with_its_base_beside(anew: Path) -> None:
-    model = load_ilf(anew)
+def test_trained_anew_it_is_a_checkpoint_with_its_base_beside(again: Path) -> None:
+    model = load_ilf(again)
     assert model.feedback.scales.abs().min() > 0
-    checkpoint = read_checkpoint(anew)
-    assert (checkpoint.base, checkpoint.training["iteration"]) == (str(anew / "transformer"), 2)
-    assert (anew / "scheduler" / "scheduler_config.json").is_file()
-    assert (anew / "training" / "log.jsonl").is_file()
+    checkpoint = read_checkpoint(again)
+    assert (checkpoint.base, checkpoint.training["iteration"]) == (str(again / "transformer"), 2)
+    assert (again / "scheduler" / "scheduler_config.json").is_file()
+    assert (again / "training" / "log.jsonl").is_file()
 
 
-def test_the_moved_checkpoint_still_finds_its_base(anew: Path, tmp_path: Path) -> None:
-    moved = Path(shutil.copytree(anew, tmp_path / "moved", symlinks=True))
+def test_the_moved_checkpoint_still_finds_its_base(again: Path, tmp_path: Path) -> None:
+    moved = Path(shutil.copytree(again, tmp_path / "moved", symlinks=True))
     assert read_checkpoint(moved).base == str(moved / "transformer")
 
 
-def test_without_base_iterations_the_base_is_kept_and_the_feedback_goes_on(anew: Path, tmp_path: Path) -> None:
-    copy = Path(shutil.copytree(anew, tmp_path / "copy", symlinks=True))
+def test_without_base_iterations_the_base_is_kept_and_the_feedback_goes_on(again: Path, tmp_path: Path) -> None:
+    copy = Path(shutil.copytree(again, tmp_path / "copy", symlinks=True))
     steps: list[tuple[str, int]] = []
     train(
         copy,
@@ -107,11 +107,11 @@ def test_without_base_iterations_the_base_is_kept_and_the_feedback_goes_on(anew:
     )
     assert steps == [("feedback", 3)]
     weights = Path("transformer") / "diffusion_pytorch_model.safetensors"
-    assert (copy / weights).read_bytes() == (anew / weights).read_bytes()
+    assert (copy / weights).read_bytes() == (again / weights).read_bytes()
 
 
-def test_a_base_trained_anew_starts_the_feedback_anew(anew: Path, tmp_path: Path) -> None:
-    copy = Path(shutil.copytree(anew, tmp_path / "copy", symlinks=True))
+def test_a_base_trained_anew_starts_the_feedback_anew(again: Path, tmp_path: Path) -> None:
+    copy = Path(shutil.copytree(again, tmp_path / "copy", symlinks=True))
     train(copy, seed=1, base_iterations=1, feedback_iterations=1)
     assert [path.name for path in (copy / "training" / "steps").iterdir()] == ["00000001"]
 
@@ -121,7 +121,7 @@ def test_no_base_to_keep_is_refused(tmp_path: Path) -> None:
         train(tmp_path, seed=0, base_iterations=0, feedback_iterations=1)
 
 
-def test_training_leaves_torch_s_threads_as_they_were(anew: Path, tmp_path: Path) -> None:
+def test_training_leaves_torch_s_threads_as_they_were(again: Path, tmp_path: Path) -> None:
     before = torch.get_num_threads()
     with pytest.raises(CheckpointError):
         train(tmp_path / "none", seed=0, base_iterations=0)

@@ -129,7 +129,7 @@ def test_a_single_graph_on_a_lost_gpu_says_so(dit_bundle: Path, machine: Machine
     pipeline = Pipeline.load(compiled(dit_bundle), device=DEVICE, sessions=1)
     arrays = arrays_of(pipeline, "loop_feedback")
     machine.cuda.fail("copy", "CUDA_ERROR_ILLEGAL_ADDRESS")
-    with pytest.raises(DeviceLost, match="start it anew"):
+    with pytest.raises(DeviceLost, match="start it again"):
         pipeline.run("loop_feedback", arrays)
     pipeline.close()
     machine.cuda._live.clear()  # nothing can be freed on a GPU that is lost

@@ -99,7 +99,7 @@ def test_a_truncated_plan_is_refused_and_nothing_stays_open(
     plan.write_bytes(content)
     path = bundle / "manifest.json"
     rewritten(path)
-    with pytest.raises(EngineError, match=f"{graph}.*compile the bundle anew"):
+    with pytest.raises(EngineError, match=f"{graph}.*compile the bundle again"):
         Pipeline.load(bundle, device="cuda:0")
     assert machine.cuda.live() == []
 
@@ -110,7 +110,7 @@ def test_an_engine_with_other_ports_is_refused(dit_bundle: Path, machine: Machin
     (engines / "pre.engine").unlink()
     (engines / "pre.engine").write_bytes((engines / "post.engine").read_bytes())
     rewritten(bundle / "manifest.json")
-    with pytest.raises(PortMismatch, match=r"pre: port .* the manifest says .*compile the bundle anew"):
+    with pytest.raises(PortMismatch, match=r"pre: port .* the manifest says .*compile the bundle again"):
         Pipeline.load(bundle, device="cuda:0")
 
 

@@ -468,7 +468,7 @@ def test_an_error_that_outlasts_the_call_says_that_the_process_is_lost(
     pipeline.generate(**conditions(pipeline, 2))
     machine.cuda.fail(call, "CUDA_ERROR_ILLEGAL_ADDRESS")
     for _ in range(2):
-        with pytest.raises(DeviceLost, match=r"CUDA_ERROR_ILLEGAL_ADDRESS.*start it anew"):
+        with pytest.raises(DeviceLost, match=r"CUDA_ERROR_ILLEGAL_ADDRESS.*start it again"):
             pipeline.generate(**conditions(pipeline, 2))
     pipeline.close()
     machine.cuda._live.clear()  # nothing can be freed on a GPU that is lost
@@ -492,7 +492,7 @@ def test_a_run_that_the_library_refuses_is_an_engine_error_in_its_words(
     wanted = on_cpu(dit_bundle, 2)
     with Pipeline.load(compiled(dit_bundle), device=DEVICE) as pipeline:
         machine.tensorrt.refuse(call)
-        with pytest.raises(EngineError, match="compile the bundle anew"):
+        with pytest.raises(EngineError, match="compile the bundle again"):
             pipeline.generate(**conditions(pipeline, 2))
         assert close_to(pipeline.generate(**conditions(pipeline, 2)).latents, wanted)
 

@@ -60,7 +60,7 @@ def file(t5: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def reference(file: Path) -> Any:
-    """The same tokenizer in transformers; it makes a pipeline of its own from what it reads, so save it anew."""
+    """The same tokenizer in transformers; it makes a pipeline of its own from what it reads, so save it again."""
     transformers = pytest.importorskip("transformers", reason="transformers' tokenizer is the reference")
     return transformers.T5TokenizerFast.from_pretrained(file.parent)
 
@@ -164,14 +164,14 @@ def test_a_prompt_that_is_no_text_is_refused(prompt: Any, file: Path) -> None:
 
 
 def test_a_missing_file_says_what_to_do(file: Path, tmp_path: Path) -> None:
-    with pytest.raises(BundleError, match=r"cannot read .*none\.json: No such file.*; build the bundle anew"):
+    with pytest.raises(BundleError, match=r"cannot read .*none\.json: No such file.*; build the bundle again"):
         Tokenizer(tmp_path / "none.json", spec_of(9))
 
 
 @pytest.mark.parametrize("content", [b"", b"{", b"[]", b"{}", b"\xff\xfe"], ids=repr)
 def test_a_broken_file_says_what_to_do(content: bytes, file: Path, tmp_path: Path) -> None:
     (tmp_path / "broken.json").write_bytes(content)
-    with pytest.raises(BundleError, match=r"broken\.json is no tokenizer .*; build the bundle anew"):
+    with pytest.raises(BundleError, match=r"broken\.json is no tokenizer .*; build the bundle again"):
         Tokenizer(tmp_path / "broken.json", spec_of(9))
 
 
