@@ -135,6 +135,11 @@ def run_training(
     return TrainingRun(model, outcome, {iteration: losses[iteration] for iteration in iterations})
 
 
+def column(folder: Path, name: str) -> Tensor:
+    """One number of every line of the log."""
+    return torch.tensor([line[name] for line in log_of(folder)])
+
+
 def losses_of(losses: dict[int, float]) -> Tensor:
     return torch.tensor(list(losses.values()))
 

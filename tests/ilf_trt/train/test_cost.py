@@ -64,7 +64,8 @@ def teacher_flop(name: str, blocks: int) -> float:
 
 @pytest.mark.parametrize(("name", "frozen", "trained"), MILLIONS)
 def test_parameters_are_those_of_the_released_model(name: str, frozen: float, trained: float) -> None:
-    recipe = Recipe.read(name, ["loss.kind=none"])  # the teacher has no parameters of its own
+    # Neither the loss nor the place of the loop changes them; at the end it is the least work to count.
+    recipe = Recipe.read(name, ["loss.kind=none", "model.loop=27:27"])
     counted = cost_of_recipe(recipe, 1)
     assert counted.frozen_parameters / 1e6 == pytest.approx(frozen, abs=0.05)
     assert counted.trained_parameters / 1e6 == pytest.approx(trained, abs=0.05)

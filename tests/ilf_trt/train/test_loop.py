@@ -20,6 +20,7 @@ from tests.small_training import (
     ITERATIONS,
     Spoilt,
     assert_same_training,
+    column,
     dit_rows,
     equal,
     feedback_of,
@@ -110,11 +111,20 @@ def test_a_base_that_predicts_velocity_is_refused(tmp_path: Path) -> None:
 # --- what a seed fixes
 
 
-def test_a_seed_gives_the_same_again_whatever_was_drawn_before(tmp_path: Path) -> None:
-    for name, state in (("a", 100), ("b", 101)):
-        torch.manual_seed(state)
-        run_training(tmp_path / name, model=small_model())
-    assert_same_training(tmp_path / "a", tmp_path / "b")
+SHORT = {"iterations": 2, "batch_size": 4}
+
+
+def test_a_seed_gives_the_same_again_whatever_torch_drew_before(tmp_path: Path, whole: Path) -> None:
+    model = small_model()
+    torch.manual_seed(101)
+    run_training(tmp_path, model=model)
+    assert_same_training(tmp_path, whole)
+
+
+@pytest.fixture(scope="module")
+def short(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Tensor]:
+    """The weights after a short training."""
+    return feedback_of(run_training(tmp_path_factory.mktemp("short"), small_recipe(optimisation=SHORT)).model)
 
 
 @pytest.mark.parametrize(
@@ -131,12 +141,9 @@ def test_a_seed_gives_the_same_again_whatever_was_drawn_before(tmp_path: Path) -
     ],
     ids=str,
 )
-def test_another_recipe_gives_other_weights(tmp_path: Path, change: dict[str, Any]) -> None:
-    short = {"iterations": 2, "batch_size": 4}
-    change = {**change, "optimisation": {**short, **change.get("optimisation", {})}}
-    plain = run_training(tmp_path / "plain", small_recipe(optimisation=short))
-    changed = run_training(tmp_path / "changed", small_recipe(**change))
-    assert not equal(feedback_of(plain.model), feedback_of(changed.model))
+def test_another_recipe_gives_other_weights(tmp_path: Path, short: dict[str, Tensor], change: dict[str, Any]) -> None:
+    recipe = small_recipe(**{**change, "optimisation": {**SHORT, **change.get("optimisation", {})}})
+    assert not equal(short, feedback_of(run_training(tmp_path, recipe).model))
 
 
 def test_the_facts_of_the_checkpoint_are_the_recipe_and_the_mean_loss(tmp_path: Path) -> None:
@@ -162,24 +169,16 @@ def test_the_output_is_an_ilf_checkpoint_of_the_trained_model(tmp_path: Path) ->
 # --- ways to the same sum
 
 
-def final(tmp_path: Path, name: str, **sections: Any) -> tuple[Tensor, Tensor]:
-    """Losses, and trained weights as one row."""
-    result = run_training(tmp_path / name, small_recipe(**sections))
-    return losses_of(result.losses), torch.cat([value.flatten() for value in feedback_of(result.model).values()])
+def test_accumulation_changes_nothing_but_rounding(tmp_path: Path, whole: Path) -> None:
+    run_training(tmp_path, small_recipe(optimisation={"accumulate": 4}))
+    assert torch.allclose(column(whole, "loss"), column(tmp_path, "loss"), **FLOAT32)
+    # AdamW's steps hide a gradient of another size, its norm does not; they amplify the rounding of small gradients.
+    assert torch.allclose(column(whole, "grad_norm"), column(tmp_path, "grad_norm"), rtol=1e-3)
 
 
-def test_accumulation_changes_nothing_but_rounding(tmp_path: Path) -> None:
-    # AdamW's steps hide a gradient of another size, its norm does not.
-    one, four = (final(tmp_path, str(n), optimisation={"accumulate": n}) for n in (1, 4))
-    assert torch.allclose(one[0], four[0], **FLOAT32)
-    norms = [torch.tensor([line["grad_norm"] for line in log_of(tmp_path / str(n))]) for n in (1, 4)]
-    assert torch.allclose(*norms, rtol=1e-3)  # Adam turns the rounding of small gradients into steps
-
-
-def test_gradient_checkpointing_changes_no_bit(tmp_path: Path) -> None:
-    for name, enabled in (("a", False), ("b", True)):
-        run_training(tmp_path / name, small_recipe(compute={"gradient_checkpointing": enabled}))
-    assert_same_training(tmp_path / "a", tmp_path / "b")
+def test_gradient_checkpointing_changes_no_bit(tmp_path: Path, whole: Path) -> None:
+    run_training(tmp_path, small_recipe(compute={"gradient_checkpointing": True}))
+    assert_same_training(tmp_path, whole)
 
 
 def test_a_batch_that_does_not_divide_is_refused(tmp_path: Path) -> None:
@@ -248,7 +247,8 @@ def test_determinism_is_asked_of_torch_for_the_time_of_a_training_only(tmp_path:
 
     stream.batches = note_flag  # type: ignore[method-assign]
     for enabled in (True, False):
-        run_training(tmp_path / str(enabled), small_recipe(compute={"deterministic": enabled}), stream=stream)
+        recipe = small_recipe(compute={"deterministic": enabled}, optimisation={"iterations": 1})
+        run_training(tmp_path / str(enabled), recipe, stream=stream)
     assert flags == [True, False]
     assert not torch.are_deterministic_algorithms_enabled()
 

@@ -13,9 +13,9 @@ from ilf_trt.train.weights import new_optimizer
 from tests.conftest import LOOP, small_dit
 from tests.small_training import (
     ITERATIONS,
+    column,
     equal,
     feedback_of,
-    losses_of,
     run_training,
     small_model,
     small_recipe,
@@ -67,18 +67,18 @@ def test_the_gradient_is_clipped_to_the_norm(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("precision", ["bf16", "fp16"])
-def test_half_precision_keeps_what_learns_and_the_moments_in_float32(tmp_path: Path, precision: str) -> None:
+def test_half_precision_keeps_trained_weights_and_moments_in_float32(
+    tmp_path: Path, whole: Path, precision: str
+) -> None:
     model = small_model()
-    plain, half = (
-        run_training(tmp_path / p, small_recipe(compute={"precision": p}), model=m)
-        for p, m in (("fp32", small_model()), (precision, model))
-    )
-    assert {value.dtype for value in feedback_of(half.model).values()} == {torch.float32}
-    moments = load_file(tmp_path / precision / "steps" / f"{ITERATIONS:08d}" / "optimizer.safetensors")
+    run_training(tmp_path, small_recipe(compute={"precision": precision}), model=model)
+    assert {value.dtype for value in feedback_of(model).values()} == {torch.float32}
+    moments = load_file(tmp_path / "steps" / f"{ITERATIONS:08d}" / "optimizer.safetensors")
     assert {value.dtype for value in moments.values()} == {torch.float32}
     assert {p.dtype for p in model.backbone.parameters()} == {torch.float32}  # the caller's stays as it was
-    assert not torch.equal(losses_of(half.losses), losses_of(plain.losses))
-    assert torch.allclose(losses_of(half.losses), losses_of(plain.losses), rtol=BF16_ROUNDING)
+    half, full = column(tmp_path, "loss"), column(whole, "loss")
+    assert not torch.equal(half, full)
+    assert torch.allclose(half, full, rtol=BF16_ROUNDING)
 
 
 def test_the_backbone_that_runs_in_bfloat16_is_kept_in_it(tmp_path: Path) -> None:
