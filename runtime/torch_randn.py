@@ -36,9 +36,9 @@ def torch_randn(size: int, seed: int) -> Float32Array:
     if size < BLOCK:
         return _normals_in_double(size, stream)
     uniforms = _uniforms(size, stream)
-    whole = size - size % BLOCK
-    normals = np.concatenate([_box_muller(uniforms[:whole]), uniforms[whole:]])
-    if whole != size:
+    full_size = size - size % BLOCK  # of the full blocks
+    normals = np.concatenate([_box_muller(uniforms[:full_size]), uniforms[full_size:]])
+    if full_size != size:
         # Torch completes the last block with 16 new values, which replace 16 - size % 16 values of the block before.
         normals[-BLOCK:] = _box_muller(_uniforms(BLOCK, stream))
     return normals

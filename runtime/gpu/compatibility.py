@@ -40,7 +40,7 @@ def library_for(
             return library
     if len(refusals) == 1:
         raise refusals[0]
-    raise EngineError("none of the bundle's engines runs here: " + " | ".join(map(str, refusals)))
+    raise EngineError("none of the bundle's engines runs on this machine: " + " | ".join(map(str, refusals)))
 
 
 def check(facts: EngineFacts, gpu: Gpu, version: str) -> None:
@@ -58,8 +58,8 @@ def check(facts: EngineFacts, gpu: Gpu, version: str) -> None:
         )
     if facts.gpu_name and facts.gpu_name != gpu.name and not facts.any_gpu_of_architecture:
         raise EngineError(
-            f"engine {facts.graph} is only for {facts.gpu_name}, this is {gpu.name}; {fix}, or compile it "
-            "there with --hardware-compat"
+            f"engine {facts.graph} is only for {facts.gpu_name}, this is {gpu.name}; {fix}, or compile it on "
+            f"{facts.gpu_name} with --hardware-compat"
         )
     if gpu.driver and _numbers(facts.driver)[:1] > gpu.driver[:1]:
         driver = ".".join(map(str, gpu.driver))

@@ -77,7 +77,7 @@ AFTER_REPAIR = (
     substitution("the missing space after a comma, dot or slash", r"(?<=\D[,./])\b", " "),
     substitution("repeated space", r"\s+", " "),
 )
-# Space at an end hides it from these: diffusers strips the caption here, and drops the stripped one.
+# These see the spaces at the ends of a caption: diffusers strips it here, but drops the result.
 ENDS = (
     substitution("quotation marks around the whole", "\\A[\"'](.+)[\"']\\Z", r"\1"),
     substitution("a mark at the beginning", r"\A['_,\-:;]"),

@@ -44,7 +44,7 @@ VISIBLE = 1e-2
 # Far past any sensible strength: the latents reach 1e20 and stay finite.
 HUGE_GUIDANCE = 1e4
 TIMEOUT_S = 60
-SMALL_CHANGE_BYTES = 50_000  # over 200 calls; their results alone would be 100,000, one tensor more each 10,000,000
+SMALL_CHANGE_BYTES = 25_000  # over 100 calls; measured 4,000; their results alone would be 51,200
 
 
 @dataclass(frozen=True)
@@ -435,7 +435,7 @@ assert all(abs(latents - made[0]).max() < 1e-4 * abs(made[0]).max() for latents 
 """
 
 
-@pytest.mark.parametrize("threads", [(0, 1), (1, 0), (2, 1), (0, 2, 0)], ids=str)
+@pytest.mark.parametrize("threads", [(0, 1, 2, 0), (1, 0), (2, 1)], ids=str)
 def test_pipelines_of_different_engine_threads_live_in_one_process(dit_bundle: Path, threads: tuple[int, ...]) -> None:
     command = [sys.executable, "-c", LOAD_EACH, dit_bundle, *map(str, threads)]
     ran = subprocess.run(command, capture_output=True, text=True, check=False, timeout=TIMEOUT_S)
@@ -495,9 +495,9 @@ def test_conditions_of_another_float_width_are_taken(pixart: Served, dtype: str)
 
 
 def test_generations_leave_nothing_behind(dit: Served) -> None:
-    """The interpreter and ONNX Runtime's binding fill caches for a few hundred calls, then nothing grows."""
+    """The interpreter and ONNX Runtime's binding fill caches for about a hundred calls, then nothing grows."""
 
-    def held_after(calls: int) -> int:
+    def traced_bytes_after(calls: int) -> int:
         for _ in range(calls):
             dit.pipeline.generate(seed=1, steps=2, **labels(1, 2))
         gc.collect()
@@ -505,8 +505,8 @@ def test_generations_leave_nothing_behind(dit: Served) -> None:
 
     tracemalloc.start()
     try:
-        before = held_after(300)
-        assert held_after(200) - before < SMALL_CHANGE_BYTES
+        before = traced_bytes_after(100)
+        assert traced_bytes_after(100) - before < SMALL_CHANGE_BYTES
     finally:
         tracemalloc.stop()
 

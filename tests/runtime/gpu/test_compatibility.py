@@ -128,7 +128,8 @@ def test_engines_that_do_not_fit_are_no_reason_to_run_slowly(
 
 def test_every_reason_is_told_when_no_target_fits(dit_bundle: Path, machine: Machine, compiled: Compiled) -> None:
     bundle = compiled(dit_bundle, "tensorrt", "tensorrt-rtx", change=lambda facts: replace(facts, gpus=("sm100",)))
-    with pytest.raises(EngineError, match=r"none .* here: .*--target tensorrt \| .*--target tensorrt-rtx --gpu sm90"):
+    reasons = r"none .* on this machine: .*--target tensorrt \| .*--target tensorrt-rtx --gpu sm90"
+    with pytest.raises(EngineError, match=reasons):
         Pipeline.load(bundle, device="cuda:0")
 
 

@@ -514,7 +514,7 @@ def test_a_plan_with_more_times_than_the_engine_takes_is_refused(
     dit_bundle: Path, machine: Machine, compiled: Compiled
 ) -> None:
     with Pipeline.load(compiled(dit_bundle), device=DEVICE) as pipeline:
-        plan = pipeline.plan(200, feedback="all")
+        plan = pipeline.plan(70, feedback="all")
         with pytest.raises(InvalidRequest, match=r"times have shape \(\d+,\), the engine takes \(1,\) to \(128,\)"):
             pipeline.generate(plan=plan, **conditions(pipeline, 1))
 
