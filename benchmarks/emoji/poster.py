@@ -79,7 +79,8 @@ def _without_corners(card: Image.Image) -> Image.Image:
     ImageDraw.Draw(inside).rounded_rectangle((1, 1, card.width - 2, card.height - 2), RADIUS, 255)
     outside = inside.point(lambda value: 255 - value)
     small = card.quantize(TRANSPARENT, method=Image.Quantize.MEDIANCUT, dither=Image.Dither.NONE)
-    small.putpalette([*small.getpalette()[: 3 * TRANSPARENT], 255, 255, 255])
+    palette = small.getpalette() or []
+    small.putpalette([*palette[: 3 * TRANSPARENT], 255, 255, 255])
     small.paste(TRANSPARENT, mask=outside)
     return small
 
