@@ -104,7 +104,7 @@ def main() -> None:
         "",
         "![Ten prompts under three plans](gallery/side-by-side.png)",
         "",
-        "`python -m benchmarks.emoji.poster` draws these ten prompts, which the model knows well, with seed 9 for each.",
+        "`python -m benchmarks.emoji.poster` draws these ten prompts, which the model knows well, with seed 9.",
         "The tables below show easier and harder requests.",
         "",
         "Every table shows three plans with the same requests and the same noise (seed 7): 20 plain steps, plain steps",
