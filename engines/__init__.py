@@ -1,1 +1,1 @@
-"""ONNX to TensorRT and TensorRT-RTX: engines, built in a process of their own, and what is in them."""
+"""Builds TensorRT and TensorRT-RTX engines from ONNX in a separate process, and reports what they contain."""

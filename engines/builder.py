@@ -1,4 +1,4 @@
-"""Builds one engine with Polygraphy's loaders, whichever library they drive; only inside the worker."""
+"""Builds one engine with Polygraphy's loaders, in TensorRT or TensorRT-RTX; runs only inside the worker."""
 
 from collections import Counter
 from collections.abc import Callable
@@ -8,21 +8,22 @@ from pathlib import Path
 from time import perf_counter
 from typing import Any
 
+from ilf_trt.contract.progress import Progress
 from ilf_trt.contract.target import Architecture, Library
 from ilf_trt.engines.library import open_library
 from ilf_trt.engines.listing import Kernel, kernels_of_inspector, kernels_of_plan, scratch_of_plan
 from ilf_trt.engines.profiles import Profile
-from ilf_trt.engines.progress import Tell, monitor_of
+from ilf_trt.engines.progress import monitor_of
 from ilf_trt.engines.report import EngineReport
-from ilf_trt.errors import EngineError
+from ilf_trt.errors import EngineError, one_line
 
 KIB_PER_MIB = 1024
-WORDS = 600
+REASON_CHARS = 600
 
 
 @dataclass(frozen=True, slots=True)
 class BuildRequest:
-    """One engine to build; `gpus` as `sm89` for TensorRT-RTX, empty for TensorRT. Paths are absolute."""
+    """One engine to build. Paths are absolute; `gpus` has names such as `sm89` for TensorRT-RTX, none for TensorRT."""
 
     library: str
     graph: str
@@ -47,26 +48,27 @@ class BuildRequest:
         return cls(**{**data, "expected": tuple(data["expected"]), "gpus": tuple(data["gpus"]), "profile": profile})
 
 
-def build_engine(request: BuildRequest, tell: Tell, cancelled: Callable[[], bool]) -> EngineReport:
-    """Write the engine of `request` and say what is in it.
+def build_engine(request: BuildRequest, tell: Progress, cancelled: Callable[[], bool]) -> EngineReport:
+    """Write the engine of `request` and return its report.
 
-    The network is strongly typed: every precision comes from the graph. TF32 is off, so that fp32 means it. One stream,
-    so that a trajectory can be captured. Raises EngineError with the parser's or the builder's own words.
+    The network is strongly typed, so the graph decides every precision. TF32 is off, so that fp32 products are fp32.
+    The engine uses one stream, so that CUDA can capture a trajectory. Raises EngineError with the reason of the parser
+    or of the builder.
     """
     library = Library(request.library)
     trt = open_library(library)
     from polygraphy.backend.trt import engine_bytes_from_network, network_from_onnx_path
     from polygraphy.exception import PolygraphyException
 
-    errors = _listen()
-    began = perf_counter()
+    errors = _collect_errors()
+    begin_s = perf_counter()
     try:
         network = network_from_onnx_path(
             request.onnx, strongly_typed=hasattr(trt.NetworkDefinitionCreationFlag, "STRONGLY_TYPED")
         )
     except PolygraphyException as error:
         raise EngineError(
-            f"{request.graph}: {library} refuses a node: {_said(errors, error)}; export with --precision fp16, or "
+            f"{request.graph}: {library} refuses a node: {_reason(errors, error)}; export with --precision fp16, or "
             "report the node"
         ) from error
     layers = Counter(network[1].get_layer(index).type.name for index in range(network[1].num_layers))
@@ -78,8 +80,8 @@ def build_engine(request: BuildRequest, tell: Tell, cancelled: Callable[[], bool
         if cancelled():
             raise EngineError(f"{request.graph}: the build was cancelled") from error
         raise EngineError(
-            f"{request.graph}: {library} built no engine: {_said(errors, error)}; if memory ran out, pass a smaller "
-            "--workspace or --batch"
+            f"{request.graph}: {library} could not build the engine: {_reason(errors, error)}; if memory ran out, pass "
+            "a smaller --workspace or --batch"
         ) from error
     path = Path(request.engine)
     with path.open("wb") as file:
@@ -88,13 +90,13 @@ def build_engine(request: BuildRequest, tell: Tell, cancelled: Callable[[], bool
         kernels, scratch_bytes = _contents(trt, request, path, plan)
     except PolygraphyException as error:
         raise EngineError(
-            f"{request.graph}: {library} cannot load the engine that it built: {_said(errors, error)}; if GPU memory "
+            f"{request.graph}: {library} cannot load the engine that it built: {_reason(errors, error)}; if GPU memory "
             "ran out, free some or pass a smaller --batch"
         ) from error
     return EngineReport(
         graph=request.graph,
         precision=request.precision,
-        build_s=round(perf_counter() - began, 2),
+        build_s=round(perf_counter() - begin_s, 2),
         builder_peak_mib=_peak_mib(),
         engine_bytes=path.stat().st_size,
         scratch_bytes=scratch_bytes,
@@ -105,12 +107,12 @@ def build_engine(request: BuildRequest, tell: Tell, cancelled: Callable[[], bool
 
 
 def _peak_mib() -> float:
-    """Most memory that this process held; getrusage would count what its parent held when it started it."""
+    """Peak memory of this process; getrusage would also count the parent's memory at the start of the process."""
     line = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmHWM:"))
     return round(int(line.split()[1]) / KIB_PER_MIB, 1)
 
 
-def _config(trt: Any, library: Library, request: BuildRequest, tell: Tell, cancelled: Callable[[], bool]) -> Any:
+def _config(trt: Any, library: Library, request: BuildRequest, tell: Progress, cancelled: Callable[[], bool]) -> Any:
     from polygraphy.backend.trt import CreateConfig, Profile
 
     profile = Profile()
@@ -146,24 +148,24 @@ def _config(trt: Any, library: Library, request: BuildRequest, tell: Tell, cance
     return without_tf32
 
 
-def _listen() -> list[str]:
-    """Collect what the library reports as an error, through the logger that Polygraphy gives it."""
+def _collect_errors() -> list[str]:
+    """The list to which Polygraphy's logger adds every error of the library from now on."""
     from polygraphy.logger import G_LOGGER
 
     G_LOGGER.module_severity = {"": G_LOGGER.CRITICAL}
     errors: list[str] = []
-    said = G_LOGGER.error
+    log_error = G_LOGGER.error
 
-    def hear(message: Any, *args: Any, **kwargs: Any) -> None:
-        errors.append(" ".join(str(message).split()))
-        said(message, *args, **kwargs)
+    def error(message: Any, *args: Any, **kwargs: Any) -> None:
+        errors.append(one_line(str(message), REASON_CHARS))
+        log_error(message, *args, **kwargs)
 
-    G_LOGGER.error = hear
+    G_LOGGER.error = error
     return errors
 
 
-def _said(errors: list[str], error: Exception) -> str:
-    return (errors[-1] if errors else " ".join(str(error).split()))[:WORDS]
+def _reason(errors: list[str], error: Exception) -> str:
+    return errors[-1] if errors else one_line(error, REASON_CHARS)
 
 
 def _contents(trt: Any, request: BuildRequest, path: Path, plan: Any) -> tuple[tuple[Kernel, ...], int]:
@@ -172,10 +174,10 @@ def _contents(trt: Any, request: BuildRequest, path: Path, plan: Any) -> tuple[t
             return kernels_of_plan(content), scratch_of_plan(content)
     from polygraphy.backend.trt import engine_from_bytes
 
-    engine = engine_from_bytes(plan)  # not from its path: Polygraphy's reader answers TensorRT 11's seek with a number
+    engine = engine_from_bytes(plan)  # not from its path: Polygraphy's reader breaks with TensorRT 11
     inspector = engine.create_engine_inspector()
     context = engine.create_execution_context(trt.ExecutionContextAllocationStrategy.USER_MANAGED)
-    if context is not None:  # without shapes that are set, the inspector tells no types of an engine whose shapes vary
+    if context is not None:  # without fixed shapes, the inspector reports no types for an engine with dynamic shapes
         for name, (_, best, _) in request.profile.items():
             context.set_input_shape(name, best)
         inspector.execution_context = context

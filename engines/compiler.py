@@ -1,4 +1,4 @@
-"""Compiles a bundle's graphs for one target: takes from the cache what is there, builds the rest, writes it down."""
+"""Compiles the graphs of a bundle for one target: takes engines from the build cache, builds the others."""
 
 import hashlib
 import json
@@ -9,26 +9,26 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from ilf_trt.assembly.build_cache import Store, note_of, taken_or_made
+from ilf_trt.assembly.build_cache import BuildCache, entry_note, take_or_make
 from ilf_trt.contract.bundle import ENGINE_FOLDER, graph_file, write_manifest
 from ilf_trt.contract.manifest import EngineFacts, Manifest
 from ilf_trt.contract.ports import Graph
+from ilf_trt.contract.progress import Progress, no_progress
 from ilf_trt.contract.spec import Precision
 from ilf_trt.contract.target import Architecture, EngineOptions, Library, check_precision
 from ilf_trt.engines.builder import BuildRequest
 from ilf_trt.engines.job import ask
 from ilf_trt.engines.library import LibraryFacts
 from ilf_trt.engines.profiles import profile_of
-from ilf_trt.engines.progress import Tell
 from ilf_trt.engines.report import EngineReport
-from ilf_trt.errors import BundleError, InvalidRequest
+from ilf_trt.errors import BundleError, InvalidRequest, one_line
 
-RECIPE = 2  # raise it when the same graph shall become another engine or another report
+RECIPE = 2  # raise this number when the same graph must become another engine or another report
 
 
 @dataclass(frozen=True, slots=True)
-class Compiled:
-    """A bundle with engines: its manifest, a report for each graph, and which graphs came out of the cache."""
+class CompileResult:
+    """The manifest with the engines, a report for each graph, and the names of the graphs from the build cache."""
 
     manifest: Manifest
     reports: tuple[EngineReport, ...]
@@ -36,19 +36,19 @@ class Compiled:
 
 
 class Compiler:
-    """One engine library on this machine, ready to build for `gpus`."""
+    """One engine library on this machine that builds for `gpus`."""
 
-    def __init__(self, options: EngineOptions, facts: LibraryFacts, store: Store | None) -> None:
+    def __init__(self, options: EngineOptions, facts: LibraryFacts, cache: BuildCache | None) -> None:
         self._options = options
         self._facts = facts
-        self._store = store
+        self._cache = cache
 
     @classmethod
-    def open(cls, options: EngineOptions, precision: Precision, store: Store | None) -> "Compiler":
-        """Ask the library what it can build, before anything is exported.
+    def open(cls, options: EngineOptions, precision: Precision, cache: BuildCache | None) -> "Compiler":
+        """Check what the library can build, before the export begins.
 
-        Raises InvalidRequest for a GPU or a precision that it cannot, MissingDependency without the library,
-        EngineError without the GPU that it needs.
+        Raises InvalidRequest for a GPU or a precision that the library cannot build for, MissingDependency without the
+        library, EngineError without the GPU that TensorRT needs.
         """
         options.check()
         facts = LibraryFacts.from_json(ask(options.library, {"do": "probe", "library": options.library.value}))
@@ -60,7 +60,7 @@ class Compiler:
                 )
                 raise InvalidRequest(f"{options.library} {facts.version} has no target {gpu}; it has {known}{hopper}")
         check_precision(precision, options.gpus or facts.gpus)
-        return cls(options, facts, store)
+        return cls(options, facts, cache)
 
     @property
     def gpus(self) -> tuple[Architecture, ...]:
@@ -72,11 +72,12 @@ class Compiler:
         folder: Path,
         manifest: Manifest,
         progress: Callable[[str], None],
-        tell: Tell = lambda phase, done, total: None,
-    ) -> Compiled:
-        """Write an engine and a report for every graph into `folder`, and the manifest anew.
+        tell: Progress = no_progress,
+    ) -> CompileResult:
+        """Write an engine and a report for every graph into `folder`, and a new manifest.
 
-        Engines of another library stay; those of this one are replaced. Raises EngineError, BundleError.
+        Each engine calls `progress("engine GRAPH")` as it begins, and the builder's phases call `tell`. Engines of this
+        library are replaced; engines of another library stay. Raises EngineError, BundleError.
         """
         folder = folder.resolve()
         shutil.rmtree(folder / ENGINE_FOLDER / self._options.library, ignore_errors=True)
@@ -89,17 +90,17 @@ class Compiler:
             reused += [graph.name] if cached else []
         others = tuple(facts for facts in manifest.engines if facts.target != self._options.library)
         manifest = write_manifest(folder, replace(manifest, engines=(*others, *engines)))
-        return Compiled(manifest, tuple(reports), tuple(reused))
+        return CompileResult(manifest, tuple(reports), tuple(reused))
 
     def _engine(
-        self, folder: Path, manifest: Manifest, graph: Graph, tell: Tell
+        self, folder: Path, manifest: Manifest, graph: Graph, tell: Progress
     ) -> tuple[EngineFacts, EngineReport, bool]:
         request = self._request(folder, manifest, graph)
         key = self._key(manifest, request)
         engine = Path(request.engine)
         report = engine.with_suffix(".json")
-        places = {"engine": engine, "report": report}
-        note = note_of(
+        files = {"engine": engine, "report": report}
+        note = entry_note(
             manifest.spec,
             graph.name,
             manifest.precision_of(graph.name),
@@ -107,7 +108,7 @@ class Compiler:
             version=self._facts.version,
             gpus=tuple(map(str, self.gpus)),
         )
-        cached = taken_or_made(self._store, key, places, note, partial(self._build, request, report, tell))
+        cached = take_or_make(self._cache, key, files, note, partial(self._build, request, report, tell))
         facts = EngineFacts(
             graph=graph.name,
             target=self._options.library.value,
@@ -122,20 +123,20 @@ class Compiler:
         )
         return facts, read_report(report), cached
 
-    def _build(self, request: BuildRequest, report: Path, tell: Tell) -> None:
+    def _build(self, request: BuildRequest, report: Path, tell: Progress) -> None:
         report.parent.mkdir(parents=True, exist_ok=True)
 
         def build(timing_cache: Path | None) -> None:
-            given = replace(request, timing_cache=str(timing_cache) if timing_cache else None)
-            made = ask(self._options.library, {"do": "build", "engine": given.as_json()}, tell)
-            report.write_text(json.dumps(made, indent=1) + "\n")
+            full = replace(request, timing_cache=str(timing_cache) if timing_cache else None)
+            answer = ask(self._options.library, {"do": "build", "engine": full.as_json()}, tell)
+            report.write_text(json.dumps(answer, indent=1) + "\n")
 
-        # TensorRT-RTX times nothing ahead of time: its cache stays empty.
-        if self._store is None or not self._options.timing_cache or self._options.library is Library.TENSORRT_RTX:
+        # TensorRT-RTX measures no kernels during a build, so its timing cache would stay empty.
+        if self._cache is None or not self._options.timing_cache or self._options.library is Library.TENSORRT_RTX:
             build(None)
             return
         content = [self._facts.version, self._facts.gpu_name, self._facts.driver, *map(str, self.gpus)]
-        with self._store.timings(f"{_digest(content)[:32]}.cache") as path:
+        with self._cache.timings(f"{_digest(content)[:32]}.cache") as path:
             build(path)
 
     def _request(self, folder: Path, manifest: Manifest, graph: Graph) -> BuildRequest:
@@ -143,7 +144,7 @@ class Compiler:
         linears = manifest.fp8.amax if manifest.fp8 else ()
         onnx = folder / graph_file(graph.name)
         if not onnx.is_file():
-            raise BundleError(f"{folder} holds no graph {graph.name!r} to compile; build the bundle anew")
+            raise BundleError(f"{folder} has no graph {graph.name!r} to compile; build the bundle anew")
         return BuildRequest(
             library=options.library.value,
             graph=graph.name,
@@ -162,25 +163,27 @@ class Compiler:
         )
 
     def _key(self, manifest: Manifest, request: BuildRequest) -> str:
-        """Everything that the engine depends on: the graph and its weights by hash, never by path."""
-        where = {"onnx", "engine", "timing_cache"}
+        """A hash of everything that the engine depends on; graph and weights count by content, never by path."""
+        paths = {"onnx", "engine", "timing_cache"}
         name = graph_file(request.graph)
         return _digest(
             {
                 "recipe": RECIPE,
                 "files": {path: facts.sha256 for path, facts in manifest.files.items() if path.startswith(name)},
-                "request": {field: value for field, value in request.as_json().items() if field not in where},
+                "request": {field: value for field, value in request.as_json().items() if field not in paths},
                 "library": [self._facts.version, self._facts.gpu_name, self._facts.driver, *map(str, self.gpus)],
             }
         )
 
 
 def read_report(path: Path) -> EngineReport:
-    """The report of an engine; raises BundleError when the file is not one."""
+    """The report of an engine; raises BundleError if the file is no report."""
     try:
         return EngineReport.from_json(json.loads(path.read_text()))
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise BundleError(f"{path} is not a readable engine report ({error}); compile the bundle anew") from error
+        raise BundleError(
+            f"{path} is not a readable engine report ({one_line(error)}); compile the bundle anew"
+        ) from error
 
 
 def _digest(content: Any) -> str:

@@ -1,4 +1,4 @@
-"""One request to a worker process, from the side that asks: progress handed on, death put into words."""
+"""Sends one request to a worker process: passes its progress on, and explains its death."""
 
 import json
 import os
@@ -11,27 +11,28 @@ from contextlib import contextmanager, suppress
 from typing import IO, Any
 
 from ilf_trt import errors
+from ilf_trt.contract.progress import Progress, no_progress
 from ilf_trt.contract.target import Library
-from ilf_trt.engines.progress import Tell
 from ilf_trt.errors import EngineError, IlfError
 
 SWITCH = "POLYGRAPHY_USE_TENSORRT_RTX"  # Polygraphy reads it once, when it is imported
-GRACE_S = 10.0
-WORDS = 400
+GRACE_S = 10.0  # for a worker to end by itself
+LAST_CHARS = 400  # of what a dead worker printed
 
 
-def ask(library: Library, request: dict[str, Any], tell: Tell = lambda phase, done, total: None) -> dict[str, Any]:
-    """The worker's answer to `request`; raises what the worker raised, EngineError when it died, OSError as it met it.
+def ask(library: Library, request: dict[str, Any], tell: Progress = no_progress) -> dict[str, Any]:
+    """The worker's answer to `request`; each progress line calls `tell(phase, done, total)`.
 
-    An interrupt cancels the build and leaves no process behind.
+    Raises the worker's own error, EngineError if the worker died, and OSError with the worker's errno. An interrupt
+    cancels the build and leaves no process behind.
     """
-    with tempfile.TemporaryFile("w+", errors="replace") as words, _worker(library, words) as process:
-        with suppress(BrokenPipeError):  # it died at once; its end says why
+    with tempfile.TemporaryFile("w+", errors="replace") as stderr, _worker(library, stderr) as process:
+        with suppress(BrokenPipeError):  # the worker died at once; its exit code says why
             _pipe(process.stdin).write(json.dumps(request) + "\n")
             _pipe(process.stdin).flush()
         for line in _pipe(process.stdout):
             if not line.endswith("\n"):
-                break  # it died in the middle of a word
+                break  # the worker died in the middle of a line
             answer = json.loads(line)
             if "progress" in answer:
                 tell(*answer["progress"])
@@ -41,17 +42,17 @@ def ask(library: Library, request: dict[str, Any], tell: Tell = lambda phase, do
             else:
                 raise _error(answer)
         code = process.wait()
-        words.seek(0)
-        raise EngineError(_death(code, words.read()))
+        stderr.seek(0)
+        raise EngineError(_death(code, stderr.read()))
 
 
 @contextmanager
-def _worker(library: Library, words: Any) -> Iterator[subprocess.Popen[str]]:
+def _worker(library: Library, stderr: Any) -> Iterator[subprocess.Popen[str]]:
     process = subprocess.Popen(
         [sys.executable, "-P", "-m", "ilf_trt.engines.worker"],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
-        stderr=words,
+        stderr=stderr,
         text=True,
         env={**os.environ, SWITCH: "1" if library is Library.TENSORRT_RTX else "0"},
     )
@@ -61,7 +62,7 @@ def _worker(library: Library, words: Any) -> Iterator[subprocess.Popen[str]]:
         try:
             with suppress(BrokenPipeError):
                 _pipe(process.stdin).close()
-            _pipe(process.stdout).close()  # it must not wait for a reader
+            _pipe(process.stdout).close()  # else the worker could wait for a reader
             with suppress(subprocess.TimeoutExpired):
                 process.wait(GRACE_S)
         finally:
@@ -76,18 +77,18 @@ def _pipe(stream: IO[str] | None) -> IO[str]:
 
 def _error(answer: dict[str, Any]) -> Exception:
     if "os_error" in answer:
-        met = answer["os_error"]
-        return OSError(met["errno"], met["strerror"], met["file"])
+        fields = answer["os_error"]
+        return OSError(fields["errno"], fields["strerror"], fields["file"])
     kind = getattr(errors, answer["error"]["kind"], EngineError)
     return kind(answer["error"]["message"]) if issubclass(kind, IlfError) else EngineError(answer["error"]["message"])
 
 
-def _death(code: int, words: str) -> str:
+def _death(code: int, output: str) -> str:
     if code == -signal.SIGKILL:
         return (
-            "the builder process was killed, as happens when memory runs out; pass a smaller --batch or --workspace, "
-            "or build where there is more memory"
+            "the builder process was killed, probably because memory ran out; pass a smaller --batch or --workspace, "
+            "or build on a machine with more memory"
         )
-    how = f"was ended by {signal.Signals(-code).name}" if code < 0 else f"ended with exit code {code}"
-    last = " ".join(words.split())[-WORDS:]
-    return f"the builder process {how}{f': {last}' if last else ''}; report this, with the graph, to ilf-trt"
+    end = f"was ended by {signal.Signals(-code).name}" if code < 0 else f"ended with exit code {code}"
+    last = " ".join(output.split())[-LAST_CHARS:]
+    return f"the builder process {end}{f': {last}' if last else ''}; report this, with the graph, to ilf-trt"

@@ -1,8 +1,8 @@
-"""What an engine runs: its kernels, with the precision that each really got.
+"""Lists the kernels of an engine, with the precision in which each one runs.
 
-Two sources. TensorRT's inspector needs a GPU. A TensorRT-RTX plan carries its program as text (a header, typed tensors,
-statements), so it can be read where no GPU is; that text is not a documented format, and a plan without it gives no
-kernels instead of an error.
+There are two sources. TensorRT's inspector needs a GPU. A TensorRT-RTX plan contains its program as text (a header,
+typed tensors, statements), so no GPU is needed. That text is not a documented format; a plan without it gives no
+kernels, and no error.
 """
 
 import json
@@ -43,10 +43,10 @@ _TACTIC = re.compile(r"gemm_(?P<a>bf16|f16|f32|e4m3)_?(?P<b>bf16|f16|f32|e4m3)_"
 
 @dataclass(frozen=True, slots=True)
 class Kernel:
-    """One launch: `kind` is matmul, attention, convolution or other; `precision` what its operands are in.
+    """One kernel launch: `kind` is matmul, attention, convolution or other; `precision` is that of its operands.
 
-    `layers` are the graph's nodes that it covers, as far as the engine tells. A kernel whose operands differ lists all
-    their types, `fp16+fp8`.
+    `layers` are the nodes of the graph that the kernel covers, as far as the engine lists them. If the operands differ,
+    `precision` joins all their types: `fp16+fp8`.
     """
 
     name: str
@@ -55,38 +55,39 @@ class Kernel:
     layers: tuple[str, ...]
 
     @property
-    def named(self) -> tuple[str, ...]:
-        """The layers that bear a name of the model, else all, else the kernel's own name."""
+    def labels(self) -> tuple[str, ...]:
+        """The layers with a name of the model; without any, all layers; without layers, the kernel's name."""
         linears = tuple(name for name in self.layers if "." in name and not name.endswith("quantize"))
         return linears or self.layers or (self.name,)
 
 
 def kernels_of_plan(plan: bytes | mmap) -> tuple[Kernel, ...]:
-    """The kernels of a serialized TensorRT-RTX engine, read from its text; empty when it has none."""
+    """The kernels in the text of a serialized TensorRT-RTX engine; empty without such a text."""
     return tuple(kernel for _, tensors, main in _programs(plan) for kernel in _kernels(tensors, main))
 
 
 def scratch_of_plan(plan: bytes | mmap) -> int:
-    """Bytes of device memory that a TensorRT-RTX engine plans at its largest shapes; 0 when it has no text."""
+    """Bytes of scratch memory of a TensorRT-RTX engine at its largest shapes; 0 without a program text."""
     return max((sum(map(int, _SCRATCH.findall(header))) for header, _, _ in _programs(plan)), default=0)
 
 
 def kernels_of_inspector(text: str) -> tuple[Kernel, ...]:
-    """The kernels in the JSON of TensorRT's engine inspector, built with detailed profiling verbosity.
+    """The kernels in the JSON of TensorRT's engine inspector, for an engine with detailed profiling verbosity.
 
-    Empty for other text: an engine that took an hour to build is not lost for want of a list.
+    The list is empty for any other text: a missing list must not discard an engine that took an hour to build.
     """
     try:
         layers = json.loads(text, strict=False)["Layers"]
     except (ValueError, KeyError, TypeError):
         return ()
-    return tuple(_inspected(layer) for layer in layers if isinstance(layer, dict))
+    return tuple(_kernel_of_layer(layer) for layer in layers if isinstance(layer, dict))
 
 
 def _programs(plan: bytes | mmap) -> Iterator[tuple[bytes, bytes, bytes]]:
-    """Header, tensors and statements of each program for a GPU; those for any (`*`) are what a fused kernel stands for.
+    """Header, tensors and statements of each program for a GPU.
 
-    Found by plain search: a plan is mostly weights, and a pattern over half a gigabyte of them takes a minute.
+    Programs for any GPU (`*`) are skipped: they only describe what a fused kernel replaces. The search is plain `find`,
+    because a plan is mostly weights, and a regular expression over half a gigabyte takes a minute.
     """
     at = plan.find(BLOCKS[0])
     while at >= 0:
@@ -106,22 +107,22 @@ def _programs(plan: bytes | mmap) -> Iterator[tuple[bytes, bytes, bytes]]:
 
 def _kernels(descriptors: bytes, main: bytes) -> Iterator[Kernel]:
     tensors = {
-        found["name"]: (found["dims"].split(), found["type"])
-        for found in _TENSOR.finditer(descriptors.decode(errors="replace"))
+        match["name"]: (match["dims"].split(), match["type"])
+        for match in _TENSOR.finditer(descriptors.decode(errors="replace"))
     }
     for statement in _STATEMENT.finditer(main.decode(errors="replace")):
         if statement["kind"] in IDLE:
             continue
         name, rest = statement["name"].strip('"'), statement["rest"]
-        inputs = [value for found in _INPUTS.finditer(rest) for value in _QUOTED.findall(found["names"])]
+        inputs = [value for match in _INPUTS.finditer(rest) for value in _QUOTED.findall(match["names"])]
         operands = [tensors[value] for value in inputs if value in tensors]
         layers = name.split("+") if statement["kind"] == "fully_connected" else _LAYER.findall(rest)
-        generated = "" if statement["name"].startswith('"') else name  # in quotes stands the name of a layer
+        generated = "" if statement["name"].startswith('"') else name  # a layer's name has quotes
         kind = _kind(f"{statement['kind']} {generated}")
         yield Kernel(name, kind, _precision(operands), tuple(dict.fromkeys(layers)))
 
 
-def _inspected(layer: Mapping[str, Any]) -> Kernel:
+def _kernel_of_layer(layer: Mapping[str, Any]) -> Kernel:
     name = str(layer.get("Name", ""))
     tactic = str(layer.get("TacticName", ""))
     operands = []
@@ -129,15 +130,15 @@ def _inspected(layer: Mapping[str, Any]) -> Kernel:
         formats = str(tensor.get("Format/Datatype", tensor.get("Datatype", "")))
         types = [word for word in re.findall(r"\w+", formats.lower()) if word in TYPES]
         operands += [([str(dim) for dim in tensor.get("Dimensions", ())], types[-1])] if types else []
-    if not operands and (found := _TACTIC.search(tactic)):  # under varying shapes the inspector may tell no formats
-        operands = [([], found["a"]), ([], found["b"])]
+    if not operands and (match := _TACTIC.search(tactic)):  # for dynamic shapes the inspector may list no formats
+        operands = [([], match["a"]), ([], match["b"])]
     layers = _LAYER.findall(str(layer.get("Metadata", ""))) or name.split("+")
     kind = _kind(f"{layer.get('LayerType', '')} {tactic or name}")
     return Kernel(name, kind, _precision(operands), tuple(dict.fromkeys(layers)))
 
 
 def _kind(words: str) -> str:
-    """From the library's own words: a node called attention may be no more than one of its products."""
+    """The kind from the library's names, not the graph's: a node named attention may be only one of its products."""
     if re.search(r"mha|attention", words, re.I):
         return "attention"
     if (
@@ -149,6 +150,6 @@ def _kind(words: str) -> str:
 
 
 def _precision(operands: list[tuple[list[str], str]]) -> str:
-    """Of the operands that are matrices; a bias or a scale says nothing of what a product runs in."""
+    """The types of the operands that are matrices; a bias or a scale does not decide the precision of a product."""
     matrices = [kind for dims, kind in operands if sum(dim != "1" for dim in dims) > 1]
     return "+".join(sorted({TYPES[kind] for kind in matrices or [k for _, k in operands] if kind in TYPES}))

@@ -1,7 +1,7 @@
-"""The shapes an engine is built for: smallest, best and largest, from the contract and the bundle's batch."""
+"""The smallest, best and largest shapes of an engine, from the ports and the bundle's batch."""
 
 from ilf_trt.contract.ports import DECODE, PICTURES, ROWS, Graph, Port
-from ilf_trt.contract.spec import Batch, DecoderSpec, ModelSpec
+from ilf_trt.contract.spec import BatchRange, DecoderSpec, ModelSpec
 
 MAX_TIMES = 128
 
@@ -9,14 +9,14 @@ Profile = dict[str, tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]]]
 
 
 def profile_of(
-    graph: Graph, batch: Batch, spec: ModelSpec, *, times: int, decoder: DecoderSpec | None = None
+    graph: Graph, batch: BatchRange, spec: ModelSpec, *, times: int, decoder: DecoderSpec | None = None
 ) -> Profile:
-    """(min, opt, max) shape of every input that varies; `times` is the number of distinct times of the bundle's plan.
+    """(min, opt, max) shape of every input whose shape varies; `times` counts the distinct times of the bundle's plan.
 
-    `cond` takes 1 to 128 times, enough for 64 steps that all get feedback, and is tuned for the bundle's own; what it
-    works in grows with the most, 784 MiB for 1024 times of DiT-XL/2. Sides run from the least to the most of the
-    bundle's sizes and are tuned for the default; those of a decoder's tile from one cell to the whole tile. A guided
-    batch may have one row a picture, or two.
+    Graph `cond` takes 1 to 128 times, enough for 64 steps that all get feedback; its best shape has `times`. Scratch
+    memory grows with the largest number: 784 MiB for 1024 times of DiT-XL/2. Sides range over the bundle's sizes, and
+    the default size is the best one; those of a decoder with tiles range from one cell to the whole tile. A batch with
+    guidance has one row per picture, or two.
     """
     ends = _ends(batch, spec, times)
     if graph.name == DECODE and decoder is not None and decoder.tile:
@@ -26,13 +26,13 @@ def profile_of(
     return {port.name: _range(port, ends) for port in graph.inputs if _varies(port, batch)}
 
 
-def _varies(port: Port, batch: Batch) -> bool:
-    fixed = (PICTURES, ROWS) if batch.fixed else ()
-    return any(isinstance(dim, str) and dim not in fixed for dim in port.shape)
+def _varies(port: Port, batch: BatchRange) -> bool:
+    constant = (PICTURES, ROWS) if batch.fixed else ()
+    return any(isinstance(dim, str) and dim not in constant for dim in port.shape)
 
 
-def _ends(batch: Batch, spec: ModelSpec, times: int) -> tuple[dict[str, int], ...]:
-    """What the symbols stand for, at least, at best and at most."""
+def _ends(batch: BatchRange, spec: ModelSpec, times: int) -> tuple[dict[str, int], ...]:
+    """The smallest, best and largest size of every symbol."""
     heights, widths = zip(*spec.sizes, strict=True)
     least, most = (min(heights), min(widths)), (max(heights), max(widths))
     twice = 2 * batch.max

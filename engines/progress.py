@@ -1,15 +1,15 @@
-"""Progress of the engine builder, handed on as it comes; refusing a step is what stops it."""
+"""Reports the progress of an engine builder, and stops the builder after a cancel."""
 
 from collections.abc import Callable
 from typing import Any
 
-Tell = Callable[[str, int, int], None]
+from ilf_trt.contract.progress import Progress
 
 
-def monitor_of(module: Any, tell: Tell, cancelled: Callable[[], bool]) -> Any:
-    """An IProgressMonitor of `module` that tells (phase, done, total) and lets the builder go on until `cancelled`.
+def monitor_of(module: Any, tell: Progress, cancelled: Callable[[], bool]) -> Any:
+    """An IProgressMonitor of `module` that calls `tell(phase, done, total)`; the builder goes on until `cancelled()`.
 
-    The builder calls it from its own threads.
+    The builder calls the monitor from its own threads.
     """
 
     class Monitor(module.IProgressMonitor):  # type: ignore[misc]

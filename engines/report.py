@@ -1,4 +1,4 @@
-"""The report of one engine: what it cost to build, what it holds, and what in it is not in the precision asked for."""
+"""The report of one engine: the cost of its build, its kernels, and the kernels in another precision."""
 
 from collections import Counter
 from dataclasses import asdict, dataclass, fields
@@ -16,7 +16,7 @@ COUNTED = ("matmul", "attention")
 
 @dataclass(frozen=True, slots=True)
 class EngineReport:
-    """`expected` names the Linears that shall run in FP8; `kernels` is empty where the library told none."""
+    """`expected` names the Linears that must run in FP8; `kernels` is empty if the library lists none."""
 
     graph: str
     precision: str
@@ -46,27 +46,27 @@ class EngineReport:
 
     @property
     def fused_attentions(self) -> int:
-        """Attentions that run as one kernel."""
+        """Number of attentions that run as one kernel."""
         return sum(kernel.kind == "attention" for kernel in self.kernels)
 
     @property
     def outside(self) -> tuple[Kernel, ...]:
-        """Matrix products and attentions that do not run in the precision asked for.
+        """Matrix products and attentions in another precision than the requested one.
 
-        In an FP8 engine attention and the Linears that were left out belong in FP16.
+        In an FP8 engine, FP16 is right for attention and for the Linears that are not in `expected`.
         """
         return tuple(
-            kernel for kernel in self.kernels if kernel.kind in COUNTED and kernel.precision != self._asked(kernel)
+            kernel for kernel in self.kernels if kernel.kind in COUNTED and kernel.precision != self._requested(kernel)
         )
 
-    def _asked(self, kernel: Kernel) -> str:
+    def _requested(self, kernel: Kernel) -> str:
         if self.precision != Precision.FP8:
             return self.precision
         return Precision.FP8.value if set(kernel.layers) & set(self.expected) else Precision.FP16.value
 
 
 def report_table(reports: tuple[EngineReport, ...]) -> Table:
-    """One row a graph for a terminal: kernels, products and attentions by precision, MiB, what is not as asked."""
+    """A terminal table with one row per graph: kernels by precision, MiB, and kernels in another precision."""
     table = Table("graph", "kernels", *COUNTED, "MiB", "scratch", "s", "not as asked")
     for column in table.columns[:-1]:
         column.no_wrap = True
@@ -75,7 +75,7 @@ def report_table(reports: tuple[EngineReport, ...]) -> Table:
             "\n".join(f"{count} {precision}" for (what, precision), count in report.by_kind.items() if what == kind)
             for kind in COUNTED
         ]
-        outside = [f"{kernel.precision or '?'} {', '.join(kernel.named)}" for kernel in report.outside]
+        outside = [f"{kernel.precision or '?'} {', '.join(kernel.labels)}" for kernel in report.outside]
         table.add_row(
             report.graph,
             str(len(report.kernels)) if report.kernels else "not listed",
@@ -89,9 +89,9 @@ def report_table(reports: tuple[EngineReport, ...]) -> Table:
 
 
 def layer_table(report: EngineReport) -> Table:
-    """Every matrix product, attention and convolution of one engine, and the precision that it got."""
+    """A terminal table of the matrix products, attentions and convolutions of one engine, with their precision."""
     table = Table("layer", "kind", "precision", title=report.graph, title_justify="left")
     for kernel in report.kernels:
         if kernel.kind != "other":
-            table.add_row(Text("\n".join(kernel.named)), kernel.kind, kernel.precision or "?")
+            table.add_row(Text("\n".join(kernel.labels)), kernel.kind, kernel.precision or "?")
     return table

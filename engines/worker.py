@@ -1,9 +1,9 @@
-"""The process that loads an engine library: one JSON request on its input, JSON lines on its output.
+"""The process that loads an engine library: reads one JSON request, writes JSON lines.
 
     python -m ilf_trt.engines.worker
 
-The library lives and dies here: its memory is given back, its crash is an exit code, and no other process needs it.
-When the input closes, whoever asked is gone or wants no more: the build is cancelled, and the process ends soon.
+The end of the process frees the library's memory, and a crash of the library is only an exit code. When the input
+closes, the client is gone or has cancelled: the build stops, and the process ends soon.
 """
 
 import json
@@ -20,39 +20,41 @@ from ilf_trt.engines.builder import BuildRequest, build_engine
 from ilf_trt.engines.library import probe
 from ilf_trt.errors import IlfError
 
-LINGER_S = 5.0  # for a cancelled builder to reach its next step, and to leave its timing cache whole
+LINGER_S = 5.0  # for a cancelled builder to reach its next step and to complete its timing cache
 
 
 def main() -> int:
-    """Serve one request; 0 when it was answered, with a result or with an error."""
+    """Serve one request; returns 0 after an answer, which is a result or an error."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     answers = _Answers(os.dup(1))
-    os.dup2(2, 1)  # what a library prints is no answer
+    os.dup2(2, 1)  # the library prints to standard error, so that it cannot write an answer
     request = json.loads(sys.stdin.readline())
     cancelled = threading.Event()
     threading.Thread(target=_watch, args=(cancelled,), daemon=True).start()
     try:
-        answers.say(result=_serve(request, answers, cancelled))
+        answers.write(result=_serve(request, answers, cancelled))
     except IlfError as error:
-        answers.say(error={"kind": type(error).__name__, "message": str(error)})
+        answers.write(error={"kind": type(error).__name__, "message": str(error)})
     except MemoryError:
-        answers.say(error={"kind": "EngineError", "message": _OUT_OF_MEMORY})
+        answers.write(error={"kind": "EngineError", "message": _OUT_OF_MEMORY})
     except OSError as error:
-        answers.say(os_error={"errno": error.errno, "strerror": error.strerror, "file": error.filename})
-    os._exit(0)  # the library's own teardown has crashed without a driver
+        answers.write(os_error={"errno": error.errno, "strerror": error.strerror, "file": error.filename})
+    os._exit(0)  # the library's teardown has crashed on machines without a driver
 
 
-_OUT_OF_MEMORY = "memory ran out while building; pass a smaller --batch or --workspace, or build where there is more"
+_OUT_OF_MEMORY = (
+    "memory ran out during the build; pass a smaller --batch or --workspace, or build on a machine with more"
+)
 
 
 class _Answers:
-    """JSON lines for whoever asked, from any thread; nothing when nobody reads them any more."""
+    """Writes JSON lines to the client, from any thread; writes nothing after the client has gone."""
 
     def __init__(self, descriptor: int) -> None:
         self._file = os.fdopen(descriptor, "w", buffering=1)
         self._lock = threading.Lock()
 
-    def say(self, **message: Any) -> None:
+    def write(self, **message: Any) -> None:
         with self._lock, suppress(BrokenPipeError):
             self._file.write(json.dumps(message) + "\n")
 
@@ -61,8 +63,8 @@ def _serve(request: dict[str, Any], answers: _Answers, cancelled: threading.Even
     if request["do"] == "probe":
         return probe(Library(request["library"])).as_json()
 
-    def tell(phase: str, done: int, total: int) -> None:
-        answers.say(progress=[phase, done, total])
+    def tell(phase: str, done: int, total: int, detail: str = "", /) -> None:
+        answers.write(progress=[phase, done, total])
 
     return build_engine(BuildRequest.from_json(request["engine"]), tell, cancelled.is_set).as_json()
 

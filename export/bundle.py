@@ -1,6 +1,5 @@
-"""The export stage of a build: checkpoint in, graphs and reference and manifest out."""
+"""The export of a bundle: a checkpoint becomes graphs, a reference and a manifest."""
 
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
 from importlib.metadata import version
@@ -9,174 +8,205 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 
-from ilf_trt.assembly.build_cache import Store, note_of, taken_or_made
+from ilf_trt.assembly.build_cache import BuildCache, entry_note, take_or_make
 from ilf_trt.assembly.options import BuildOptions
+from ilf_trt.assembly.stages import Stages
 from ilf_trt.contract.bundle import CONSTANTS_FILE, REFERENCE_FILE, WEIGHTS_SUFFIX, graph_file, write_manifest
 from ilf_trt.contract.graphs import all_graphs
-from ilf_trt.contract.manifest import Manifest
-from ilf_trt.contract.plan import make_plan, read_scheduler
+from ilf_trt.contract.manifest import Calibration, Manifest
+from ilf_trt.contract.plan import StepPlan, make_plan, read_scheduler
 from ilf_trt.contract.solver import DEFAULT_SCHEDULER
-from ilf_trt.contract.spec import Precision
-from ilf_trt.errors import MissingDependency
+from ilf_trt.contract.spec import ModelSpec, Precision
+from ilf_trt.export.cache_key import graph_key
+from ilf_trt.export.calibration import calibrate, calibration_conditions, calibration_of_bundle
+from ilf_trt.export.graph import export_segment
+from ilf_trt.export.pipeline.folder import MODEL_INDEX, PipelineFolder
+from ilf_trt.export.pipeline.parts import PipelineParts, cells_of, text_tokens
+from ilf_trt.export.reference import write_reference
+from ilf_trt.export.segments import constants_of, segments_of, spec_of
+from ilf_trt.model.checkpoint import Checkpoint, read_checkpoint
+from ilf_trt.model.ilf_model import ILFModel
 
 TOOLS = ("torch", "diffusers", "onnx", "onnxscript", "numpy")
-Progress = Callable[[str], None]
 
 
 @dataclass(frozen=True, slots=True)
 class Exported:
-    """The bundle's manifest, and which graphs came out of the build cache."""
+    """The bundle's manifest, and the graphs that came out of the build cache."""
 
     manifest: Manifest
     reused: tuple[str, ...]
 
 
-def export_bundle(checkpoint: str, folder: Path, options: BuildOptions, progress: Progress) -> Exported:
-    """Write every file of a bundle into `folder`; `progress` is told each stage's name as it begins.
+@dataclass(frozen=True, slots=True)
+class Source:
+    """What a bundle is exported from: the model in float32, its dimensions, its plan, and its pipeline's parts."""
+
+    model: ILFModel
+    spec: ModelSpec
+    plan: StepPlan
+    scheduler: dict[str, Any]
+    parts: PipelineParts
+    base_sha256: str
+
+    @classmethod
+    def open(cls, checkpoint: str, options: BuildOptions) -> "Source":
+        """Read a checkpoint, its base and its pipeline's folder, once each.
+
+        Raises CheckpointError, UnsupportedBackbone, UnsupportedScheduler, InvalidRequest.
+        """
+        facts = read_checkpoint(checkpoint)
+        folder = _pipeline_folder(facts.folder, options)
+        transformer = None if folder is None else folder.transformer
+        base = options.base or (None if transformer is None or Path(facts.base).is_dir() else str(transformer))
+        facts = facts if base is None else replace(facts, base=base)
+        scheduler = _scheduler(options, facts, folder)
+        model = facts.load().float()
+        spec = spec_of(
+            model,
+            guidance=options.guidance,
+            text_tokens=text_tokens(options, folder),
+            train_timesteps=int(scheduler.get("num_train_timesteps", 1000)),
+            precision=options.precision,
+            wide_residual=options.wide_residual,
+            hoist_text=options.hoist_text,
+            sizes=cells_of(model, options, folder),
+        )
+        plan = make_plan(
+            scheduler,
+            options.steps,
+            blocks=spec.blocks,
+            loop=spec.loop,
+            feedback=options.feedback,
+            rule=options.rule,
+            ratio=options.ratio,
+        )
+        return cls(model, spec, plan, scheduler, PipelineParts.of(model, options, folder), facts.base_sha256)
+
+
+def export_bundle(checkpoint: str, folder: Path, options: BuildOptions, stages: Stages) -> Exported:
+    """Write every file of a bundle into `folder`.
 
     Raises CheckpointError, UnsupportedBackbone, UnsupportedScheduler, InvalidRequest, PortMismatch.
     """
-    try:
-        import torch
-
-        from ilf_trt.export.cache_key import fingerprint_of_graph
-        from ilf_trt.export.calibration import calibrate, calibration_conditions, calibration_of_bundle
-        from ilf_trt.export.graph import export_segment
-        from ilf_trt.export.pipeline.parts import Surroundings, cells_of, text_tokens
-        from ilf_trt.export.reference import write_golden
-        from ilf_trt.export.segments import constants_of, segments_of, spec_of
-        from ilf_trt.model.checkpoint import load_ilf, read_checkpoint
-    except ImportError as error:
-        raise MissingDependency(f"building needs {error.name}; pip install 'ilf-trt[build]'") from error
-
-    progress("load checkpoint")
-    facts = read_checkpoint(checkpoint)
-    pipeline = _pipeline(facts.folder, options)
-    own = None if pipeline is None else pipeline.transformer
-    base = options.base or (None if own is None or Path(facts.base).is_dir() else str(own))
-    if base is not None:
-        facts = replace(facts, base=base)
-    scheduler = _scheduler(options, facts, pipeline)
-    model = load_ilf(checkpoint, base=base).float()
-    around = Surroundings.of(model, options, pipeline)
-    plan = make_plan(
-        scheduler,
-        options.steps,
-        blocks=len(model.adapter.blocks),
-        loop=model.loop,
-        feedback=options.feedback,
-        rule=options.rule,
-        ratio=options.ratio,
-    )
-    spec = spec_of(
-        model,
-        guidance=options.guidance,
-        text_tokens=text_tokens(options, pipeline),
-        train_timesteps=int(scheduler.get("num_train_timesteps", 1000)),
-        precision=options.precision,
-        wide_residual=options.wide_residual,
-        hoist_text=options.hoist_text,
-        sizes=cells_of(model, options, pipeline),
-    )
-
+    stages.enter("load checkpoint")
+    source = Source.open(checkpoint, options)
     if options.verify:
-        progress("reference")
-        write_golden(
-            folder / REFERENCE_FILE,
-            model,
-            segments_of(model, spec, Precision.FP32),
-            spec,
-            plan,
-            scheduler,
-            pictures=options.batch.min,
-            guidance_scale=options.guidance_scale,
-            precision=options.precision,
-            device=options.device,
-            beside=around.golden(),
-        )
-
-    fp8 = None
+        stages.enter("reference")
+        _reference(source, folder, options)
+    calibration = None
     if options.precision is Precision.FP8:
-        progress("calibrate")
-        if options.calibration is not None and options.calibration.is_dir():
-            fp8 = calibration_of_bundle(options.calibration, model, spec, options.fp8_exclude)
-        else:
-            fp8 = calibrate(
-                model,
-                plan,
-                scheduler,
-                spec,
-                calibration_conditions(spec, options.calibration),
-                guidance_scale=options.guidance_scale,
-                exclude=options.fp8_exclude,
-                calibrator=options.calibrator,
-                device=options.device,
-            )
+        stages.enter("calibrate")
+        calibration = _calibration(source, options)
+    scales = tuple(source.model.feedback.scales.tolist())
+    reused = _graphs(source, folder, options, calibration, stages)
+    return Exported(_manifest(source, folder, options, calibration, scales), reused)
 
-    scales = tuple(model.feedback.scales.tolist())
+
+def _reference(source: Source, folder: Path, options: BuildOptions) -> None:
+    """What torch gives in float32, for `verify`."""
+    write_reference(
+        folder / REFERENCE_FILE,
+        source.model,
+        segments_of(source.model, source.spec, Precision.FP32),
+        source.spec,
+        source.plan,
+        source.scheduler,
+        pictures=options.batch.min,
+        guidance_scale=options.guidance_scale,
+        precision=options.precision,
+        device=options.device,
+        of_parts=source.parts.reference(),
+    )
+
+
+def _calibration(source: Source, options: BuildOptions) -> Calibration:
+    """The largest inputs of the Linears that run in FP8: those of an FP8 bundle, or measured."""
+    if options.calibration is not None and options.calibration.is_dir():
+        return calibration_of_bundle(options.calibration, source.model, source.spec, options.fp8_exclude)
+    return calibrate(
+        source.model,
+        source.plan,
+        source.scheduler,
+        source.spec,
+        calibration_conditions(source.spec, options.calibration),
+        guidance_scale=options.guidance_scale,
+        exclude=options.fp8_exclude,
+        calibrator=options.calibrator,
+        device=options.device,
+    )
+
+
+def _graphs(
+    source: Source, folder: Path, options: BuildOptions, calibration: Calibration | None, stages: Stages
+) -> tuple[str, ...]:
+    """The constants and every graph, in the bundle's precision; gives the graphs that the build cache had."""
+    spec, precision = source.spec, options.precision
     if spec.constants:
-        constants = {name: value.float().numpy() for name, value in constants_of(model, spec).items()}
-        dtype = options.precision.array_dtype
-        np.savez(folder / CONSTANTS_FILE, allow_pickle=False, **{k: v.astype(dtype) for k, v in constants.items()})
-    model = model.to(getattr(torch, options.precision.dtype))
-    store, reused = None if options.cache is None else Store(options.cache), []
-    for name, segment in segments_of(model, spec, options.precision).items():
-        progress(f"export {name}")
+        constants = {name: value.float().numpy() for name, value in constants_of(source.model, spec).items()}
+        arrays = {name: value.astype(precision.array_dtype) for name, value in constants.items()}
+        np.savez(folder / CONSTANTS_FILE, allow_pickle=False, **arrays)
+    model = source.model.to(getattr(torch, precision.dtype))
+    cache, reused = None if options.cache is None else BuildCache(options.cache), []
+    for name, segment in segments_of(model, spec, precision).items():
+        stages.enter(f"export {name}")
         amax = None
-        if fp8 is not None:
-            amax = {linear: fp8.amax[linear] for linear in sorted(fp8.amax) if spec.graph_of_linear(linear) == name}
+        if calibration is not None:
+            linears = sorted(linear for linear in calibration.amax if spec.graph_of_linear(linear) == name)
+            amax = {linear: calibration.amax[linear] for linear in linears}
         path = folder / graph_file(name)
         places = {"graph": path, "weights": path.with_name(path.name + WEIGHTS_SUFFIX)}
-        key = fingerprint_of_graph(segment, options.precision, options.batch, amax) if store else ""
-        note = note_of(spec, name, options.precision, target="onnx")
-        if taken_or_made(store, key, places, note, partial(export_segment, segment, options.batch, path, amax=amax)):
+        key = graph_key(segment, precision, options.batch, amax) if cache else ""
+        note = entry_note(spec, name, precision, target="onnx")
+        if take_or_make(cache, key, places, note, partial(export_segment, segment, options.batch, path, amax=amax)):
             reused.append(name)
-    reused += around.export(folder, spec, store, progress)
+    return (*reused, *source.parts.export(folder, spec, cache, stages))
 
-    manifest = write_manifest(
-        folder,
-        Manifest(
-            spec=spec,
-            precision=options.precision,
-            batch=options.batch,
-            graphs=all_graphs(spec, options.precision, around.text, around.decoder),
-            scales=scales,
-            plan=plan,
-            scheduler={name: value for name, value in scheduler.items() if _is_plain(value)},
-            guidance_scale=options.guidance_scale,
-            base_sha256=facts.base_sha256,
-            tools={tool: version(tool) for tool in ("ilf-trt", *TOOLS)},
-            fp8=fp8,
-            text=around.text,
-            decoder=around.decoder,
-            picture=around.picture,
-            engines=(),
-            files={},
-        ),
+
+def _manifest(
+    source: Source, folder: Path, options: BuildOptions, calibration: Calibration | None, scales: tuple[float, ...]
+) -> Manifest:
+    parts, spec = source.parts, source.spec
+    manifest = Manifest(
+        spec=spec,
+        precision=options.precision,
+        batch=options.batch,
+        graphs=all_graphs(spec, options.precision, parts.text, parts.decoder),
+        scales=scales,
+        plan=source.plan,
+        scheduler={name: value for name, value in source.scheduler.items() if _is_plain(value)},
+        guidance_scale=options.guidance_scale,
+        base_sha256=source.base_sha256,
+        tools={tool: version(tool) for tool in ("ilf-trt", *TOOLS)},
+        fp8=calibration,
+        text=parts.text,
+        decoder=parts.decoder,
+        picture=parts.picture,
+        engines=(),
+        files={},
     )
-    return Exported(manifest, tuple(reused))
+    return write_manifest(folder, manifest)
 
 
-def _pipeline(checkpoint: Path, options: BuildOptions) -> Any:
-    """The pipeline's folder: as given, or the checkpoint's own where it is one."""
-    from ilf_trt.export.pipeline.folder import MODEL_INDEX, PipelineFolder
-
+def _pipeline_folder(checkpoint: Path, options: BuildOptions) -> PipelineFolder | None:
+    """The pipeline's folder: the one that is asked for, or the checkpoint's own if it is a pipeline's."""
     if options.pipeline is not None:
         return PipelineFolder.open(options.pipeline)
     return PipelineFolder.open(checkpoint) if (checkpoint / MODEL_INDEX).is_file() else None
 
 
-def _scheduler(options: BuildOptions, facts: Any, pipeline: Any) -> dict[str, Any]:
-    """As asked for, the checkpoint's own or its base's, or the pipeline's."""
+def _scheduler(options: BuildOptions, facts: Checkpoint, folder: PipelineFolder | None) -> dict[str, Any]:
+    """The scheduler that is asked for, the checkpoint's own or its base's, or the pipeline's."""
     if options.scheduler:
         return read_scheduler(options.scheduler)
-    config: dict[str, Any] = facts.scheduler_config()
-    if pipeline is not None and pipeline.scheduler is not None and config == DEFAULT_SCHEDULER:
-        return read_scheduler(str(pipeline.scheduler))
+    config = facts.scheduler_config()
+    if folder is not None and folder.scheduler is not None and config == DEFAULT_SCHEDULER:
+        return read_scheduler(str(folder.scheduler))
     return config
 
 
 def _is_plain(value: object) -> bool:
-    """JSON has no infinity; the only option of diffusers that bears it, lambda_min_clipped, bears it by default."""
+    """JSON has no infinity; the only option of diffusers that can be infinite, lambda_min_clipped, is so by default."""
     return not isinstance(value, float) or isfinite(value)

@@ -1,6 +1,7 @@
 """The key of an exported graph: everything that its bytes depend on, so that a build need not export it twice."""
 
 import hashlib
+import inspect
 import json
 from collections.abc import Mapping
 from dataclasses import asdict
@@ -10,16 +11,16 @@ from pathlib import Path
 
 import torch
 
-import ilf_trt
-from ilf_trt.contract.ports import BLOCKS
-from ilf_trt.contract.spec import Batch, Precision
+import ilf_trt.contract
+import ilf_trt.model
+from ilf_trt.contract.spec import BatchRange, Precision
 from ilf_trt.export.segments import Segment
 
 TOOLS = ("torch", "onnx", "onnxscript", "onnx-ir", "diffusers")
 
 
-def fingerprint_of_graph(segment: Segment, precision: Precision, batch: Batch, amax: Mapping[str, float] | None) -> str:
-    """sha256 over the segment's weights, its border, the options, the tools' versions and this package's own source.
+def graph_key(segment: Segment, precision: Precision, batch: BatchRange, amax: Mapping[str, float] | None) -> str:
+    """sha256 over the segment's weights, its border, the options, the tools' versions and the source.
 
     The weights are those of its blocks and of the backbone outside blocks; the feedback block's reach `cond` as inputs.
     """
@@ -33,9 +34,10 @@ def fingerprint_of_graph(segment: Segment, precision: Precision, batch: Batch, a
         "names": [segment.name_in_model(f"blocks.{index}") for index in range(len(segment.blocks))],
     }
     digest.update(json.dumps(facts, sort_keys=True).encode())
-    outside = {
-        name: value for name, value in segment.backbone.state_dict().items() if not name.startswith(f"{BLOCKS}.")
-    }
+    for own in (type(segment.adapter), type(segment.backbone)):  # neither need be of this package
+        digest.update(Path(inspect.getfile(own)).read_bytes())
+    inside = f"{segment.spec.block_path}."
+    outside = {name: value for name, value in segment.backbone.state_dict().items() if not name.startswith(inside)}
     for name, tensor in (*segment.blocks.state_dict().items(), *outside.items()):
         digest.update(f"\n{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
         digest.update(tensor.contiguous().view(-1).view(torch.uint8).numpy().data)
@@ -44,9 +46,13 @@ def fingerprint_of_graph(segment: Segment, precision: Precision, batch: Batch, a
 
 @cache
 def source_digest() -> str:
-    """Versions, and hashes of the files that can change a graph: a changed exporter never meets its old work."""
-    folders = (Path(ilf_trt.__file__).parent, Path(__file__).parent)
-    files = sorted(path for folder in folders for path in folder.rglob("*.py"))
+    """Versions of the tools, and hashes of the source that decides what is in a graph: contract, model and export.
+
+    A command or a help text is in none of the three, so its change keeps every cached graph.
+    """
     lines = [f"{tool} {version(tool)}" for tool in TOOLS]
-    lines += [f"{path.name} {hashlib.sha256(path.read_bytes()).hexdigest()}" for path in files]
+    for folder in (Path(ilf_trt.contract.__path__[0]), Path(ilf_trt.model.__path__[0]), Path(__file__).parent):
+        for path in sorted(folder.rglob("*.py")):
+            name = f"{folder.name}/{path.relative_to(folder).as_posix()}"
+            lines.append(f"{name} {hashlib.sha256(path.read_bytes()).hexdigest()}")
     return "\n".join(lines)

@@ -11,16 +11,15 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ilf_trt.contract.arrays import read_conditions
 from ilf_trt.contract.bundle import Bundle
-from ilf_trt.contract.conditions import check_conditions, read_conditions
 from ilf_trt.contract.manifest import Calibration
 from ilf_trt.contract.plan import StepPlan
-from ilf_trt.contract.ports import BLOCKS, FEEDBACK
+from ilf_trt.contract.ports import FEEDBACK, Role
 from ilf_trt.contract.spec import Calibrator, ModelSpec
 from ilf_trt.errors import InvalidRequest, MissingDependency
-from ilf_trt.model import sampling as reference
-from ilf_trt.model.block import LINEARS
 from ilf_trt.model.ilf_model import ILFModel
+from ilf_trt.model.sampling import placed, sample
 
 SEED = 0
 PICTURES = 16
@@ -28,18 +27,15 @@ PICTURES_AT_ONCE = 4
 
 
 def calibration_conditions(spec: ModelSpec, path: Path | None) -> dict[str, Tensor]:
-    """Conditions from an .npz, or for a model of classes labels spread over all of them; raises InvalidRequest."""
+    """Conditions from an .npz; for a model of classes, labels spread over all of them. Raises InvalidRequest."""
     if path is not None:
-        arrays, _ = check_conditions(spec.conditions, read_conditions(path))
+        arrays, _ = spec.conditioning.checked(read_conditions(path), guidance=spec.guidance)
         return {name: torch.from_numpy(array) for name, array in arrays.items()}
-    (port, *others) = spec.conditions
-    if others or port.below is None:
-        raise InvalidRequest(
-            "fp8 needs real text to calibrate on; pass --calibration TEXT.npz with "
-            + ", ".join(port.name for port in spec.conditions)
-        )
-    classes = port.below - 1
-    return {port.name: torch.linspace(0, classes - 1, min(PICTURES, classes)).round().to(torch.int32)}
+    label, classes = spec.conditioning.port(Role.LABEL), spec.conditioning.classes
+    if label is None or classes is None or len(spec.conditions) > 1:
+        names = ", ".join(port.name for port in spec.conditions)
+        raise InvalidRequest(f"fp8 needs real conditions to calibrate on; pass --calibration FILE.npz with {names}")
+    return {label.name: torch.linspace(0, classes - 1, min(PICTURES, classes)).round().to(torch.int32)}
 
 
 def calibration_of_bundle(path: Path, model: ILFModel, spec: ModelSpec, exclude: tuple[str, ...]) -> Calibration:
@@ -47,16 +43,16 @@ def calibration_of_bundle(path: Path, model: ILFModel, spec: ModelSpec, exclude:
 
     Scales that stay leave every graph as it was but the feedback block's own. Raises BundleError, InvalidRequest.
     """
-    kept = Bundle.open(path).manifest.fp8
-    if kept is None:
+    calibration = Bundle.open(path).manifest.fp8
+    if calibration is None:
         raise InvalidRequest(f"--calibration {path} is no FP8 bundle; pass one, or an .npz with conditions")
-    apart = sorted(_chosen(model, spec, exclude).keys() ^ kept.amax.keys())
-    if apart:
+    different = sorted(_chosen(model, spec, exclude).keys() ^ calibration.amax.keys())
+    if different:
         raise InvalidRequest(
-            f"--calibration {path} is for other Linears: {apart[0]} is in one of the two only; calibrate anew, or pass "
-            "the same --fp8-exclude"
+            f"--calibration {path} is for other Linears: only one of the two has {different[0]}; calibrate again, or "
+            "pass the same --fp8-exclude"
         )
-    return kept
+    return calibration
 
 
 def calibrate(
@@ -83,23 +79,24 @@ def calibrate(
         torch.manual_seed(SEED)
         noise = torch.randn(pictures, *spec.latent)
 
-    def sample() -> None:
+    def sample_all() -> None:
         for begin in range(0, pictures, PICTURES_AT_ONCE):
-            few = slice(begin, begin + PICTURES_AT_ONCE)
-            reference.generate(
+            part = slice(begin, begin + PICTURES_AT_ONCE)
+            sample(
                 model,
                 plan,
                 scheduler,
-                {name: value[few] for name, value in conditions.items()},
-                noise[few],
+                {name: value[part] for name, value in conditions.items()},
+                noise[part],
                 guidance_scale=guidance_scale,
                 guidance=spec.guidance,
             )
 
     if calibrator is Calibrator.AUTO:
         calibrator = Calibrator.MODELOPT if find_spec("modelopt") else Calibrator.OWN
-    with reference.placed(model, device):
-        amax = _with_modelopt(linears, sample) if calibrator is Calibrator.MODELOPT else _with_hooks(linears, sample)
+    with placed(model, device):
+        measure = _with_modelopt if calibrator is Calibrator.MODELOPT else _with_hooks
+        amax = measure(linears, sample_all)
     unseen = sorted(linears.keys() - amax.keys())
     if unseen:
         raise InvalidRequest(
@@ -110,17 +107,17 @@ def calibrate(
 
 def quantizable(model: ILFModel, spec: ModelSpec) -> dict[str, nn.Linear]:
     """The Linears that run at every pass of a block, by their name in the model; embedders and head are not among."""
-    blocks = {f"{BLOCKS}.{index}": block for index, block in enumerate(model.adapter.blocks)}
+    blocks = {f"{spec.block_path}.{index}": block for index, block in enumerate(model.adapter.blocks)}
     blocks[FEEDBACK] = model.feedback.block
     hoisted = {
         name.removesuffix(".weight")
         for name in model.adapter.hoisted_parameters(model.feedback.block, hoist_text=bool(spec.per_block))
     }
     return {
-        f"{place}.{name}": layer
-        for place, block in blocks.items()
+        f"{path}.{name}": layer
+        for path, block in blocks.items()
         for name, layer in block.named_modules()
-        if isinstance(layer, nn.Linear) and name.split(".")[0] in LINEARS and name not in hoisted
+        if isinstance(layer, nn.Linear) and name.split(".")[0] in model.adapter.linears and name not in hoisted
     }
 
 
@@ -130,12 +127,12 @@ def _chosen(model: ILFModel, spec: ModelSpec, exclude: tuple[str, ...]) -> dict[
         if not any(fnmatchcase(name, pattern) for name in linears):
             raise InvalidRequest(
                 f"--fp8-exclude {pattern!r} matches no Linear; they are named as {next(iter(linears))}, "
-                f"patterns as {BLOCKS}.0.* or *.to_out.0"
+                f"patterns as {spec.block_path}.0.* or *.to_out.0"
             )
-    kept = {name: layer for name, layer in linears.items() if not any(fnmatchcase(name, p) for p in exclude)}
-    if not kept:
+    chosen = {name: layer for name, layer in linears.items() if not any(fnmatchcase(name, p) for p in exclude)}
+    if not chosen:
         raise InvalidRequest("--fp8-exclude leaves no Linear to quantise; build with --precision fp16")
-    return kept
+    return chosen
 
 
 def _with_hooks(linears: Mapping[str, nn.Linear], sample: Callable[[], None]) -> dict[str, float]:
@@ -162,8 +159,8 @@ def _with_modelopt(linears: Mapping[str, nn.Linear], sample: Callable[[], None])
         for name in linears
     }
     _watch(linears, lambda name, value: quantizers[name](value), sample)
-    found = {name: quantizer._calibrator.compute_amax() for name, quantizer in quantizers.items()}
-    return {name: float(value) for name, value in found.items() if value is not None}
+    amax = {name: quantizer._calibrator.compute_amax() for name, quantizer in quantizers.items()}
+    return {name: float(value) for name, value in amax.items() if value is not None}
 
 
 def _watch(linears: Mapping[str, nn.Linear], see: Callable[[str, Tensor], object], sample: Callable[[], None]) -> None:

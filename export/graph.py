@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.export import Dim
 
 from ilf_trt.contract.ports import PICTURES, ROWS, Graph, Port
-from ilf_trt.contract.spec import Batch, ModelSpec
+from ilf_trt.contract.spec import BatchRange, ModelSpec
 from ilf_trt.errors import PortMismatch
 from ilf_trt.export.passes import name_linears, share_equal, strip_metadata
 from ilf_trt.export.quantization import quantize_linears
@@ -24,7 +24,7 @@ TRACED_PICTURES = 2
 TRACED_TIMES = 3
 
 
-def export_segment(segment: Segment, batch: Batch, path: Path, *, amax: Mapping[str, float] | None = None) -> int:
+def export_segment(segment: Segment, batch: BatchRange, path: Path, *, amax: Mapping[str, float] | None = None) -> int:
     """Write `path` and its weights beside it as `path`.data; returns the number of Linears that became FP8.
 
     `amax` names the Linears that shall, with the largest magnitude of their inputs. Opset 20 decomposes attention,
@@ -56,7 +56,7 @@ def export_segment(segment: Segment, batch: Batch, path: Path, *, amax: Mapping[
     return quantized
 
 
-def _check_border(exported: Any, graph: Graph, batch: Batch) -> None:
+def _check_border(exported: Any, graph: Graph, batch: BatchRange) -> None:
     """The exporter may fix a dimension that was asked to vary, and says nothing."""
     for value, port in zip((*exported.inputs, *exported.outputs), (*graph.inputs, *graph.outputs), strict=True):
         fixed = (PICTURES, ROWS) if batch.fixed else ()
@@ -67,7 +67,7 @@ def _check_border(exported: Any, graph: Graph, batch: Batch) -> None:
             )
 
 
-def _traced_sizes(spec: ModelSpec, batch: Batch) -> dict[str, int]:
+def _traced_sizes(spec: ModelSpec, batch: BatchRange) -> dict[str, int]:
     """Sizes to trace with, no two symbols of the batch alike, or the exporter takes them for one."""
     pictures = batch.max if batch.fixed else TRACED_PICTURES
     return {PICTURES: pictures, ROWS: 2 * pictures, "T": TRACED_TIMES, **spec.sides(spec.latent[1:])}
@@ -78,7 +78,7 @@ def _example(port: Port, sizes: dict[str, int]) -> Tensor:
     return torch.zeros(shape, dtype=dtype) if dtype.is_floating_point else torch.ones(shape, dtype=dtype)
 
 
-def _dynamic_shapes(spec: ModelSpec, graph: Graph, batch: Batch) -> tuple[tuple[dict[int, Any], ...]]:
+def _dynamic_shapes(spec: ModelSpec, graph: Graph, batch: BatchRange) -> tuple[tuple[dict[int, Any], ...]]:
     symbols: dict[str, Any] = {"T": Dim("T", min=1, max=MAX_TIMES)}
     if not batch.fixed:
         most = max(batch.max, TRACED_PICTURES)

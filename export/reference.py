@@ -9,22 +9,29 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from ilf_trt.contract.conditions import row_conditions
 from ilf_trt.contract.plan import StepPlan
-from ilf_trt.contract.ports import Port
-from ilf_trt.contract.reference_cases import ASKED, CASES, TRAJECTORY, TRAJECTORY_NOISE
+from ilf_trt.contract.reference_cases import (
+    NO_SCALES,
+    REQUESTED,
+    TRAJECTORY,
+    TRAJECTORY_NOISE,
+    Case,
+    cases_of,
+    no_feedback,
+)
 from ilf_trt.contract.spec import ModelSpec, Precision
 from ilf_trt.export.segments import Segment, constants_of
-from ilf_trt.model import sampling as reference
 from ilf_trt.model.ilf_model import ILFModel
+from ilf_trt.model.sampling import placed, sample
 
 SEED = 0
-PROBE_SCALE = 0.1
+SCALE_SHIFT = 0.1  # added to the learned scales, so that feedback shows in every block
+CELL = 8  # pixels to a side of a latent's cell, in the sizes that the reference asks for
 LARGE = 1 << 20
 
 
 @torch.inference_mode()
-def write_golden(
+def write_reference(
     path: Path,
     model: ILFModel,
     segments: dict[str, Segment],
@@ -36,95 +43,87 @@ def write_golden(
     guidance_scale: float,
     precision: Precision,
     device: str = "cpu",
-    beside: Mapping[str, NDArray[Any]],
+    of_parts: Mapping[str, NDArray[Any]],
 ) -> None:
-    """Write the probe's tensors as `path` (.npz). `segments` and `model` are in float32; `device` runs the trajectory.
+    """Write the tensors of the reference cases as `path` (.npz). `segments` and `model` are in float32.
 
-    `beside` are the tensors of what stands around the model.
-
-    Tensors past a million values are stored in the bundle's own dtype, whose rounding is far below its parity limit,
-    but for a wide residual, whose values may pass it. The constants lie in the bundle already.
+    `device` runs the trajectory; `of_parts` are the tensors of text encoder and decoder. Tensors past a million values
+    are stored in the bundle's own dtype, whose rounding is far below its parity limit; with a wide residual they stay
+    in float32, as their values may pass that dtype's range. The constants lie in the bundle already.
     """
     constants = constants_of(model, spec)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(SEED)
-        conditions = _conditions(spec, pictures)
+        size = (spec.latent[1] * CELL, spec.latent[2] * CELL)
+        conditions = spec.conditioning.example(
+            pictures, size, guidance=spec.guidance, normal=lambda shape: torch.randn(shape).numpy()
+        )
         noise = torch.randn(pictures, *spec.latent)
-        asked = {name: value.numpy() for name, value in conditions.items()}
-        rows = row_conditions(spec, asked, guided=spec.guidance)
-        given = {name: torch.from_numpy(value) for name, value in rows.items()}
-        tensors = _step(model, segments, plan, given | constants, noise, guidance_scale)
-    tensors |= {f"{ASKED}{name}": value for name, value in conditions.items()}
+        rows = spec.conditioning.rows(conditions, guided=spec.guidance)
+        inputs = constants | {name: torch.from_numpy(value) for name, value in rows.items()}
+        tensors = _step(model, segments, plan, inputs, noise, guidance_scale)
+    requested = {name: torch.from_numpy(value) for name, value in conditions.items()}
+    tensors |= {f"{REQUESTED}{name}": value for name, value in requested.items()}
     tensors[TRAJECTORY_NOISE] = noise
-    with reference.placed(model, device):
-        tensors[TRAJECTORY] = reference.generate(
-            model, plan, scheduler, conditions, noise, guidance_scale=guidance_scale, guidance=spec.guidance
+    with placed(model, device):
+        tensors[TRAJECTORY] = sample(
+            model, plan, scheduler, requested, noise, guidance_scale=guidance_scale, guidance=spec.guidance
         ).cpu()
     dtype = Precision.FP32.dtype if spec.wide_residual else precision.array_dtype
-    kept = {name: _stored(tensor, dtype) for name, tensor in tensors.items() if name not in constants}
-    np.savez(path, allow_pickle=False, **kept, **beside)
+    arrays = {name: _stored(tensor, dtype) for name, tensor in tensors.items() if name not in constants}
+    np.savez(path, allow_pickle=False, **arrays, **of_parts)
 
 
 def _step(
     model: ILFModel,
     segments: dict[str, Segment],
     plan: StepPlan,
-    conditions: dict[str, Tensor],
+    inputs: dict[str, Tensor],
     noise: Tensor,
     guidance_scale: float,
 ) -> dict[str, Tensor]:
     # not the first step: predicting the clean latent there multiplies a rounded output by a hundred, and has no history
-    fed = [step for step in plan.steps if step.feedback] or list(plan.steps)
-    step = fed[len(fed) // 2]
+    with_feedback = [step for step in plan.steps if step.feedback] or list(plan.steps)
+    step = with_feedback[len(with_feedback) // 2]
     size, pictures = model.loop.size, torch.arange(len(noise), dtype=torch.int32)
-    places = model.adapter.positions_of(model.adapter.grid_of(noise.shape))
+    grid = model.adapter.grid_of(noise.shape)
     tensors = {
         "times": torch.tensor([step.t, step.t_post]),
         "latent": noise,
         "history_1": torch.randn_like(noise),
         "history_2": torch.randn_like(noise),
         "coefficients": torch.tensor([guidance_scale, *step.solver, 0.0]),
-        "scales": model.feedback.scales.detach() + PROBE_SCALE,
-        "no_scales": torch.zeros(size),
-        "positions": places.unflatten(1, model.adapter.grid_of(noise.shape))[0],
+        "scales": model.feedback.scales.detach() + SCALE_SHIFT,
+        NO_SCALES: torch.zeros(size),
+        "positions": model.adapter.positions_of(grid).unflatten(1, grid)[0],
         "picture": pictures.repeat(2),
         "conditional": pictures,
         "unconditional": pictures + len(noise),
-        **conditions,
+        **inputs,
     }
+    spec = segments["cond"].spec
     per_time: set[str] = set()
-    for case in CASES:
-        segment = segments[case.graph]
-        if case.graph == "loop_body":
-            tensors.setdefault("no_feedback", torch.zeros_like(tensors["hidden"]))
-        inputs = []
-        for port in segment.graph.inputs:
-            tensor = tensors[case.inputs.get(port.name, port.name)]
-            inputs.append(tensor[case.time] if port.name in per_time else tensor)
-        outputs = segment(*inputs)
-        outputs = outputs if isinstance(outputs, tuple) else (outputs,)
-        for port, output in zip(segment.graph.outputs, outputs, strict=True):
-            tensors[case.outputs.get(port.name, port.name)] = output
-            if port.shape[0] == "T":
-                per_time.add(port.name)
+    for case in cases_of(spec):
+        _run(segments[case.graph], case, tensors, per_time)
+        if case.graph == "pre":
+            for stream in spec.streams:
+                zeros = torch.zeros_like(tensors[stream.port_name("hidden")])
+                tensors[no_feedback(stream.port_name("feedback"))] = zeros
     return tensors
 
 
-def _conditions(spec: ModelSpec, pictures: int) -> dict[str, Tensor]:
-    return {port.name: _condition(port, spec, pictures) for port in spec.conditions}
-
-
-def _condition(port: Port, spec: ModelSpec, pictures: int) -> Tensor:
-    shape = port.resolve({"B": pictures})
-    if port.below is not None:
-        return (torch.arange(pictures) % port.below).to(torch.int32)
-    if port.name.endswith("mask"):
-        return (torch.arange(shape[1]) < max(shape[1] // 2, 1)).float().repeat(pictures, 1)
-    if port.name == "resolution":
-        return torch.tensor(spec.latent[1:]).float().mul(8).repeat(pictures, 1)
-    if port.name == "aspect_ratio":
-        return torch.ones(shape)
-    return torch.randn(shape)
+def _run(segment: Segment, case: Case, tensors: dict[str, Tensor], per_time: set[str]) -> None:
+    """Run one case on `tensors` and add what it gives; `per_time` names the tables with a row for each time."""
+    inputs = []
+    for port in segment.graph.inputs:
+        tensor = tensors[case.inputs.get(port.name, port.name)]
+        inputs.append(tensor[case.time] if port.name in per_time else tensor)
+    outputs = segment(*inputs)
+    outputs = outputs if isinstance(outputs, tuple) else (outputs,)
+    for port, output in zip(segment.graph.outputs, outputs, strict=True):
+        tensors[case.outputs.get(port.name, port.name)] = output
+        if port.shape[0] == "T":
+            per_time.add(port.name)
 
 
 def _stored(tensor: Tensor, dtype: str) -> NDArray[Any]:

@@ -2,16 +2,19 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
-from typing import ClassVar
+from typing import ClassVar, cast
 
 from torch import Tensor, nn
 from torch.func import functional_call
 
 from ilf_trt.contract.graphs import graphs_of
-from ilf_trt.contract.ports import BLOCKS, BRANCHES, FEEDBACK, PICTURES, ROWS, Graph, Port
+from ilf_trt.contract.ports import BRANCHES, FEEDBACK, PICTURES, ROWS, Graph, Port, Role
 from ilf_trt.contract.spec import ModelSpec, Precision
-from ilf_trt.model.backbone import TEXT_PAIRS, Backbone, Context
+from ilf_trt.model.backbone import Backbone, State
+from ilf_trt.model.context import Context
 from ilf_trt.model.ilf_model import ILFModel
+
+MODULATION = "modulation"
 
 
 def spec_of(
@@ -28,31 +31,35 @@ def spec_of(
     """The dimensions of `model`, as served with or without classifier-free guidance.
 
     `sizes` are latents' (H, W), the first of them the default; without any, the model's own.
-    `hoist_text` makes the keys and values of the text once a picture, in `cond`, instead of in every block.
+    `hoist_text` computes the keys and values of the text once a picture, in `cond`, instead of in every block.
     """
     adapter = model.adapter
     hoisted = adapter.hoisted_parameters(model.feedback.block, hoist_text=hoist_text)
     rows = ROWS if guidance else PICTURES
     channels, height, width = adapter.latent
-    made = tuple(dict.fromkeys(sizes)) or ((height, width),)
+    all_sizes = tuple(dict.fromkeys(sizes)) or ((height, width),)
     return ModelSpec(
         kind=adapter.kind,
+        block_path=adapter.block_path,
         blocks=len(adapter.blocks),
         width=adapter.width,
         patch=adapter.patch,
-        latent=(channels, *made[0]),
-        sizes=made,
+        latent=(channels, *all_sizes[0]),
+        sizes=all_sizes,
         positions=adapter.positions,
+        side_streams=adapter.side_streams(text_tokens),
+        modulation_rows=adapter.modulation_rows,
+        head_rows=adapter.head_rows,
         loop=model.loop,
         guidance=guidance,
-        shares_rows=adapter.shares_rows,
+        shares_modulation=adapter.shares_modulation,
         train_timesteps=train_timesteps,
-        conditions=adapter.condition_ports(text_tokens, guidance=guidance),
-        null=adapter.null_label,
+        conditioning=adapter.conditioning(text_tokens),
         context=adapter.context_ports(rows, text_tokens, precision.dtype, hoist_text=hoist_text),
         per_block=adapter.per_block_ports(rows, text_tokens, precision.dtype, hoist_text=hoist_text),
         constants=tuple(
-            Port(f"{FEEDBACK}.{name}", tuple(value.shape), precision.array_dtype) for name, value in hoisted.items()
+            Port(f"{FEEDBACK}.{name}", tuple(value.shape), precision.array_dtype, Role.WEIGHT)
+            for name, value in hoisted.items()
         ),
         wide_residual=wide_residual,
     )
@@ -66,15 +73,15 @@ def constants_of(model: ILFModel, spec: ModelSpec) -> dict[str, Tensor]:
 
 def segments_of(model: ILFModel, spec: ModelSpec, precision: Precision) -> dict[str, "Segment"]:
     """A module for each graph of `spec`, sharing the weights of `model`."""
-    blocks, loop = list(model.adapter.blocks), model.loop
-    named = {f"{BLOCKS}.{index}": block for index, block in enumerate(blocks)}
-    held = {
+    blocks, loop, path = list(model.adapter.blocks), model.loop, model.adapter.block_path
+    named = {f"{path}.{index}": block for index, block in enumerate(blocks)}
+    ranges = {
         "cond": slice(None),
         "pre": slice(loop.begin),
         "loop_body": slice(loop.begin, loop.end + 1),
         "post": slice(loop.end + 1, None),
     }
-    of_graph = {graph: dict(list(named.items())[few]) for graph, few in held.items()}
+    of_graph = {graph: dict(list(named.items())[part]) for graph, part in ranges.items()}
     of_graph["loop_feedback"] = {FEEDBACK: model.feedback.block}
     modules = {module.name: module for module in (Cond, Pre, LoopBody, LoopFeedback, Post)}
     return {
@@ -97,30 +104,41 @@ class Segment(nn.Module):
         self.graph = graph
         self.blocks = nn.ModuleList(blocks.values())
         self._names = tuple(port.name for port in graph.inputs)
-        self._places = {f"blocks.{index}": name for index, name in enumerate(blocks)}
+        self._of_role = {role: [port.name for port in graph.inputs if port.role is role] for role in Role}
+        self._paths = {f"blocks.{index}": name for index, name in enumerate(blocks)}
 
     def name_in_model(self, path: str) -> str:
         """The path of a module of this segment -> its path in the whole model, `transformer_blocks.8.attn1.to_q`."""
-        place = ".".join(path.split(".")[:2])
-        return self._places.get(place, place) + path.removeprefix(place)
+        head = ".".join(path.split(".")[:2])
+        return self._paths.get(head, head) + path.removeprefix(head)
 
     def named(self, tensors: Sequence[Tensor]) -> dict[str, Tensor]:
         return dict(zip(self._names, tensors, strict=True))
 
+    def of_role(self, ports: Mapping[str, Tensor], role: Role) -> tuple[Tensor, ...]:
+        """The inputs of one role, in the order of their ports."""
+        return tuple(ports[name] for name in self._of_role[role])
+
     def run(
-        self, tokens: Tensor, ports: dict[str, Tensor], feedback: Tensor | None = None, scales: Tensor | None = None
-    ) -> Tensor:
-        """The segment's blocks over tokens and feedback (R, h, w, D)."""
+        self, state: State, ports: dict[str, Tensor], feedback: State | None = None, scales: Tensor | None = None
+    ) -> State:
+        """The segment's blocks over a state and feedback whose image tokens are (R, h, w, D)."""
         if not self.blocks:
-            return tokens
-        grid = tokens.shape[1:3]
-        rows = next(ports[name] for name in ports if name.startswith("modulation") and name != "modulation_head")
-        context = Context.from_ports(ports, self.name)
-        fed_back = None if feedback is None else feedback.flatten(1, 2)
-        made = self.adapter.run(
-            list(self.blocks), tokens.flatten(1, 2), rows, context, feedback=fed_back, scales=scales
+            return state
+        grid = state[0].shape[1:3]
+        (modulation,) = self.of_role(ports, Role.MODULATION)
+        context = Context.from_ports(ports, self.spec, self.name)
+        feedback = None if feedback is None else _flat(feedback)
+        tokens, *side_streams = self.adapter.run(
+            list(self.blocks), _flat(state), modulation, context, feedback=feedback, scales=scales
         )
-        return made.unflatten(1, grid)
+        return (tokens.unflatten(1, grid), *side_streams)
+
+
+def _flat(state: State) -> State:
+    """Image tokens (R, h, w, D) -> (R, N, D)."""
+    tokens, *side_streams = state
+    return (tokens.flatten(1, 2), *side_streams)
 
 
 class Cond(Segment):
@@ -138,30 +156,41 @@ class Cond(Segment):
     def forward(self, *tensors: Tensor) -> tuple[Tensor, ...]:
         ports = self.named(tensors)
         times = ports["times"].unsqueeze(1)  # (T, 1)
-        call = self.adapter.call(ports, guidance=False)
-        rows = next(value.shape[0] for value in call.values() if isinstance(value, Tensor))
+        call = self.adapter.call(ports)
+        rows = ports[self.spec.row_conditions[0].name].shape[0]
         context = self.adapter.context(call)
         blocks = list(self.blocks)
         begin, after = self.spec.loop.begin, self.spec.loop.end + 1
-        held = {"pre": blocks[:begin], "loop_body": blocks[begin:after], "post": blocks[after:]}
+        of_graph = {"pre": blocks[:begin], "loop_body": blocks[begin:after], "post": blocks[after:]}
         constants = {port.name: ports[port.name] for port in self.spec.constants}
 
         make: dict[str, Callable[[], Tensor]] = {
-            "modulation": partial(self.adapter.rows, blocks[:1], times, context, rows),
-            "modulation_head": partial(self.adapter.head_row, times, context, rows),
-            **{port.name: partial(context.port, port.name) for port in self.spec.context},
+            "modulation": partial(self.adapter.modulation, blocks[:1], times, context, rows),
+            "modulation_head": partial(self.adapter.head_modulation, times, context, rows),
+            **{port.name: partial(context.__getitem__, port.name) for port in self.spec.context},
         }
-        for graph, few in held.items():
-            make[f"modulation_{graph}"] = partial(self.adapter.rows, few, times, context, rows)
-            make[f"{TEXT_PAIRS}_{graph}"] = partial(self.adapter.text_pairs, few, context)
+        for graph, part in of_graph.items():
+            make[f"modulation_{graph}"] = partial(self.adapter.modulation, part, times, context, rows)
+            for port in self.spec.per_block:
+                make[f"{port.name}_{graph}"] = partial(self._per_block, port.name, part, context)
         of_feedback = partial(self.feedback.call, constants, times, context, rows)
-        make["modulation_loop_feedback"] = partial(of_feedback, "rows")
-        make[f"{TEXT_PAIRS}_loop_feedback"] = partial(of_feedback, TEXT_PAIRS)
+        make["modulation_loop_feedback"] = partial(of_feedback, MODULATION)
+        for port in self.spec.per_block:
+            make[f"{port.name}_loop_feedback"] = partial(of_feedback, port.name)
+        for index, stream in enumerate(self.spec.side_streams):
+            make[stream.port_name("start")] = partial(self._start, index, context)
         return tuple(make[port.name]() for port in self.graph.outputs)
+
+    def _per_block(self, name: str, blocks: Sequence[nn.Module], context: Context) -> Tensor:
+        return self.adapter.per_block(blocks, context)[name]
+
+    def _start(self, index: int, context: Context) -> Tensor:
+        start = self.adapter.starts(context)[index]
+        return start.float() if self.spec.wide_residual else start
 
 
 class _Hoisted(nn.Module):
-    """What `cond` makes for the feedback block, from weights that are given at each call."""
+    """What `cond` computes for the feedback block, from weights that are given at each call."""
 
     def __init__(self, adapter: Backbone, block: nn.Module) -> None:
         super().__init__()
@@ -171,13 +200,12 @@ class _Hoisted(nn.Module):
     def call(self, constants: dict[str, Tensor], times: Tensor, context: Context, rows: int, what: str) -> Tensor:
         dtype = next(self.block.parameters()).dtype
         weights = {f"block.{name.removeprefix(f'{FEEDBACK}.')}": value.to(dtype) for name, value in constants.items()}
-        made: Tensor = functional_call(self, weights, (times, context, rows, what))
-        return made
+        return cast(Tensor, functional_call(self, weights, (times, context, rows, what)))
 
     def forward(self, times: Tensor, context: Context, rows: int, what: str) -> Tensor:
-        if what == TEXT_PAIRS:
-            return self.adapter.text_pairs([self.block], context)
-        return self.adapter.rows([self.block], times, context, rows)
+        if what == MODULATION:
+            return self.adapter.modulation([self.block], times, context, rows)
+        return self.adapter.per_block([self.block], context)[what]
 
 
 class Pre(Segment):
@@ -185,13 +213,15 @@ class Pre(Segment):
 
     name = "pre"
 
-    def forward(self, *tensors: Tensor) -> Tensor:
+    def forward(self, *tensors: Tensor) -> State | Tensor:
         ports = self.named(tensors)
-        latent, places = ports["latent"], ports.get("positions")
-        tokens = self.adapter.embed(latent, None if places is None else places.flatten(0, 1).unsqueeze(0))
-        tokens = tokens.float() if self.spec.wide_residual else tokens
-        tokens = tokens.unflatten(1, self.adapter.grid_of(latent.shape))
-        return self.run(tokens.index_select(0, ports["picture"]) if self.spec.guidance else tokens, ports)
+        latent, positions = ports["latent"], ports.get("positions")
+        image = self.adapter.embed(latent, None if positions is None else positions.flatten(0, 1).unsqueeze(0))
+        image = image.float() if self.spec.wide_residual else image
+        image = image.unflatten(1, self.adapter.grid_of(latent.shape))
+        if self.spec.guidance:
+            image = image.index_select(0, ports["picture"])
+        return _outputs(self.run((image, *self.of_role(ports, Role.START)), ports))
 
 
 class LoopBody(Segment):
@@ -199,9 +229,10 @@ class LoopBody(Segment):
 
     name = "loop_body"
 
-    def forward(self, *tensors: Tensor) -> Tensor:
+    def forward(self, *tensors: Tensor) -> State | Tensor:
         ports = self.named(tensors)
-        return self.run(ports["hidden"], ports, ports["feedback"], ports["scales"])
+        hidden, feedback = (self.of_role(ports, role) for role in (Role.TOKENS, Role.FEEDBACK))
+        return _outputs(self.run(hidden, ports, feedback, ports["scales"]))
 
 
 class LoopFeedback(Segment):
@@ -209,9 +240,9 @@ class LoopFeedback(Segment):
 
     name = "loop_feedback"
 
-    def forward(self, *tensors: Tensor) -> Tensor:
+    def forward(self, *tensors: Tensor) -> State | Tensor:
         ports = self.named(tensors)
-        return self.run(ports["features"], ports)
+        return _outputs(self.run(self.of_role(ports, Role.FEATURES), ports))
 
 
 class Post(Segment):
@@ -221,8 +252,8 @@ class Post(Segment):
 
     def forward(self, *tensors: Tensor) -> tuple[Tensor, Tensor]:
         ports = self.named(tensors)
-        tokens = self.run(ports["features"], ports)
-        head = self.adapter.head(tokens.flatten(1, 2), ports["modulation_head"], (tokens.shape[1], tokens.shape[2]))
+        image, *_ = self.run(self.of_role(ports, Role.FEATURES), ports)
+        head = self.adapter.head(image.flatten(1, 2), ports["modulation_head"], (image.shape[1], image.shape[2]))
         output = head[:, : self.spec.latent[0]].float()
         guidance, c_x, c_out, a, b_0, b_1, b_2, _ = ports["coefficients"].unbind()
         latent = ports["latent"]
@@ -232,3 +263,8 @@ class Post(Segment):
         prediction = c_x * latent + c_out * output
         following = a * latent + b_0 * prediction + b_1 * ports["history_1"] + b_2 * ports["history_2"]
         return following, prediction
+
+
+def _outputs(state: State) -> State | Tensor:
+    """One tensor for a model of one stream, as the exporter names a graph's outputs."""
+    return state if len(state) > 1 else state[0]

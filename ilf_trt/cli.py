@@ -9,7 +9,7 @@ from types import FrameType
 from cyclopts import App, CycloptsError, UnknownCommandError
 from rich.console import Console
 
-from ilf_trt import __version__
+from ilf_trt import __version__, leaves
 from ilf_trt.errors import IlfError
 
 FAILED = 2
@@ -23,7 +23,7 @@ app = App(
     help_format="markdown",
     suppress_keyboard_interrupt=False,
 )
-for _place, _name, _help, _example in (
+for _target, _name, _help, _example in (
     (
         "ilf_trt.commands.build:build",
         "build",
@@ -31,7 +31,7 @@ for _place, _name, _help, _example in (
         "--checkpoint demo -o build/demo.ilf",
     ),
     (
-        "ilf_trt.runtime.commands:generate",
+        leaves.GENERATE,
         "generate",
         "Make pictures from a bundle, without PyTorch.",
         "build/demo.ilf --labels 0-9 --seed 7 -o build/demo.png",
@@ -50,7 +50,7 @@ for _place, _name, _help, _example in (
     ),
     ("ilf_trt.commands.inspect:inspect", "inspect", "Show what a bundle holds.", "build/demo.ilf"),
     (
-        "ilf_trt.runtime.commands:verify",
+        leaves.VERIFY,
         "verify",
         "Hold every graph and one trajectory of a bundle against its torch reference.",
         "build/demo.ilf",
@@ -69,16 +69,16 @@ for _place, _name, _help, _example in (
     ),
     ("ilf_trt.commands.train_demo:train_demo", "train-demo", "Train the demo anew.", "--output build/demo-checkpoint"),
 ):
-    app.command(_place, name=_name, help=f"{_help}\n\nExample: `ilf-trt {_name} {_example}`")
+    app.command(_target, name=_name, help=f"{_help}\n\nExample: `ilf-trt {_name} {_example}`")
 
 
 cache = App(name="cache", help="List or remove what earlier builds left in the build cache.")
 app.command(cache)
-for _place, _name, _help, _example in (
+for _target, _name, _help, _example in (
     ("ilf_trt.commands.cache:list_cache", "ls", "List what the build cache holds.", ""),
     ("ilf_trt.commands.cache:prune_cache", "prune", "Remove builds from the build cache.", " --days 30"),
 ):
-    cache.command(_place, name=_name, help=f"{_help}\n\nExample: `ilf-trt cache {_name}{_example}`")
+    cache.command(_target, name=_name, help=f"{_help}\n\nExample: `ilf-trt cache {_name}{_example}`")
 
 
 def main(tokens: Sequence[str] | None = None) -> int:

@@ -10,7 +10,7 @@ import fcntl
 import glob
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from uuid import uuid4
@@ -64,13 +64,40 @@ def whole_folder(place: Path, *, replace: bool, sync: bool = False) -> Iterator[
             _sync(place.parent)
 
 
+def whole_link(place: Path, target: Path) -> None:
+    """Point the symbolic link `place` at `target` in one step. Raises OSError."""
+    draft = _draft_of(place)
+    try:
+        draft.symlink_to(target)
+        draft.replace(place)
+    finally:
+        draft.unlink(missing_ok=True)
+
+
 def sweep(place: Path) -> None:
     """Remove the drafts of `place` whose process was killed: it is gone, or holds no lock. Raises OSError."""
-    for draft in place.parent.glob(f".{glob.escape(place.name)}{DRAFT}*"):
+    _remove_abandoned(place.parent.glob(f".{glob.escape(place.name)}{DRAFT}*"))
+
+
+def sweep_folder(folder: Path) -> None:
+    """Remove the abandoned drafts of every place in `folder`. Raises OSError."""
+    _remove_abandoned(folder.glob(f".*{DRAFT}*"))
+
+
+def remove_folder(folder: Path) -> None:
+    """Remove a folder: first out of sight, so that no half of it is ever taken for a whole. Raises OSError."""
+    if folder.is_dir():
+        hidden = _draft_of(folder)
+        folder.rename(hidden)
+        shutil.rmtree(hidden)
+
+
+def _remove_abandoned(drafts: Iterable[Path]) -> None:
+    for draft in drafts:
         pid = draft.name.rpartition("-")[2]
         if not pid.isdecimal() or (Path(f"/proc/{pid}").exists() and int(pid) != os.getpid()):
             continue
-        if not draft.is_dir():
+        if draft.is_symlink() or not draft.is_dir():
             draft.unlink(missing_ok=True)
             continue
         handle = os.open(draft, os.O_RDONLY)
@@ -81,14 +108,6 @@ def sweep(place: Path) -> None:
             continue
         finally:
             os.close(handle)
-
-
-def remove_folder(folder: Path) -> None:
-    """Remove a folder: first out of sight, so that no half of it is ever taken for a whole. Raises OSError."""
-    if folder.is_dir():
-        hidden = _draft_of(folder)
-        folder.rename(hidden)
-        shutil.rmtree(hidden)
 
 
 def _draft_of(place: Path) -> Path:

@@ -1,4 +1,4 @@
-"""How many pictures become runs of a bundle's batch: split where they are too many, filled up where too few."""
+"""Splits the pictures of a request into runs that fit the bundle's batch, and pads a run that is too small."""
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -7,12 +7,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ilf_trt.contract.spec import Batch
+from ilf_trt.contract.spec import BatchRange
 
 
 @dataclass(frozen=True, slots=True)
-class Chunk:
-    """Pictures `begin` to `end` of a request, in a run of `rows` pictures; those past `end` are copies of the last."""
+class RunBatch:
+    """Pictures `begin` to `end` of a request, in a run of `rows` pictures; copies of the last one pad the run."""
 
     begin: int
     end: int
@@ -20,21 +20,23 @@ class Chunk:
 
     @property
     def pictures(self) -> int:
+        """Number of pictures without the padding."""
         return self.end - self.begin
 
-    def of(self, array: NDArray[Any]) -> NDArray[Any]:
-        """The chunk's part of an array over all pictures, filled up."""
+    def take(self, array: NDArray[Any]) -> NDArray[Any]:
+        """array (pictures of the request, …) -> (rows, …): the part of this run, padded."""
         part = array[self.begin : self.end]
         if self.rows == len(part):
             return part
         return np.concatenate([part, np.repeat(part[-1:], self.rows - len(part), axis=0)])
 
-    def of_all(self, arrays: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
-        return {name: self.of(array) for name, array in arrays.items()}
+    def take_all(self, arrays: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
+        """`take` of every array."""
+        return {name: self.take(array) for name, array in arrays.items()}
 
 
-def chunks_of(pictures: int, batch: Batch) -> Iterator[Chunk]:
-    """Runs of at most `batch.max` pictures, and at least `batch.min`."""
+def run_batches(pictures: int, batch: BatchRange) -> Iterator[RunBatch]:
+    """Runs of `batch.min` to `batch.max` pictures each."""
     for begin in range(0, pictures, batch.max):
         end = min(begin + batch.max, pictures)
-        yield Chunk(begin, end, max(end - begin, batch.min))
+        yield RunBatch(begin, end, max(end - begin, batch.min))

@@ -2,7 +2,7 @@
 
 import json
 import zipfile
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -11,15 +11,16 @@ import numpy as np
 from cyclopts import Parameter
 from numpy.typing import NDArray
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
 from ilf_trt.assembly.packaged_bundle import bundle_of
 from ilf_trt.commands.flags import CacheFolder, cache_folder, size_of
-from ilf_trt.contract.conditions import numbers_of, read_conditions
+from ilf_trt.commands.progress_bar import progress_bar
+from ilf_trt.contract.arrays import numbers_of, read_conditions
 from ilf_trt.contract.plan import Rule, StepPlan
+from ilf_trt.contract.progress import Progress
 from ilf_trt.errors import InvalidRequest
-from ilf_trt.runtime.gpu.compatibility import EngineKind
+from ilf_trt.runtime.engine import EngineKind
 from ilf_trt.runtime.picture.png import grid, pixels_from_latents, save_png
 from ilf_trt.runtime.pipeline import Pipeline
 from ilf_trt.runtime.result import Result
@@ -120,9 +121,7 @@ def generate(
     """
     if output is None and latents_out is None:
         raise InvalidRequest("nothing to write; pass -o PICTURE.png or --latents-out LATENTS.npy")
-    given: dict[str, Any] = {} if conditions is None else read_conditions(conditions)
-    if labels is not None:
-        given["class_labels"] = _labels(labels)
+    arrays: dict[str, Any] = {} if conditions is None else read_conditions(conditions)
     texts = (*prompts, *(_lines(prompts_file) if prompts_file else ()))
     seeds = numbers_of(seed, "seed")
     with Pipeline.load(
@@ -136,13 +135,14 @@ def generate(
         manifest = pipeline.manifest
         if output is not None and manifest.decoder is None:
             pixels_from_latents(np.zeros((1, *manifest.spec.latent), np.float32))
-        known = [port.name for port in manifest.spec.conditions]
-        for name in given.keys() - set(known):
-            raise InvalidRequest(f"{name!r} is not a condition of this bundle; it takes {', '.join(known)}")
-        with _bar() as progress:
+        ports = [port.name for port in manifest.spec.conditions]
+        for name in arrays.keys() - set(ports):
+            raise InvalidRequest(f"{name!r} is not a condition of this bundle; it takes {', '.join(ports)}")
+        with _progress() as progress:
             result = pipeline.generate(
                 texts or None,
                 negative_prompt=negative_prompt,
+                class_labels=None if labels is None else _labels(labels),
                 size=None if size is None else size_of(size),
                 seed=seeds[0] if len(seeds) == 1 else seeds,
                 latents=None if latents_in is None else _array(latents_in),
@@ -154,7 +154,7 @@ def generate(
                 profile=profile,
                 progress=progress,
                 plan=_plan(plan) if plan else pipeline.plan(steps, feedback=feedback, rule=rule, ratio=ratio),
-                **given,
+                **arrays,
             )
     if latents_out is not None:
         _save(latents_out, result.latents)
@@ -208,21 +208,13 @@ def _print_result(result: Result, written: list[Path]) -> None:
 
 
 @contextmanager
-def _bar() -> Iterator[Callable[[int, int], None] | None]:
-    """A bar of the steps on standard error, where somebody sees it; on a GPU it would cost the launch as one."""
-    console = Console(stderr=True)
-    if not console.is_terminal:
+def _progress() -> Iterator[Progress | None]:
+    """A bar of the steps if somebody sees it; on a GPU it would keep the trajectory from being launched as one."""
+    if not Console(stderr=True).is_terminal:
         yield None
         return
-    with Progress(
-        TextColumn("{task.completed}/{task.total} steps"),
-        BarColumn(),
-        TimeElapsedColumn(),
-        console=console,
-        transient=True,
-    ) as bar:
-        task = bar.add_task("", total=None)
-        yield lambda done, total: bar.update(task, completed=done, total=total)
+    with progress_bar() as progress:
+        yield progress
 
 
 def _labels(text: str) -> list[int] | list[str]:

@@ -1,14 +1,32 @@
-"""The seams between the runtime and the engine libraries."""
+"""What the runtime expects of an engine library, and the names of the libraries."""
 
 from collections.abc import Callable, Mapping
+from enum import StrEnum
 from typing import Any, Protocol
 
 from numpy.typing import NDArray
 
 from ilf_trt.contract.ports import Graph
+from ilf_trt.errors import InvalidRequest
 
 Array = NDArray[Any]
 Launch = Callable[[], None]
+
+
+class EngineKind(StrEnum):
+    """What runs the graphs: an engine library that the bundle was compiled for, or ONNX Runtime."""
+
+    TENSORRT = "tensorrt"
+    TENSORRT_RTX = "tensorrt-rtx"
+    ONNXRUNTIME = "onnxruntime"
+
+    @classmethod
+    def parse(cls, text: str) -> "EngineKind":
+        """The kind with this name; raises InvalidRequest for another name."""
+        try:
+            return cls(text)
+        except ValueError as error:
+            raise InvalidRequest(f"engine {text!r} is unknown; it is one of {', '.join(cls)}") from error
 
 
 class Engine(Protocol):
@@ -16,13 +34,13 @@ class Engine(Protocol):
 
     @property
     def graph(self) -> Graph:
-        """The border that the engine was checked against."""
+        """The ports that the engine was checked against."""
 
     def bind(self, arrays: Mapping[str, Array]) -> Launch:
-        """A call that runs the graph on just this memory, every port named in `arrays`; the memory must stay alive.
+        """A call that runs the graph on exactly these arrays, one for each port; the caller keeps them alive.
 
-        Inputs are read and outputs written in place at each call.
+        Each call reads the inputs and writes the outputs in place.
         """
 
     def close(self) -> None:
-        """Free the engine; no launch may be called afterwards."""
+        """Free the engine; nobody may call its launches afterwards."""

@@ -1,7 +1,6 @@
 """A bundle on the CPU: its graphs in ONNX Runtime, its tensors in numpy."""
 
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from time import perf_counter_ns
 from typing import Any
 
@@ -10,7 +9,7 @@ from numpy.typing import NDArray
 
 from ilf_trt.contract.bundle import Bundle
 from ilf_trt.contract.manifest import Manifest
-from ilf_trt.contract.ports import DECODE, TEXT, Graph
+from ilf_trt.contract.ports import GRAPHS, Graph
 from ilf_trt.contract.spec import Precision
 from ilf_trt.errors import InvalidRequest
 from ilf_trt.runtime.engine import Array, Engine, Launch
@@ -18,12 +17,14 @@ from ilf_trt.runtime.onnxruntime_engine import OnnxRuntimeEngine
 from ilf_trt.runtime.route import COEFFICIENT_ROWS, LAST, LATENTS, PREDICTIONS, Route, View, route_of
 from ilf_trt.runtime.session import KEPT_TRAJECTORIES, Session
 from ilf_trt.runtime.timings import Timings
-from ilf_trt.runtime.trajectory import Job, Watch
+from ilf_trt.runtime.trajectory import Job, RunOptions
 
 
 class Host:
-    """Engines on the CPU, shared by the sessions."""
+    """Engines on the CPU; all sessions share them."""
 
+    on_gpu = False
+    description = "CPU, ONNX Runtime"
     max_sessions: int | None = None
 
     def __init__(self, engines: Mapping[str, Engine], manifest: Manifest, constants: Mapping[str, Array]) -> None:
@@ -33,38 +34,34 @@ class Host:
 
     @classmethod
     def open(cls, bundle: Bundle, *, threads: int, graphs: Sequence[str] | None = None) -> "Host":
-        """Load every graph, or some; raises InvalidRequest for bf16, BundleError, EngineError, PortMismatch."""
+        """Load every graph, or those of `graphs`.
+
+        Raises InvalidRequest for bf16, BundleError, EngineError, PortMismatch.
+        """
         manifest = bundle.manifest
-        parts = {"--precision": manifest.precision}
-        parts |= {"--text-precision": manifest.text.precision} if manifest.text else {}
-        parts |= {"--decoder-precision": manifest.decoder.precision} if manifest.decoder else {}
-        for option, precision in parts.items():
+        precisions = {"--precision": manifest.precision}
+        precisions |= {"--text-precision": manifest.text.precision} if manifest.text else {}
+        precisions |= {"--decoder-precision": manifest.decoder.precision} if manifest.decoder else {}
+        for option, precision in precisions.items():
             if precision is Precision.BF16:
                 instead = "fp32" if option == "--text-precision" else "fp16"
                 raise InvalidRequest(
-                    f"{bundle.path} is in bf16, which ONNX Runtime does not run on a CPU; build it with "
+                    f"{bundle.path} is in bf16, which ONNX Runtime does not run on a CPU; build the bundle with "
                     f"{option} {instead}"
                 )
-
-        def engine(graph: Graph, path: Path) -> Engine:
-            return OnnxRuntimeEngine(graph, path, threads=threads)
-
-        wanted = [graph for graph in manifest.graphs if graphs is None or graph.name in graphs]
-        engines = {graph.name: engine(graph, bundle.graph_path(graph.name)) for graph in wanted}
+        engines: dict[str, Engine] = {
+            graph.name: OnnxRuntimeEngine(graph, bundle.graph_path(graph.name), threads=threads)
+            for graph in manifest.graphs
+            if graphs is None or graph.name in graphs
+        }
         return cls(engines, manifest, bundle.constants())
 
-    @property
-    def description(self) -> str:
-        return "CPU, ONNX Runtime"
-
-    def session(self, kept: int = KEPT_TRAJECTORIES) -> Session:
-        return Session(self._bind, self._bind_call, kept=kept)
-
-    def run(self, graph: Graph, arrays: Mapping[str, Array], outputs: Mapping[str, Array]) -> None:
-        """One run of a graph, from the arrays of its inputs into those of its outputs."""
-        self.engines[graph.name].bind({**arrays, **outputs})()
+    def session(self, max_trajectories: int = KEPT_TRAJECTORIES) -> Session:
+        """A new session; the last `max_trajectories` trajectories stay bound."""
+        return Session(self._bind, self._bind_call, max_trajectories=max_trajectories)
 
     def close(self) -> None:
+        """Free the engines; the sessions must be closed."""
         for engine in self.engines.values():
             engine.close()
 
@@ -76,7 +73,7 @@ class Host:
 
 
 class HostCall:
-    """One graph in numpy arrays."""
+    """A single graph, bound to numpy arrays."""
 
     def __init__(self, engine: Engine, graph: Graph, sizes: Mapping[str, int]) -> None:
         self.inputs, self.outputs = (
@@ -93,11 +90,11 @@ class HostCall:
 
 
 class HostTrajectory:
-    """A route in numpy arrays."""
+    """A trajectory, bound to numpy arrays."""
 
     def __init__(self, engines: Mapping[str, Engine], constants: Mapping[str, Array], route: Route) -> None:
         self._route = route
-        self._graphs = tuple(name for name in engines if name not in (TEXT, DECODE))
+        self._graphs = tuple(name for name in engines if name in GRAPHS)
         self._arrays = {name: np.zeros(each.shape, each.dtype) for name, each in route.tensors.items()}
         for name, value in route.fixed.items():
             self._arrays[name][:] = value
@@ -112,11 +109,9 @@ class HostTrajectory:
         noise: Array,
         conditions: Mapping[str, Array],
         guidance_scale: float,
-        *,
-        profile: bool = False,
-        on_device: bool = False,
-        watch: Watch | None = None,
+        options: RunOptions,
     ) -> tuple[NDArray[Any], Timings]:
+        """See `Trajectory.run`. The CPU always times every graph; `profile` and `on_device` have no effect."""
         begin = perf_counter_ns()
         route, arrays = self._route, self._arrays
         for name, value in conditions.items():
@@ -129,14 +124,14 @@ class HostTrajectory:
         graph_ns = dict.fromkeys(self._graphs, 0)
         step_ns = [0] * len(route.plan.steps)
         for graph, step, launch in self._runs:
-            then = perf_counter_ns()
+            launch_begin = perf_counter_ns()
             launch()
-            taken = perf_counter_ns() - then
-            graph_ns[graph] += taken
+            launch_ns = perf_counter_ns() - launch_begin
+            graph_ns[graph] += launch_ns
             if step is not None:
-                step_ns[step] += taken
-            if watch is not None and graph == LAST:
-                watch()
+                step_ns[step] += launch_ns
+            if options.watch is not None and graph == LAST:
+                options.watch()
         latents = arrays[route.result].copy()
         total_ms = (perf_counter_ns() - begin) / 1e6
         graph_ms = {name: value / 1e6 for name, value in graph_ns.items()}

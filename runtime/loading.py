@@ -1,106 +1,124 @@
-"""The stages of a bundle: text, loop and decode, loaded all at once, or one after another where memory is short."""
+"""Loads the parts of a bundle (text, transformer, decoder): all at once, or one at a time to save memory."""
 
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from queue import LifoQueue
 from threading import Lock
-from typing import Protocol
+from typing import Literal, Protocol
 
 from ilf_trt.contract.ports import DECODE, GRAPHS, TEXT
 from ilf_trt.errors import InvalidRequest
-from ilf_trt.runtime.gpu.device import Device
-from ilf_trt.runtime.host import Host
 from ilf_trt.runtime.session import KEPT_TRAJECTORIES, Session
 
 CLOSED = "this pipeline is closed; load the bundle again"
-GRAPHS_OF = {"text": (TEXT,), "loop": GRAPHS, "decode": (DECODE,)}
 
-Place = Host | Device
+Part = Literal["text", "transformer", "decoder"]
+
+GRAPHS_OF_PART: dict[Part, tuple[str, ...]] = {"text": (TEXT,), "transformer": GRAPHS, "decoder": (DECODE,)}
 
 
-class Stages(Protocol):
-    """Lends sessions that can run a stage."""
+def part_of(graph: str) -> Part:
+    """The part that a graph belongs to."""
+    return next(part for part, graphs in GRAPHS_OF_PART.items() if graph in graphs)
 
-    def session(self, stage: str) -> AbstractContextManager[tuple[Place, Session]]:
-        """A session, for the time of a block, that runs the graphs of `stage`, and where they are loaded."""
+
+class Backend(Protocol):
+    """Graphs of a bundle that are loaded on the CPU or on one GPU."""
+
+    on_gpu: bool
+    description: str
+    max_sessions: int | None
+
+    def session(self, max_trajectories: int = KEPT_TRAJECTORIES) -> Session:
+        """A new session with memory of its own; the last `max_trajectories` trajectories stay bound."""
 
     def close(self) -> None:
-        """Free everything, after what still runs."""
+        """Free the engines; the sessions must be closed."""
 
 
-class AllAtOnce:
-    """Every graph is loaded once; up to `sessions` threads run them, each in memory of its own."""
+class Loading(Protocol):
+    """Lends sessions that can run a part of the bundle."""
 
-    def __init__(self, place: Place, sessions: int, kept: int = KEPT_TRAJECTORIES) -> None:
-        """Each session keeps the last `kept` trajectories bound."""
-        self.place = place
-        self._kept = kept
+    def session(self, part: Part) -> AbstractContextManager[Session]:
+        """A session for the graphs of `part`, lent for the time of the `with` block."""
+
+    def close(self) -> None:
+        """Free everything, after the generations that still run."""
+
+
+class Resident:
+    """Every graph stays loaded; up to `sessions` threads run at once, each in its own session."""
+
+    def __init__(self, backend: Backend, sessions: int, max_trajectories: int = KEPT_TRAJECTORIES) -> None:
+        """In each session, the last `max_trajectories` trajectories stay bound. `close` closes the backend too."""
+        self.backend = backend
+        self._max_trajectories = max_trajectories
         self._closed = False
-        self.sessions = sessions if place.max_sessions is None else min(sessions, place.max_sessions)
+        self.sessions = sessions if backend.max_sessions is None else min(sessions, backend.max_sessions)
         self._pool: LifoQueue[Session | None] = LifoQueue()
         for _ in range(self.sessions):
             self._pool.put(None)
 
     @contextmanager
-    def session(self, stage: str) -> Iterator[tuple[Place, Session]]:
-        held = self._pool.get()
+    def session(self, part: Part) -> Iterator[Session]:
+        session = self._pool.get()
         try:
             if self._closed:
                 raise InvalidRequest(CLOSED)
-            held = held or self.place.session(self._kept)
-            yield self.place, held
+            session = session or self.backend.session(self._max_trajectories)
+            yield session
         finally:
-            self._pool.put(held)
+            self._pool.put(session)
 
     @contextmanager
-    def one_by_one(self) -> Iterator[Iterator[None]]:
-        """Every session in turn becomes the one that is lent next, for warming up."""
-        cold = [self._pool.get() for _ in range(self.sessions)]
+    def each_session(self) -> Iterator[Iterator[None]]:
+        """Iterate over the sessions to warm them up: at each step, `session` lends another one."""
+        sessions = [self._pool.get() for _ in range(self.sessions)]
 
         def turns() -> Iterator[None]:
-            while cold:
-                self._pool.put(cold.pop())  # the last one in is the first one out
+            while sessions:
+                self._pool.put(sessions.pop())  # the pool lends the last session that came in
                 yield
 
         try:
             yield turns()
         finally:
-            for session in cold:
+            for session in sessions:
                 self._pool.put(session)
 
     def close(self) -> None:
         self._closed = True
-        held = [self._pool.get() for _ in range(self.sessions)]
-        for session in held:
+        sessions = [self._pool.get() for _ in range(self.sessions)]
+        for session in sessions:
             if session is not None:
                 session.close()
-        self.place.close()
-        for _ in held:
-            self._pool.put(None)  # for threads that wait: they find the pipeline closed
+        self.backend.close()
+        for _ in sessions:
+            self._pool.put(None)  # wakes the threads that wait; they find the pipeline closed
 
 
-class OneAfterAnother:
-    """A stage is loaded when it is asked for and freed when it is done; one thread at a time."""
+class Sequential:
+    """Each part is loaded for a `with` block and freed after it; one thread at a time."""
 
-    def __init__(self, load: Callable[[tuple[str, ...]], Place]) -> None:
-        """`load` opens some graphs."""
+    def __init__(self, load: Callable[[tuple[str, ...]], Backend]) -> None:
+        """`load` loads the graphs with these names."""
         self._load = load
         self._lock = Lock()
 
     @contextmanager
-    def session(self, stage: str) -> Iterator[tuple[Place, Session]]:
+    def session(self, part: Part) -> Iterator[Session]:
         with self._lock:
-            place = self._load(GRAPHS_OF[stage])
+            backend = self._load(GRAPHS_OF_PART[part])
             try:
-                session = place.session()
+                session = backend.session()
                 try:
-                    yield place, session
+                    yield session
                 finally:
                     session.close()
             finally:
-                place.close()
+                backend.close()
 
     def close(self) -> None:
-        """Nothing is loaded between two stages."""
+        """Wait for the part that still runs; between two parts nothing is loaded."""
         with self._lock:
             pass

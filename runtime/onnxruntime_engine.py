@@ -1,11 +1,11 @@
-"""ONNX Runtime on the CPU, the default engine."""
+"""Runs a graph in ONNX Runtime on the CPU, the default engine."""
 
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from ilf_trt.contract.ports import Graph
-from ilf_trt.errors import EngineError, MissingDependency, PortMismatch
+from ilf_trt.errors import EngineError, MissingDependency, PortMismatch, one_line
 from ilf_trt.runtime.engine import Array, Launch
 
 FATAL_ONLY = 4
@@ -18,17 +18,17 @@ ORT_TYPES = {
 
 
 class OnnxRuntimeEngine:
-    """A graph in an ONNX Runtime session; safe to launch from several threads.
+    """A graph in an ONNX Runtime session; several threads may launch it at once.
 
-    Graphs run in turn, each with its own thread pool, and a pool that spins on after its run takes the cores from the
-    next: a trajectory of 12 blocks of width 384 takes 3.7 s so, 2.2 s with the spinning stopped (2 cores, 10 steps).
-    A global pool (1.8 to 2.0 s) would forbid the rest of the process to open sessions of its own.
+    Each graph has its own thread pool. After a run, a pool spins and takes the cores from the next graph, so this class
+    stops the spinning: a trajectory of 12 blocks of width 384 takes 2.2 s instead of 3.7 s (2 cores, 10 steps). A
+    global pool takes 1.8 to 2.0 s, but then the rest of the process could not open sessions with pools of their own.
     """
 
     def __init__(self, graph: Graph, path: Path, *, threads: int) -> None:
-        """Load `path`; raises EngineError when the library refuses it, PortMismatch when its border differs.
+        """Load `path`; raises EngineError if the library refuses it, PortMismatch if it has other ports than `graph`.
 
-        `threads` 0 leaves the number to the library.
+        With `threads` 0, the library chooses the number of threads.
         """
         try:
             import onnxruntime
@@ -37,11 +37,11 @@ class OnnxRuntimeEngine:
         options = onnxruntime.SessionOptions()
         options.log_severity_level = FATAL_ONLY
         options.intra_op_num_threads = threads
-        options.add_session_config_entry("session.force_spinning_stop", "1")  # see the class
+        options.add_session_config_entry("session.force_spinning_stop", "1")  # see the docstring of the class
         try:
             self._session: Any = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
         except Exception as error:
-            raise EngineError(f"ONNX Runtime refused {path}: {_line(error)}; build the bundle anew") from error
+            raise EngineError(f"ONNX Runtime refused {path}: {one_line(error)}; build the bundle anew") from error
         self.graph = graph
         check_border(self._session, graph)
 
@@ -49,52 +49,51 @@ class OnnxRuntimeEngine:
         if self._session is None:
             raise EngineError(f"{self.graph.name}: the engine is closed; load the bundle again")
         binding = self._session.io_binding()
-        held = []
-        for port, place in [(p, binding.bind_input) for p in self.graph.inputs] + [
-            (p, binding.bind_output) for p in self.graph.outputs
-        ]:
-            array = arrays[port.name]
-            if not array.flags.c_contiguous or str(array.dtype) != port.dtype:
-                raise PortMismatch(f"{self.graph.name}: {port.name} is {array.dtype}, expected contiguous {port.dtype}")
-            place(port.name, "cpu", 0, array.dtype.type, array.shape, array.ctypes.data)
-            held.append(array)
-        return _Launch(self._session, binding, held, self.graph.name)
+        memory = []
+        sides = ((self.graph.inputs, binding.bind_input), (self.graph.outputs, binding.bind_output))
+        for ports, bind in sides:
+            for port in ports:
+                array = arrays[port.name]
+                if not array.flags.c_contiguous or str(array.dtype) != port.dtype:
+                    layout = "contiguous" if array.flags.c_contiguous else "strided"
+                    raise PortMismatch(
+                        f"{self.graph.name}: {port.name} is {layout} {array.dtype}, expected contiguous {port.dtype}"
+                    )
+                bind(port.name, "cpu", 0, array.dtype.type, array.shape, array.ctypes.data)
+                memory.append(array)
+        return _Launch(self._session, binding, memory, self.graph.name)
 
     def close(self) -> None:
         self._session = None
 
 
 def check_border(session: Any, graph: Graph) -> None:
-    """Raise PortMismatch when what ONNX Runtime loaded has other ports than the manifest says."""
+    """Raise PortMismatch if the graph that ONNX Runtime loaded has other ports than the manifest."""
     sides = {"input": session.get_inputs(), "output": session.get_outputs()}
-    found = {v.name: f"{side} {ORT_TYPES.get(v.type, v.type)}" for side, values in sides.items() for v in values}
+    got = {v.name: f"{side} {ORT_TYPES.get(v.type, v.type)}" for side, values in sides.items() for v in values}
     ports = {"input": graph.inputs, "output": graph.outputs}
-    wanted = {port.name: f"{side} {port.dtype}" for side, values in ports.items() for port in values}
-    if found != wanted:
-        name = min(set(found.items()) ^ set(wanted.items()))[0]
+    expected = {port.name: f"{side} {port.dtype}" for side, values in ports.items() for port in values}
+    if got != expected:
+        name = min(set(got.items()) ^ set(expected.items()))[0]
         raise PortMismatch(
-            f"{graph.name}: port {name!r} is {found.get(name, 'missing')}, the manifest says "
-            f"{wanted.get(name, 'no such port')}; build the bundle anew"
+            f"{graph.name}: port {name!r} is {got.get(name, 'missing')}, the manifest says "
+            f"{expected.get(name, 'no such port')}; build the bundle anew"
         )
 
 
 class _Launch:
-    """A bound run; holds the memory that it points to."""
+    """A run that is bound to memory; keeps that memory alive."""
 
-    __slots__ = ("_binding", "_held", "_name", "_run")
+    __slots__ = ("_binding", "_memory", "_name", "_run")
 
-    def __init__(self, session: Any, binding: Any, held: list[Array], name: str) -> None:
+    def __init__(self, session: Any, binding: Any, memory: list[Array], name: str) -> None:
         self._run = session.run_with_iobinding
         self._binding = binding
-        self._held = held
+        self._memory = memory
         self._name = name
 
     def __call__(self) -> None:
         try:
             self._run(self._binding)
         except Exception as error:
-            raise EngineError(f"ONNX Runtime failed in graph {self._name}: {_line(error)}") from error
-
-
-def _line(error: Exception) -> str:
-    return " ".join(str(error).split())
+            raise EngineError(f"ONNX Runtime failed in graph {self._name}: {one_line(error)}") from error

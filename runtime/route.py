@@ -1,4 +1,17 @@
-"""The route of a trajectory: every tensor on it, and which of them each graph run reads and writes."""
+"""The route of a trajectory: every tensor on it, and which of them each graph run reads and writes.
+
+    h        = pre(latent, modulation(t))                       # a plain step
+    features = loop_body(h, feedback=0, scales=0, modulation(t))
+    latent   = post(features, modulation(t), solver row)
+
+    h        = pre(latent, modulation(t))                       # a step with feedback
+    features = loop_body(h, feedback=0, scales=0, modulation(t))
+    feedback = loop_feedback(features, modulation(t))
+    features = loop_body(h, feedback, scales, modulation(t_post))
+    latent   = post(features, modulation(t_post), solver row)
+
+`cond` runs once before the first step and writes the modulation of every t and t_post.
+"""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -10,16 +23,19 @@ from numpy.typing import NDArray
 from ilf_trt.contract.graphs import graphs_of
 from ilf_trt.contract.manifest import Manifest
 from ilf_trt.contract.plan import StepPlan
-from ilf_trt.contract.ports import BRANCHES, COEFFICIENTS, PICTURES, ROWS, Port
+from ilf_trt.contract.ports import COEFFICIENTS, PICTURES, ROWS, Port, Role
 from ilf_trt.contract.positions import positions_of
+from ilf_trt.contract.reference_cases import NO_SCALES, no_feedback
 from ilf_trt.runtime.trajectory import Job
 
 COND, LAST = "cond", "post"
 LATENTS = ("latent_0", "latent_1")
 PREDICTIONS = ("prediction_0", "prediction_1", "prediction_2")
-NO_FEEDBACK, NO_SCALES = "no_feedback", "no_scales"
 COEFFICIENT_ROWS = "coefficients"
-PLACES = (("pre", "positions"), ("pre", "picture"), *(("post", name) for name in BRANCHES))
+WORK = (Role.TOKENS, Role.FEATURES, Role.FEEDBACK, Role.SCALES)
+"""Roles of the tensors that all steps share."""
+FIXED = (Role.POSITIONS, Role.INDEX)
+"""Roles of the inputs that the host writes once."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,7 +69,7 @@ class Run:
 class Route:
     """All runs of a plan for a number of pictures, in order.
 
-    `given` names what changes from picture to picture: the conditions, the start latent and the coefficients; `fixed`
+    `inputs` names what changes from picture to picture: the conditions, the start latent and the coefficients; `fixed`
     is what the host writes once. Every trajectory shares `constants`, which are not among `tensors`. What neither the
     host nor a run writes is zero.
     """
@@ -61,7 +77,7 @@ class Route:
     plan: StepPlan
     fixed: Mapping[str, NDArray[Any]]
     tensors: Mapping[str, Tensor]
-    given: tuple[str, ...]
+    inputs: tuple[str, ...]
     constants: Mapping[str, Tensor]
     runs: tuple[Run, ...]
 
@@ -77,7 +93,7 @@ class Route:
 
 
 def route_of(manifest: Manifest, job: Job) -> Route:
-    """Lay out a plan: two latents and three predictions take turns, all steps share the rest."""
+    """Lay out a plan: two latents and three predictions alternate, all steps share the other tensors."""
     spec, plan = manifest.spec, job.plan
     graphs = {graph.name: graph for graph in graphs_of(spec, manifest.precision)}
     rows = job.pictures * (2 if job.guided else 1)
@@ -86,29 +102,36 @@ def route_of(manifest: Manifest, job: Job) -> Route:
     def tensor(name: str, port: Port, *, by_row: bool = False) -> Tensor:
         return Tensor(name, port.resolve(sizes), port.dtype, by_row)
 
-    constants = {port.name: tensor(port.name, port) for port in spec.constants}
     ports = {name: {port.name: port for port in (*graph.inputs, *graph.outputs)} for name, graph in graphs.items()}
-    asked = [tensor(port.name, port) for port in graphs[COND].inputs if port.name not in constants]
+    steps = [port for name, graph in graphs.items() if name != COND for port in (*graph.inputs, *graph.outputs)]
+    constants = {port.name: tensor(port.name, port) for port in spec.constants}
+    conditions = [tensor(port.name, port) for port in graphs[COND].inputs if port.name not in constants]
     tables = [tensor(port.name, port, by_row=port.shape[0] == "T") for port in graphs[COND].outputs]
-    work = [tensor(name, ports["loop_body"][name]) for name in ("hidden", "features", "feedback", "scales")]
-    zeros = [
-        tensor(NO_FEEDBACK, ports["loop_body"]["feedback"]),
-        tensor(NO_SCALES, ports["loop_body"]["scales"]),
-    ]
-    latents = [tensor(name, ports["post"]["latent"]) for name in (*LATENTS, *PREDICTIONS)]
-    steps = Tensor(COEFFICIENT_ROWS, (len(plan.steps), len(COEFFICIENTS)), "float32", by_row=True)
-    fixed = _fixed(manifest, job)
-    places = [tensor(name, ports[graph][name]) for graph, name in PLACES if name in ports[graph]]
-    tensors = {each.name: each for each in (*asked, steps, *latents, *tables, *work, *zeros, *places)}
+    work = {port.name: tensor(port.name, port) for port in steps if port.role in WORK}
+    fixed_inputs = {port.name: tensor(port.name, port) for port in steps if port.role in FIXED}
+    plain = {port.name: no_feedback(port.name) for port in steps if port.role is Role.FEEDBACK} | {"scales": NO_SCALES}
+    zeros = [tensor(zero, ports["loop_body"][name]) for name, zero in plain.items()]
+    latents = [tensor(name, ports[LAST]["latent"]) for name in (*LATENTS, *PREDICTIONS)]
+    coefficients = Tensor(COEFFICIENT_ROWS, (len(plan.steps), len(COEFFICIENTS)), "float32", by_row=True)
+    everything = (
+        *conditions,
+        coefficients,
+        *latents,
+        *tables,
+        *work.values(),
+        *zeros,
+        *fixed_inputs.values(),
+    )
+    tensors = {each.name: each for each in everything}
 
-    cond = {port.name: View(port.name) for port in (*graphs[COND].inputs, *graphs[COND].outputs)}
-    runs = [Run(COND, None, cond)]
+    runs = [Run(COND, None, {name: View(name) for name in ports[COND]})]
+    shared = {name: View(name) for name in (*work, *fixed_inputs)}
     for index in range(len(plan.steps)):
-        runs += _step(plan, index, {each.name: each.by_row for each in tables})
-    given = (*(each.name for each in asked if each.name != "times"), COEFFICIENT_ROWS, LATENTS[0])
-    seen = [Run(run.graph, run.step, {name: run.views[name] for name in ports[run.graph]}) for run in runs]
-    fixed = {name: array for name, array in fixed.items() if name in tensors}
-    return Route(plan, fixed, tensors, given, constants, tuple(seen))
+        for graph, views in _step(plan, index, tables, shared, plain):
+            runs.append(Run(graph, index, {name: views[name] for name in ports[graph]}))
+    inputs = (*(each.name for each in conditions if each.name != "times"), COEFFICIENT_ROWS, LATENTS[0])
+    fixed = {name: array for name, array in _fixed(manifest, job).items() if name in tensors}
+    return Route(plan, fixed, tensors, inputs, constants, tuple(runs))
 
 
 def _fixed(manifest: Manifest, job: Job) -> dict[str, NDArray[Any]]:
@@ -127,16 +150,18 @@ def _fixed(manifest: Manifest, job: Job) -> dict[str, NDArray[Any]]:
     return fixed
 
 
-def _step(plan: StepPlan, index: int, tables: Mapping[str, bool]) -> list[Run]:
+def _step(
+    plan: StepPlan, index: int, tables: list[Tensor], shared: Mapping[str, View], plain: Mapping[str, str]
+) -> list[tuple[str, dict[str, View]]]:
+    """The graph runs of one step, each with the views of all its ports and more."""
     step = plan.steps[index]
 
     def rows(time: float) -> dict[str, View]:
         row = plan.times.index(time)
-        return {name: View(name, row if by_row else None) for name, by_row in tables.items()}
+        return {table.name: View(table.name, row if table.by_row else None) for table in tables}
 
-    here = {
-        **{name: View(name) for name in ("hidden", "features", "feedback", "scales")},
-        **{name: View(name) for _, name in PLACES},
+    always = {
+        **shared,
         "latent": View(LATENTS[index % 2]),
         "next_latent": View(LATENTS[(index + 1) % 2]),
         "prediction": View(PREDICTIONS[index % 3]),
@@ -144,10 +169,14 @@ def _step(plan: StepPlan, index: int, tables: Mapping[str, bool]) -> list[Run]:
         "history_2": View(PREDICTIONS[(index - 2) % 3]),
         "coefficients": View(COEFFICIENT_ROWS, index),
     }
-    at_t, at_t_post = {**here, **rows(step.t)}, {**here, **rows(step.t_post)}
-    plain = {"feedback": View(NO_FEEDBACK), "scales": View(NO_SCALES)}
-    runs = [("pre", at_t), ("loop_body", {**at_t, **plain})]
-    if step.feedback:
-        runs += [("loop_feedback", at_t), ("loop_body", at_t_post)]
-    runs.append((LAST, at_t_post if step.feedback else at_t))
-    return [Run(graph, index, views) for graph, views in runs]
+    at_t, at_t_post = {**always, **rows(step.t)}, {**always, **rows(step.t_post)}
+    first_pass = {**at_t, **{name: View(zero) for name, zero in plain.items()}}
+    if not step.feedback:
+        return [("pre", at_t), ("loop_body", first_pass), (LAST, at_t)]
+    return [
+        ("pre", at_t),
+        ("loop_body", first_pass),
+        ("loop_feedback", at_t),
+        ("loop_body", at_t_post),
+        (LAST, at_t_post),
+    ]

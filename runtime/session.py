@@ -1,66 +1,71 @@
-"""A session: the memory of one generation at a time, and the trajectories that it keeps ready to replay."""
+"""A session: the memory of one generation at a time, and the trajectories that are ready for reuse."""
 
 from collections.abc import Callable, Mapping
 
 from ilf_trt.contract.ports import Graph
 from ilf_trt.errors import OutOfMemory
-from ilf_trt.runtime.trajectory import Call, Job, Trajectory
+from ilf_trt.runtime.trajectory import GraphCall, Job, Trajectory
 
 KEPT_TRAJECTORIES = 4
 KEPT_CALLS = 8
 
 
 class Session:
-    """Runs one trajectory at a time; several sessions share engines, none shares memory."""
+    """Runs one trajectory at a time. Several sessions share the engines; no two share memory."""
 
     def __init__(
         self,
         bind: Callable[[Job], Trajectory],
-        bind_call: Callable[[Graph, Mapping[str, int]], Call],
+        bind_call: Callable[[Graph, Mapping[str, int]], GraphCall],
         release: Callable[[], None] = lambda: None,
         *,
-        kept: int = KEPT_TRAJECTORIES,
+        max_trajectories: int = KEPT_TRAJECTORIES,
     ) -> None:
-        """`bind` makes the trajectory of a job, `bind_call` a graph alone for what its symbols stand for.
+        """`bind` binds the trajectory of a job; `bind_call` binds a single graph for the sizes of its symbols.
 
-        `release` frees what the session owns; the last `kept` trajectories stay bound.
+        `release` frees what the session owns. The last `max_trajectories` trajectories stay bound.
         """
-        self._kept = kept
+        self._max_trajectories = max_trajectories
         self._bind = bind
         self._bind_call = bind_call
         self._release = release
-        self._calls: dict[tuple[str, tuple[tuple[str, int], ...]], Call] = {}
+        self._calls: dict[tuple[str, tuple[tuple[str, int], ...]], GraphCall] = {}
         self._trajectories: dict[Job, Trajectory] = {}
 
     def trajectory(self, job: Job) -> Trajectory:
-        """The bound runs of a job; the last few are kept, and all go when memory is short."""
-        kept = self._trajectories.pop(job, None)
-        if kept is None:
-            while len(self._trajectories) >= self._kept:
+        """The bound trajectory of a job. The last few stay bound; all others are freed if memory runs out."""
+        trajectory = self._trajectories.pop(job, None)
+        if trajectory is None:
+            while len(self._trajectories) >= self._max_trajectories:
                 self._drop(next(iter(self._trajectories)))
             try:
-                kept = self._bind(job)
+                trajectory = self._bind(job)
             except OutOfMemory:
                 if not self._trajectories:
                     raise
                 for other in list(self._trajectories):
                     self._drop(other)
-                kept = self._bind(job)
-        self._trajectories[job] = kept
-        return kept
+                trajectory = self._bind(job)
+        self._trajectories[job] = trajectory
+        return trajectory
 
-    def call(self, graph: Graph, sizes: Mapping[str, int]) -> Call:
-        """A graph alone, bound for what its symbols stand for; the last few are kept."""
+    def call(self, graph: Graph, sizes: Mapping[str, int]) -> GraphCall:
+        """A single graph, bound for the sizes of its symbols. The last few calls stay bound."""
         key = (graph.name, tuple(sorted(sizes.items())))
-        kept = self._calls.pop(key, None)
-        if kept is None:
+        call = self._calls.pop(key, None)
+        if call is None:
             while len(self._calls) >= KEPT_CALLS:
                 self._calls.pop(next(iter(self._calls))).close()
-            kept = self._bind_call(graph, sizes)
-        self._calls[key] = kept
-        return kept
+            call = self._bind_call(graph, sizes)
+        self._calls[key] = call
+        return call
+
+    def new_call(self, graph: Graph, sizes: Mapping[str, int]) -> GraphCall:
+        """A single graph, bound for the sizes of its symbols. The session does not keep it: the caller closes it."""
+        return self._bind_call(graph, sizes)
 
     def close(self) -> None:
+        """Free every trajectory, every call and what the session owns."""
         for job in list(self._trajectories):
             self._drop(job)
         for call in self._calls.values():

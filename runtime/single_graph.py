@@ -1,6 +1,7 @@
-"""One graph of a bundle alone, once, for tools and for the verification."""
+"""Runs a single graph of a bundle, for tools and for verification."""
 
 from collections.abc import Mapping
+from contextlib import closing
 from typing import Any
 
 import numpy as np
@@ -9,47 +10,50 @@ from numpy.typing import ArrayLike, NDArray
 from ilf_trt.contract.manifest import Manifest
 from ilf_trt.contract.ports import DECODE, Graph, Port
 from ilf_trt.errors import InvalidRequest, PortMismatch
-from ilf_trt.runtime.loading import GRAPHS_OF, Stages
+from ilf_trt.runtime.loading import Loading, part_of
 
 
-def run_alone(
-    manifest: Manifest, stages: Stages, graph: str, arrays: Mapping[str, ArrayLike]
+def run_single_graph(
+    manifest: Manifest, loading: Loading, name: str, arrays: Mapping[str, ArrayLike]
 ) -> dict[str, NDArray[Any]]:
-    """Arrays by input port -> new arrays by output port; bfloat16 as float32.
+    """Arrays by input port -> new arrays by output port, float32 for a bfloat16 port; no memory stays bound.
 
-    Raises PortMismatch for a missing array or a wrong shape, InvalidRequest for an unknown graph.
+    Raises PortMismatch for a missing array or another shape, InvalidRequest for an unknown graph.
     """
-    border = next((each for each in manifest.graphs if each.name == graph), None)
-    if border is None:
+    graph = next((each for each in manifest.graphs if each.name == name), None)
+    if graph is None:
         names = ", ".join(each.name for each in manifest.graphs)
-        raise InvalidRequest(f"the bundle has no graph {graph!r}; it has {names}")
-    given = {port.name: _as_port(graph, port, arrays.get(port.name)) for port in border.inputs}
-    sizes = _sizes(manifest, border, given)
-    outputs = {port.name: np.zeros(port.resolve(sizes), port.array_dtype) for port in border.outputs}
-    stage = next(name for name, graphs in GRAPHS_OF.items() if graph in graphs)
-    with stages.session(stage) as (place, _):
-        place.run(border, given, outputs)
-    return outputs
+        raise InvalidRequest(f"the bundle has no graph {name!r}; it has {names}")
+    inputs = {port.name: _port_array(name, port, arrays.get(port.name)) for port in graph.inputs}
+    sizes = _sizes(manifest, graph, inputs)
+    with loading.session(part_of(name)) as session, closing(session.new_call(graph, sizes)) as call:
+        for port, array in inputs.items():
+            call.inputs[port][...] = array
+        call()
+        return {port: array.copy() for port, array in call.outputs.items()}
 
 
-def _as_port(graph: str, port: Port, array: ArrayLike | None) -> NDArray[Any]:
+def _port_array(graph: str, port: Port, array: ArrayLike | None) -> NDArray[Any]:
     if array is None:
-        raise PortMismatch(f"{graph}: input {port.name!r} is missing, it is {port.dtype} {port.shape}")
-    found = np.ascontiguousarray(array, dtype=port.array_dtype)
-    if len(found.shape) != len(port.shape) or any(
-        isinstance(want, int) and want != got for want, got in zip(port.shape, found.shape, strict=True)
+        raise PortMismatch(f"{graph}: input {port.name!r} is missing; pass {port.dtype} {port.shape}")
+    got = np.asarray(array, dtype=port.array_dtype)
+    if len(got.shape) != len(port.shape) or any(
+        isinstance(expected, int) and expected != size for expected, size in zip(port.shape, got.shape, strict=True)
     ):
-        raise PortMismatch(f"{graph}: input {port.name!r} is {found.shape}, expected {port.shape}")
-    return found
+        raise PortMismatch(f"{graph}: input {port.name!r} is {got.shape}, expected {port.shape}")
+    return got
 
 
 def _sizes(manifest: Manifest, graph: Graph, arrays: Mapping[str, NDArray[Any]]) -> dict[str, int]:
-    """What every symbol of a graph stands for, by what the inputs have."""
+    """The size of every symbol of a graph, from the shapes of its inputs."""
     sizes: dict[str, int] = {}
     for port in graph.inputs:
         for dim, size in zip(port.shape, arrays[port.name].shape, strict=True):
             if isinstance(dim, str) and sizes.setdefault(dim, size) != size:
-                raise PortMismatch(f"{graph.name}: input {port.name!r} has {dim} = {size}, others have {sizes[dim]}")
+                raise PortMismatch(
+                    f"{graph.name}: input {port.name!r} has {dim} = {size}, another input has {sizes[dim]}; "
+                    "pass arrays of one size"
+                )
     if graph.name == DECODE and manifest.decoder is not None:
         scale = manifest.decoder.scale
         sizes |= {f"{scale}{name}": side * scale for name, side in sizes.items()}

@@ -1,4 +1,4 @@
-"""The start noise of a generation: drawn from seeds, or given."""
+"""The start noise of a generation: from seeds, or from the caller's latents."""
 
 import math
 from collections.abc import Sequence
@@ -9,20 +9,24 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from ilf_trt.contract.conditions import as_array
+from ilf_trt.contract.arrays import as_array
 from ilf_trt.errors import InvalidRequest
 from ilf_trt.runtime.torch_randn import Float32Array, torch_randn
 
+DLPACK_CUDA = 2  # DLDeviceType kDLCUDA
+
 
 class NoiseSource(StrEnum):
-    """The generator that turns a seed into noise; the two give different pictures for one seed."""
+    """The generator that turns a seed into noise; each makes other pictures of the same seed."""
 
     NUMPY = "numpy"
     TORCH = "torch"
 
 
-def drawn(shape: tuple[int, ...], seed: int | Sequence[int], source: NoiseSource | str) -> NDArray[np.float32]:
-    """Noise of `shape` (B, C, H, W): one seed draws the whole batch, a list each picture alone.
+def noise_from_seed(
+    shape: tuple[int, ...], seed: int | Sequence[int], source: NoiseSource | str
+) -> NDArray[np.float32]:
+    """Noise of `shape` (B, C, H, W). One seed is for the whole batch; a list has one seed for each picture.
 
     Raises InvalidRequest for a seed of another type or number, or an unknown source.
     """
@@ -35,12 +39,12 @@ def drawn(shape: tuple[int, ...], seed: int | Sequence[int], source: NoiseSource
     if not isinstance(seed, Sequence):
         raise InvalidRequest(f"seed is {seed!r}, expected a whole number or a list of them")
     if len(seed) != shape[0]:
-        raise InvalidRequest(f"{len(seed)} seeds for {shape[0]} pictures; give one seed, or one for each picture")
+        raise InvalidRequest(f"{len(seed)} seeds for {shape[0]} pictures; pass one seed, or one for each picture")
     return noise_per_picture(shape, seed, source)
 
 
-def given(latents: ArrayLike, shape: tuple[int, ...]) -> NDArray[Any]:
-    """Start noise of the caller's, checked; raises InvalidRequest."""
+def checked_latents(latents: ArrayLike, shape: tuple[int, ...]) -> NDArray[Any]:
+    """The caller's latents as an array; raises InvalidRequest unless they are float32 of `shape` and finite."""
     array = as_array("latents", latents)
     if array.shape != shape or array.dtype != np.float32:
         raise InvalidRequest(f"latents are {array.dtype} {array.shape}, expected float32 {shape}")
@@ -49,15 +53,22 @@ def given(latents: ArrayLike, shape: tuple[int, ...]) -> NDArray[Any]:
     return array
 
 
+def is_on_gpu(array: object) -> bool:
+    """Whether an object says by DLPack that it lies on a GPU."""
+    device = getattr(array, "__dlpack_device__", None)
+    return device is not None and int(device()[0]) == DLPACK_CUDA
+
+
 def noise(shape: tuple[int, ...], seed: int, source: NoiseSource) -> Float32Array:
     """Standard normal noise of `shape`, float32 and C-contiguous; the same arguments give the same values.
 
     NUMPY is `Generator(Philox(seed)).standard_normal`; seed >= 0.
-    TORCH is `torch.randn(shape, generator=torch.Generator("cpu").manual_seed(seed))`; -2**63 <= seed < 2**64, of which
-    torch uses the low 32 bits only, so 5 and 2**32 + 5 give one noise. Equal to torch 2.13 to the bit on x86 with AVX2
-    or AVX512: 0 of 21 million values differ, and log, sin and cos agree with its header, compiled, for all 2**24
-    uniforms. Torch's kernel for other CPUs (ATEN_CPU_CAPABILITY=default) differs from its own AVX2 kernel in 38 % of
-    the values, by up to 2.5e-6; below 16 values the kernels are one.
+    TORCH is `torch.randn(shape, generator=torch.Generator("cpu").manual_seed(seed))`; -2**63 <= seed < 2**64. Torch
+    uses only the low 32 bits of the seed, so 5 and 2**32 + 5 give the same noise.
+    TORCH equals torch 2.13 to the bit on x86 with AVX2 or AVX512: 0 of 21 million values differ. Its log, sin and cos
+    equal those of torch's compiled header for all 2**24 uniforms. Torch's kernel for other CPUs
+    (ATEN_CPU_CAPABILITY=default) differs from torch's AVX2 kernel in 38 % of the values, by up to 2.5e-6; below 16
+    values the two kernels are the same.
     Source: ATen/native/cpu/DistributionTemplates.h and ATen/core/DistributionsHelper.h.
 
     Raises InvalidRequest for a source that is no NoiseSource, a size below 1, and a seed outside of these bounds.
@@ -73,33 +84,33 @@ def noise(shape: tuple[int, ...], seed: int, source: NoiseSource) -> Float32Arra
 def noise_per_picture(shape: tuple[int, ...], seeds: Sequence[int], source: NoiseSource) -> Float32Array:
     """Noise of `shape` (B, C, H, W) with one seed per picture: picture b is `noise((1, C, H, W), seeds[b], source)`.
 
-    A picture so does not depend on the batch it is made in; diffusers does the same with a list of B generators
-    (`randn_tensor` in diffusers/utils/torch_utils.py). `noise` with a single seed draws the whole batch in one stream.
+    So a picture does not depend on its batch. Diffusers does the same with a list of B generators (`randn_tensor` in
+    diffusers/utils/torch_utils.py). In contrast, `noise` with a single seed makes the whole batch from one stream.
 
-    Raises InvalidRequest as `noise` does, and when the number of seeds is not B.
+    Raises InvalidRequest as `noise` does, and if the number of seeds is not B.
     """
     _check_shape(shape)
     if len(seeds) != shape[0]:
-        raise InvalidRequest(f"noise of shape {shape} takes {shape[0]} seeds, got {len(seeds)}; give one per picture")
+        raise InvalidRequest(f"noise of shape {shape} takes {shape[0]} seeds, got {len(seeds)}; pass one per picture")
     return np.concatenate([noise((1, *shape[1:]), seed, source) for seed in seeds])
 
 
 def _check_source(source: NoiseSource) -> None:
-    # A plain string equals its member but is not it; let through, it would pick the other generator in silence.
+    # A plain string equals its member, but `is` tells them apart: it would pick the other generator in silence.
     if not isinstance(source, NoiseSource):
         raise InvalidRequest(f"noise source must be a NoiseSource ({', '.join(NoiseSource)}), got {source!r}")
 
 
 def _check_shape(shape: tuple[int, ...]) -> None:
     if not shape or not all(isinstance(size, int) and size >= 1 for size in shape):
-        raise InvalidRequest(f"noise shape must be one or more integers >= 1, got {shape!r}; give it as (B, C, H, W)")
+        raise InvalidRequest(f"noise shape must be one or more integers >= 1, got {shape!r}; pass (B, C, H, W)")
 
 
 def _check_seed(seed: int, source: NoiseSource) -> None:
-    # A bool is an int to Python; torch refuses it, and as a seed it is a mistake with either source.
+    # A bool is an int in Python. Torch refuses it, and as a seed it is a mistake with either source.
     if not isinstance(seed, int) or isinstance(seed, bool):
-        raise InvalidRequest(f"noise seed must be an int, got {seed!r} of type {type(seed).__name__}; use int(seed)")
+        raise InvalidRequest(f"noise seed must be an int, got {seed!r} of type {type(seed).__name__}; pass int(seed)")
     if source is NoiseSource.TORCH and not -(2**63) <= seed < 2**64:
-        raise InvalidRequest(f"a torch noise seed must be in -2**63 .. 2**64 - 1, got {seed}; use seed % 2**64")
+        raise InvalidRequest(f"a torch noise seed must be in -2**63 .. 2**64 - 1, got {seed}; pass seed % 2**64")
     if source is NoiseSource.NUMPY and seed < 0:
-        raise InvalidRequest(f"a numpy noise seed must be >= 0, got {seed}; use a positive seed")
+        raise InvalidRequest(f"a numpy noise seed must be >= 0, got {seed}; pass seed >= 0")

@@ -1,4 +1,4 @@
-"""How long one generation took."""
+"""Timings: how long one generation took."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -10,9 +10,10 @@ from ilf_trt.contract.ports import DECODE, TEXT
 class Timings:
     """How long one generation took.
 
-    `total_ms` is the host's clock over everything. `graph_ms` and `step_ms` are the runs of the graphs, summed by graph
-    and by step; on a GPU they are measured only when asked for, and empty else. `device_ms` is the GPU's clock from the
-    first run to the last, `launch_us` what the host needed to set it going, `captured` whether as one CUDA graph.
+    `total_ms` is the whole generation by the host's clock. `graph_ms` and `step_ms` are the times of the graph runs,
+    summed by graph and by step; on a GPU they are empty without `profile`. `device_ms` is the time from the first run
+    to the last by the GPU's clock. `launch_us` is the time in which the host enqueued the runs. `captured` says that
+    the runs were one CUDA graph.
     """
 
     total_ms: float
@@ -24,8 +25,8 @@ class Timings:
     captured: bool = False
 
     @classmethod
-    def together(cls, runs: "Sequence[Timings]") -> "Timings":
-        """One after another: their sums, of graphs and of steps that bear the same number."""
+    def total(cls, runs: "Sequence[Timings]") -> "Timings":
+        """The sums over runs one after another, by graph and by step number."""
         if len(runs) == 1:
             return runs[0]
         graphs = dict.fromkeys(name for run in runs for name in run.graph_ms)
@@ -41,14 +42,14 @@ class Timings:
             all(run.captured for run in runs),
         )
 
-    def with_stages(self, before: Mapping[str, float], after: Mapping[str, float]) -> "Timings":
-        """With ms of what ran before and after the trajectory, by graph."""
+    def with_parts(self, before: Mapping[str, float], after: Mapping[str, float]) -> "Timings":
+        """These timings plus those of the parts before and after the transformer; ms by graph."""
         total_ms = self.total_ms + sum(before.values()) + sum(after.values())
         return replace(self, total_ms=total_ms, graph_ms={**before, **self.graph_ms, **after})
 
     @property
     def overhead_us_per_step(self) -> float:
-        """What a step costs beyond its engines: Python and the copies in and out."""
-        beside_ms = sum(self.graph_ms.get(name, 0.0) for name in (TEXT, DECODE))
-        engines_ms = sum(self.graph_ms.values()) if self.device_ms is None else self.device_ms + beside_ms
+        """Time of a step outside of the engines: Python, and copies to and from the GPU."""
+        parts_ms = sum(self.graph_ms.get(name, 0.0) for name in (TEXT, DECODE))
+        engines_ms = sum(self.graph_ms.values()) if self.device_ms is None else self.device_ms + parts_ms
         return (self.total_ms - engines_ms) * 1000 / self.steps

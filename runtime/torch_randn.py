@@ -1,4 +1,4 @@
-"""torch.randn on a CPU, to the bit, in numpy."""
+"""Computes torch.randn of a CPU in numpy, equal to the bit."""
 
 import math
 from collections.abc import Sequence
@@ -39,13 +39,13 @@ def torch_randn(size: int, seed: int) -> Float32Array:
     whole = size - size % BLOCK
     normals = np.concatenate([_box_muller(uniforms[:whole]), uniforms[whole:]])
     if whole != size:
-        # Torch fills an incomplete last block by drawing the last 16 values anew, over 16 - size % 16 finished ones.
+        # Torch completes the last block with 16 new values, which replace 16 - size % 16 values of the block before.
         normals[-BLOCK:] = _box_muller(_uniforms(BLOCK, stream))
     return normals
 
 
 def _normals_in_double(size: int, stream: np.random.RandomState) -> Float32Array:
-    """-> (size,), float32, from 53-bit uniforms of two draws each; here the angle is drawn before the radius."""
+    """-> (size,), float32, from 53-bit uniforms of two draws each; in this kernel the angle comes before the radius."""
     pairs = (size + 1) // 2
     high, low = np.moveaxis(_draws((pairs, 2, 2), stream).astype(np.uint64), -1, 0)  # each (pairs, 2)
     u = ((high << np.uint64(32) | low) & np.uint64(2**53 - 1)) * 2.0**-53
@@ -68,7 +68,7 @@ def _box_muller(uniforms: Float32Array) -> Float32Array:
     radius = np.sqrt(np.float32(-2) * _log(np.float32(1) - u[:, 0]))  # (k, 8)
     sin, cos = _sin_cos(np.float32(2 * np.pi) * u[:, 1])  # each (k, 8)
     normals = np.stack([radius * cos, radius * sin], axis=1)  # (k, 2, 8)
-    # Torch's closing `x * std + mean` with std 1 and mean 0 changes one thing: it makes -0 a +0.
+    # Torch ends with `x * std + mean`, std 1 and mean 0. That changes one value: -0 becomes +0.
     return (normals + np.float32(0)).ravel()
 
 
@@ -106,7 +106,7 @@ def _polynomial(x: Float32Array, coefficients: Sequence[float]) -> Float32Array:
 
 
 def _multiply_add(a: Float32Array, b: Float32Array | np.float32, c: Float32Array | np.float32) -> Float32Array:
-    """a b + c, rounded once as a fused multiply-add does: torch's compiler contracts the kernel's products and sums."""
+    """a b + c, rounded once, like the fused multiply-add into which torch's compiler turns products and sums."""
     # The product is exact in float64. The sum's second rounding changed no result on any of the 2**24 uniforms.
     product = np.multiply(a, b, dtype=np.float64)
     return (product + c).astype(np.float32)

@@ -1,4 +1,4 @@
-"""What a session runs: a trajectory bound to memory, and one graph bound to memory."""
+"""What a session runs: a trajectory that is bound to memory, and one graph that is bound to memory."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -21,40 +21,50 @@ class Job:
     guided: bool
 
 
+@dataclass(frozen=True, slots=True)
+class RunOptions:
+    """How a trajectory runs. It calls `watch` after every step; an error from `watch` ends the run.
+
+    `profile` times every graph on a GPU; `on_device` leaves the latents on the GPU.
+    """
+
+    profile: bool = False
+    on_device: bool = False
+    watch: Watch | None = None
+
+
 class Trajectory(Protocol):
-    """Every graph run of a plan, bound to memory: replaying it binds and allocates nothing."""
+    """Every graph run of a plan, bound to memory; `run` binds and allocates nothing but its result."""
 
     def run(
         self,
         noise: Any,
         conditions: Mapping[str, Array],
         guidance_scale: float,
-        *,
-        profile: bool,
-        on_device: bool,
-        watch: Watch | None,
+        options: RunOptions,
     ) -> tuple[Any, Timings]:
-        """noise (B, C, H, W) of unit variance, conditions by rows under their port names -> new latents, timings.
+        """noise (B, C, H, W) of unit variance, condition rows by port name -> new latents (B, C, H, W), timings.
 
-        `watch` is called after every step; what it raises ends the run, which may be repeated.
+        A run that `options.watch` ended may be repeated.
         """
 
     def close(self) -> None:
-        """Free its memory."""
+        """Free the memory of the trajectory."""
 
 
-class Call(Protocol):
-    """One graph alone, bound to memory: fill `inputs`, call it, read `outputs`, which the next call overwrites."""
+class GraphCall(Protocol):
+    """A single graph, bound to memory: fill `inputs`, call it, read `outputs`, which the next call overwrites."""
 
     @property
     def inputs(self) -> Mapping[str, Array]:
-        """By input port, to write to."""
+        """Arrays by input port, to write to; float32 for a bfloat16 port."""
 
     @property
     def outputs(self) -> Mapping[str, Array]:
-        """By output port."""
+        """Arrays by output port, to read from; float32 for a bfloat16 port."""
 
-    def __call__(self) -> None: ...
+    def __call__(self) -> None:
+        """Run the graph; return when the outputs are complete."""
 
     def close(self) -> None:
-        """Free its memory."""
+        """Free the memory of the call."""

@@ -9,23 +9,24 @@ import numpy as np
 from numpy.typing import NDArray
 from rich.table import Table
 
-from ilf_trt.contract.bundle import REFERENCE_FILE, Bundle, read_arrays
+from ilf_trt.contract.arrays import read_arrays
+from ilf_trt.contract.bundle import REFERENCE_FILE, Bundle
 from ilf_trt.contract.ports import DECODE, TEXT, Graph
 from ilf_trt.contract.reference_cases import (
-    ASKED,
-    CASES,
     DECODE_LATENTS,
     DECODE_SHADES,
+    REQUESTED,
     TEXT_EMBEDDED,
     TEXT_IDS,
     TEXT_MASK,
     TRAJECTORY,
     TRAJECTORY_NOISE,
     Case,
+    cases_of,
 )
 from ilf_trt.contract.spec import Precision
 from ilf_trt.errors import BundleError, ParityError
-from ilf_trt.runtime.batches import chunks_of
+from ilf_trt.runtime.batches import run_batches
 from ilf_trt.runtime.pipeline import Pipeline
 
 TINY = 1e-30
@@ -58,18 +59,19 @@ def verify(
         reference = _read(pipeline.bundle) | pipeline.bundle.constants()
         rows = []
         graphs = {graph.name: graph for graph in pipeline.manifest.graphs}
-        needed = {c.outputs.get(p.name, p.name) for c in CASES for p in graphs[c.graph].outputs}
+        cases = cases_of(pipeline.manifest.spec)
+        needed = {c.outputs.get(p.name, p.name) for c in cases for p in graphs[c.graph].outputs}
         for name in sorted(needed - reference.keys()):
-            raise BundleError(f"{path}: the reference lacks {name!r}; build the bundle anew")
-        for case in CASES:
+            raise BundleError(f"{path}: the reference lacks {name!r}; build the bundle again")
+        for case in cases:
             for name, array in _run(pipeline, graphs[case.graph], case, reference).items():
                 label = f"{case.graph} {name}"
                 rows.append(difference(label, array, reference[name]))
         ports = pipeline.manifest.spec.conditions
-        conditions: dict[str, Any] = {port.name: reference[f"{ASKED}{port.name}"] for port in ports}
+        conditions: dict[str, Any] = {port.name: reference[f"{REQUESTED}{port.name}"] for port in ports}
         result = pipeline.generate(latents=reference[TRAJECTORY_NOISE], decode=False, **conditions)
         rows.append(difference(TRAJECTORY, result.latents, reference[TRAJECTORY]))
-        return (*rows, *_beside(pipeline, reference)), pipeline.manifest.precision
+        return (*rows, *_parts(pipeline, reference)), pipeline.manifest.precision
 
 
 def check(differences: tuple[Difference, ...], limit: float) -> None:
@@ -91,28 +93,28 @@ def table(differences: tuple[Difference, ...]) -> Table:
     return rows
 
 
-def difference(what: str, got: NDArray[Any], wanted: NDArray[Any]) -> Difference:
+def difference(what: str, result: NDArray[Any], reference: NDArray[Any]) -> Difference:
     """Compare two arrays of one shape in float64."""
-    if got.shape != wanted.shape:
-        raise BundleError(f"{what} has shape {got.shape}, the reference {wanted.shape}; build the bundle anew")
-    a, b = (np.asarray(array, np.float64).ravel() for array in (got, wanted))
+    if result.shape != reference.shape:
+        raise BundleError(f"{what} has shape {result.shape}, the reference {reference.shape}; build the bundle again")
+    a, b = (np.asarray(array, np.float64).ravel() for array in (result, reference))
     max_abs = float(np.abs(a - b).max())
     norm = float(np.linalg.norm(a) * np.linalg.norm(b))
     cosine = float(a @ b) / norm if norm else float(np.array_equal(a, b))
     return Difference(what, max_abs, max_abs / max(float(np.abs(b).max()), TINY), cosine)
 
 
-def _beside(pipeline: Pipeline, reference: Mapping[str, NDArray[Any]]) -> Iterator[Difference]:
+def _parts(pipeline: Pipeline, reference: Mapping[str, NDArray[Any]]) -> Iterator[Difference]:
     """Text encoder and decoder, each within the limit of its own precision, pixels within two of 255."""
     text, decoder = pipeline.manifest.text, pipeline.manifest.decoder
     if text is not None and TEXT_EMBEDDED in reference:
-        ids, mask, wanted = (reference[name] for name in (TEXT_IDS, TEXT_MASK, TEXT_EMBEDDED))
+        ids, mask, embedded = (reference[name] for name in (TEXT_IDS, TEXT_MASK, TEXT_EMBEDDED))
         batch = pipeline.manifest.batch
-        made = [
-            pipeline.run(TEXT, {"ids": chunk.of(ids), "ids_mask": chunk.of(mask)})["text"][: chunk.pictures]
-            for chunk in chunks_of(len(ids), batch)
+        texts = [
+            pipeline.run(TEXT, {"ids": chunk.take(ids), "ids_mask": chunk.take(mask)})["text"][: chunk.pictures]
+            for chunk in run_batches(len(ids), batch)
         ]
-        row = difference("text", np.concatenate(made), wanted)
+        row = difference("text", np.concatenate(texts), embedded)
         yield replace(row, limit=text.precision.parity_limit)
     if decoder is not None and DECODE_SHADES in reference:
         shades = pipeline.run(DECODE, {"latents": reference[DECODE_LATENTS]})["shades"]

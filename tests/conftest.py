@@ -1,8 +1,10 @@
-"""Small backbones, checkpoints and bundles that the tests share; each bundle is built once a session."""
+"""Small backbones, checkpoints and bundles that the tests share; each bundle is built once a run."""
 
+import functools
+import gc
 import json
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +19,8 @@ from ilf_trt import ILFModel, attach, save_ilf
 from ilf_trt.assembly.conductor import BuildResult, build
 from ilf_trt.assembly.options import BuildOptions
 from ilf_trt.cli import main
-from ilf_trt.contract.spec import Batch
+from ilf_trt.contract.spec import BatchRange
+from tests.run_folder import made_once, run_folder
 
 BLOCKS = 4
 LOOP = (1, 2)
@@ -26,6 +29,7 @@ TEXT_TOKENS = 7
 TEXT_CHANNELS = 32
 NONZERO_SCALES = (0.05, -0.03)
 FAILED = 2
+ALLOCATIONS = 100_000  # between two collections of garbage
 FEEDBACK_NOISE = 0.01  # without it the feedback block is a copy of the loop's last, and a swap of the two goes unseen
 
 
@@ -94,14 +98,35 @@ def _own_build_cache(tmp_path_factory: pytest.TempPathFactory) -> None:
     os.environ["ILF_TRT_CACHE"] = str(tmp_path_factory.mktemp("build_cache"))
 
 
+@pytest.fixture(scope="session", autouse=True)
+def _garbage_is_collected_seldom() -> None:
+    """A tenth of an export is spent on looking through the objects of torch, which all stay, for garbage."""
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(ALLOCATIONS, 20, 20)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _exporter_reads_its_operators_once() -> Iterator[None]:
+    """torch.onnx reads its table of operators anew for every graph: a quarter of the export of a small one."""
+    from torch.onnx._internal.exporter._registration import ONNXRegistry
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(ONNXRegistry, "from_torchlib", staticmethod(functools.cache(ONNXRegistry.from_torchlib)))
+        yield
+
+
 @pytest.fixture(scope="session")
 def dit_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_checkpoint(tmp_path_factory.mktemp("dit") / "checkpoint", small_dit())
+    """Shared: write nothing beside it."""
+    return made_once(run_folder(tmp_path_factory) / "dit" / "checkpoint", lambda at: write_checkpoint(at, small_dit()))
 
 
 @pytest.fixture(scope="session")
 def pixart_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_checkpoint(tmp_path_factory.mktemp("pixart") / "checkpoint", small_pixart(sized=True))
+    """Shared: write nothing beside it."""
+    folder = run_folder(tmp_path_factory) / "pixart" / "checkpoint"
+    return made_once(folder, lambda at: write_checkpoint(at, small_pixart(sized=True)))
 
 
 @pytest.fixture(scope="session")
@@ -120,23 +145,26 @@ def text_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def dit_build(dit_checkpoint: Path) -> BuildResult:
     """FP32, dynamic batch 1:4:16, 6 steps, feedback outer:2."""
     options = BuildOptions(steps=6)
-    return build(str(dit_checkpoint), dit_checkpoint.parent / "dit.ilf", options)
+    return made_once(dit_checkpoint.parent / "dit.ilf", lambda at: build(str(dit_checkpoint), at, options))
 
 
 @pytest.fixture(scope="session")
 def pixart_build(pixart_checkpoint: Path) -> BuildResult:
     """FP32, dynamic batch, 4 steps, feedback outer:1, micro-conditions and masked text."""
     options = BuildOptions(steps=4, feedback="outer:1", text_tokens=TEXT_TOKENS)
-    return build(str(pixart_checkpoint), pixart_checkpoint.parent / "pixart.ilf", options)
+    return made_once(pixart_checkpoint.parent / "pixart.ilf", lambda at: build(str(pixart_checkpoint), at, options))
 
 
 @pytest.fixture(scope="session")
 def whole_loop_build(tmp_path_factory: pytest.TempPathFactory) -> BuildResult:
     """A fixed batch of 1, a loop of all of 2 blocks (nothing before, nothing after), text without micro-conditions."""
-    folder = tmp_path_factory.mktemp("whole_loop")
-    checkpoint = write_checkpoint(folder / "checkpoint", small_pixart(sized=False, num_layers=2), (0, 1))
-    options = BuildOptions(batch=Batch(1, 1, 1), steps=3, feedback="outer:1", text_tokens=TEXT_TOKENS)
-    return build(str(checkpoint), folder / "whole_loop.ilf", options)
+    options = BuildOptions(batch=BatchRange(1, 1, 1), steps=3, feedback="outer:1", text_tokens=TEXT_TOKENS)
+
+    def make(output: Path) -> BuildResult:
+        backbone = small_pixart(sized=False, num_layers=2)
+        return build(str(write_checkpoint(output.parent / "checkpoint", backbone, (0, 1))), output, options)
+
+    return made_once(run_folder(tmp_path_factory) / "whole_loop" / "whole_loop.ilf", make)
 
 
 @pytest.fixture

@@ -13,9 +13,9 @@ from torch import Tensor
 
 from ilf_trt import ILFModel, attach
 from ilf_trt.contract.solver import DEFAULT_SCHEDULER
-from ilf_trt.train.batch_stream import Batch, MemoryFeed, Pulled
+from ilf_trt.train.batch_stream import Batch, MemoryStream, StreamItem
 from ilf_trt.train.checkpoints import Base
-from ilf_trt.train.loop import Outcome, Setting, train
+from ilf_trt.train.loop import Outcome, RunSetup, train
 from ilf_trt.train.recipe import Recipe
 from tests.conftest import CLASSES, LOOP, TEXT_CHANNELS, TEXT_TOKENS, small_dit
 
@@ -67,8 +67,8 @@ def pixart_rows(size: int, *, sized: bool = True) -> Batch:
     return Batch(torch.randn(size, 4, 16, 16, generator=generator), call)
 
 
-def small_feed(recipe: Recipe, rows: Batch | None = None, **options: Any) -> MemoryFeed:
-    return MemoryFeed(
+def small_stream(recipe: Recipe, rows: Batch | None = None, **options: Any) -> MemoryStream:
+    return MemoryStream(
         dit_rows() if rows is None else rows,
         global_batch=recipe.optimisation.batch_size,
         seed=recipe.seed,
@@ -76,22 +76,22 @@ def small_feed(recipe: Recipe, rows: Batch | None = None, **options: Any) -> Mem
     )
 
 
-class Spoilt(MemoryFeed):
-    """A feed whose row in place 2 holds NaN at one iteration."""
+class Spoilt(MemoryStream):
+    """A stream whose row in place 2 holds NaN at one iteration."""
 
     def __init__(self, recipe: Recipe, iteration: int) -> None:
         super().__init__(dit_rows(), global_batch=recipe.optimisation.batch_size, seed=recipe.seed)
         self.iteration = iteration
 
-    def stream(self, *, start_iteration: int, rank: int, world: int) -> Iterator[Pulled]:
-        for iteration, keys, batch in super().stream(start_iteration=start_iteration, rank=rank, world=world):
+    def batches(self, *, start_iteration: int, rank: int, world: int) -> Iterator[StreamItem]:
+        for iteration, keys, batch in super().batches(start_iteration=start_iteration, rank=rank, world=world):
             if iteration == self.iteration:
                 batch.x0[2] = float("nan")
             yield iteration, keys, batch
 
 
-def small_setting(folder: Path, **changes: Any) -> Setting:
-    return Setting(**{"folder": folder, "base": BASE, "scheduler": DEFAULT_SCHEDULER, "cpu": True, **changes})
+def small_setup(folder: Path, **changes: Any) -> RunSetup:
+    return RunSetup(**{"folder": folder, "base": BASE, "scheduler": DEFAULT_SCHEDULER, "cpu": True, **changes})
 
 
 def small_model() -> ILFModel:
@@ -99,8 +99,8 @@ def small_model() -> ILFModel:
 
 
 @dataclass
-class Ran:
-    """A training that ended: its model, how it ended, and the losses by iteration."""
+class TrainingRun:
+    """A training after its end: the model, the outcome, and the losses by iteration."""
 
     model: ILFModel
     outcome: Outcome
@@ -112,26 +112,31 @@ def run_training(
     recipe: Recipe | None = None,
     *,
     model: ILFModel | None = None,
-    feed: Any = None,
+    stream: Any = None,
     stop_after: int | None = None,
     validation: Any = None,
-    **setting: Any,
-) -> Ran:
-    """Train in this process; `stop_after` so many iterations of this run an end is asked for."""
+    **setup: Any,
+) -> TrainingRun:
+    """Train in this process; the run stops after `stop_after` iterations. The recipe must log every iteration."""
     recipe = recipe or small_recipe()
     model = model or small_model()
-    losses: dict[int, float] = {}
-    asked = count(1)
+    iterations: list[int] = []
+    calls = count(1)
     outcome = train(
         model,
         recipe,
-        feed or small_feed(recipe),
-        small_setting(folder, **setting),
+        stream or small_stream(recipe),
+        small_setup(folder, **setup),
         validation=validation,
-        progress=losses.__setitem__,
-        stop=lambda: next(asked) == stop_after,
+        progress=lambda what, done, total, *_: iterations.append(done),
+        stop=lambda: next(calls) == stop_after,
     )
-    return Ran(model, outcome, losses)
+    losses = {line["iteration"]: line["loss"] for line in log_of(folder)}
+    return TrainingRun(model, outcome, {iteration: losses[iteration] for iteration in iterations})
+
+
+def losses_of(losses: dict[int, float]) -> Tensor:
+    return torch.tensor(list(losses.values()))
 
 
 def feedback_of(model: ILFModel) -> dict[str, Tensor]:

@@ -95,7 +95,7 @@ def test_inspect_engines_as_json_holds_every_report(run: Run, rtx_bundle: Path) 
 
 
 def test_inspect_engines_of_a_bundle_without_says_how_to_add_them(run: Run, dit_bundle: Path) -> None:
-    run("inspect", dit_bundle, "--engines").refused("holds no engines", "ilf-trt compile")
+    run("inspect", dit_bundle, "--engines").refused("has no engines", "ilf-trt compile")
 
 
 def test_compile_adds_engines_in_place_and_leaves_the_graphs(

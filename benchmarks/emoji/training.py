@@ -23,10 +23,10 @@ from benchmarks.emoji.data import SIDE, Emoji, read, texts
 from benchmarks.study.base_training import Course, train_base
 from ilf_trt.model.checkpoint import BASE_FOLDER, base_scheduler, fingerprint, load_backbone, load_ilf, save_ilf
 from ilf_trt.model.surgery import attach
-from ilf_trt.train.batch_stream import Batch, MemoryFeed
+from ilf_trt.train.batch_stream import Batch, MemoryStream
 from ilf_trt.train.checkpoints import Base
-from ilf_trt.train.loop import Setting, facts_of, train
-from ilf_trt.train.losses import noised
+from ilf_trt.train.loop import RunSetup, facts_of, train
+from ilf_trt.train.losses import add_noise
 from ilf_trt.train.recipe import Recipe
 
 WIDTH, HEAD_WIDTH, BLOCKS, PATCH = 96, 32, 12, 4
@@ -156,7 +156,7 @@ def train_model(pictures: Path, output: Path, *, iterations: int, seed: int, com
         time_ = ((torch.arange(BATCH) + torch.rand(1, generator=generator)) / BATCH * len(alphas)).long()
         noise = torch.randn(BATCH, 3, SIDE, SIDE, generator=generator)
         with torch.autocast("cpu", torch.bfloat16):
-            predicted = forward(noised(images[chosen], noise, time_, alphas), time_, ids, mask)
+            predicted = forward(add_noise(images[chosen], noise, time_, alphas), time_, ids, mask)
         apart = F.mse_loss(predicted.float(), noise, reduction="none").mean((1, 2, 3))
         snr = alphas[time_] / (1 - alphas[time_])
         return (apart * (MOST_SNR / snr).clamp(max=1)).mean()
@@ -196,7 +196,7 @@ def train_feedback(pictures: Path, output: Path, *, iterations: int, seed: int) 
         text, null = (encoder(i, attention_mask=m).last_hidden_state.clone() for i, m in ((ids, mask), nothing))
     conditions = {"encoder_hidden_states": text, "encoder_attention_mask": mask.float()}
     recipe = Recipe.read("emoji", [f"optimisation.iterations={iterations}", f"seed={seed}"])
-    feed = MemoryFeed(
+    stream = MemoryStream(
         Batch(images[rows], conditions),
         global_batch=recipe.optimisation.batch_size,
         seed=seed,
@@ -205,8 +205,8 @@ def train_feedback(pictures: Path, output: Path, *, iterations: int, seed: int) 
     source = str(output.resolve() / "transformer")
     backbone = load_backbone(source)
     model = attach(backbone, recipe.model.loop, initialisation=recipe.model.initialisation)
-    setting = Setting(output / "feedback", Base(source, fingerprint(backbone)), base_scheduler(source), cpu=True)
-    outcome = train(model, recipe, feed, setting)
+    setup = RunSetup(output / "feedback", Base(source, fingerprint(backbone)), base_scheduler(source), cpu=True)
+    outcome = train(model, recipe, stream, setup)
     save_ilf(load_ilf(output / "feedback"), output, base=BASE_FOLDER, training=facts_of(recipe, outcome))
     print(f"feedback: {outcome.iteration} iterations, mean loss {outcome.mean_loss:.4f}", flush=True)
 

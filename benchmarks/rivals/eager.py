@@ -11,8 +11,7 @@ from torch import Tensor, nn
 from ilf_trt import ILFModel
 from ilf_trt.contract.plan import StepPlan
 from ilf_trt.errors import MissingDependency
-from ilf_trt.model import sampling as reference
-from ilf_trt.model.sampling import CompileOptions, prepared
+from ilf_trt.model.sampling import CompileOptions, placed, prepared, sample
 
 CACHED, OF_BLOCKS, CACHED_EVERY = 18, 28, 3  # the paper's middle 18 of 28 (arXiv 2501.13107, section 4.2)
 
@@ -137,7 +136,7 @@ class Eager:
 
     def wanted(self, plan: StepPlan, conditions: Mapping[str, Tensor], noise: Tensor) -> Tensor:
         """What every row of `plan` is held against: the latents in whole float32, on the host."""
-        with reference.placed(self._model, self._device):
+        with placed(self._model, self._device):
             return self._run(self._model, plan)(conditions, noise).cpu()
 
     @contextmanager
@@ -154,6 +153,6 @@ class Eager:
         options: dict[str, Any] = {"guidance_scale": self._guidance_scale, "guidance": self._guidance}
 
         def run(conditions: Mapping[str, Tensor], noise: Tensor) -> Tensor:
-            return reference.generate(model, plan, self._scheduler, conditions, noise, **options)
+            return sample(model, plan, self._scheduler, conditions, noise, **options)
 
         return run

@@ -30,15 +30,15 @@ from ilf_trt import attach, load_ilf, save_ilf
 from ilf_trt.assembly.conductor import build
 from ilf_trt.assembly.options import BuildOptions
 from ilf_trt.contract.plan import StepPlan
-from ilf_trt.contract.spec import Batch
+from ilf_trt.contract.spec import BatchRange
 from ilf_trt.export.graph import export_segment
 from ilf_trt.export.segments import segments_of
-from ilf_trt.model import sampling as reference
+from ilf_trt.model import sampling
 from ilf_trt.runtime import Pipeline
 from ilf_trt.runtime.onnxruntime_engine import OnnxRuntimeEngine
 from ilf_trt.runtime.verify import difference
 
-ONE = Batch(1, 1, 1)
+ONE = BatchRange(1, 1, 1)
 LOOP = (3, 7)
 SETTLE_S = 0.05
 BASE_LINE = "eager diffusers"
@@ -99,7 +99,7 @@ class Bench:
         labels = {"class_labels": torch.tensor([self.label], dtype=torch.int32)}
         scheduler, scale = self.manifest.scheduler, self.manifest.guidance_scale
         noise = torch.from_numpy(self.noise)
-        return lambda: reference.generate(model, plan, scheduler, labels, noise, guidance_scale=scale).numpy()
+        return lambda: sampling.sample(model, plan, scheduler, labels, noise, guidance_scale=scale).numpy()
 
     def exported_as_is(self) -> Run:
         """diffusers' forward in one graph, the loop and the solver around it in numpy."""
@@ -233,7 +233,7 @@ class Bench:
 def demo_quality(folder: Path) -> dict[StepPlan, dict[str, float]]:
     """Distance and accuracy of the demo under the plans that are timed, one noise seed, without guidance."""
     judge = DigitsJudge()
-    built = build("demo", folder / "quality.ilf", BuildOptions(batch=Batch(1, BATCH, BATCH), guidance=False))
+    built = build("demo", folder / "quality.ilf", BuildOptions(batch=BatchRange(1, BATCH, BATCH), guidance=False))
     with Pipeline.load(built.bundle.path) as pipeline:
         plans = [pipeline.plan(20, feedback="none"), pipeline.plan(12, feedback="none"), pipeline.plan(10)]
         return {

@@ -31,13 +31,13 @@ def build_one(name: str, precision: str, gpu: str, checkpoint: Path, output: Pat
     """Build in this process; what is measured of it from within."""
     from ilf_trt.assembly.conductor import build
     from ilf_trt.assembly.options import BuildOptions
-    from ilf_trt.contract.spec import Batch, Precision
+    from ilf_trt.contract.spec import BatchRange, Precision
     from ilf_trt.contract.target import Architecture, EngineOptions, Library
 
     fp8 = Precision(precision) is Precision.FP8
     options = BuildOptions(
         precision=Precision(precision),
-        batch=Batch(1, 1, 1),
+        batch=BatchRange(1, 1, 1),
         text_tokens=MODELS[name]["text_tokens"] or 1,
         steps=2 if fp8 else 10,
         feedback="first:1" if fp8 else "outer:2",

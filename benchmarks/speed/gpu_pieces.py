@@ -18,7 +18,7 @@ from ilf_trt import load_ilf
 from ilf_trt.assembly.conductor import build, compile_bundle
 from ilf_trt.assembly.options import BuildOptions
 from ilf_trt.contract.bundle import MANIFEST_FILE, REFERENCE_FILE, Bundle
-from ilf_trt.contract.spec import Batch, Precision
+from ilf_trt.contract.spec import BatchRange, Precision
 from ilf_trt.contract.target import Architecture, EngineOptions, Library
 from ilf_trt.errors import IlfError
 from ilf_trt.model.sampling import CompileOptions
@@ -136,7 +136,7 @@ def _export(job: Job, bench: Bench, precision: str) -> None:
     fp8 = precision == Precision.FP8
     options = BuildOptions(
         precision=Precision(precision),
-        batch=Batch(bench.batch, bench.batch, bench.batch),
+        batch=BatchRange(bench.batch, bench.batch, bench.batch),
         text_tokens=(MODELS | TINY)[bench.name]["text_tokens"] or 1,
         steps=2,
         feedback="first:1",

@@ -31,7 +31,7 @@ from ilf_trt.assembly.options import BuildOptions
 from ilf_trt.contract.plan import StepPlan, make_plan
 from ilf_trt.contract.ports import BLOCKS, Port
 from ilf_trt.contract.solver import DEFAULT_SCHEDULER
-from ilf_trt.contract.spec import Batch, ModelSpec, Precision
+from ilf_trt.contract.spec import BatchRange, ModelSpec, Precision
 from ilf_trt.export.segments import Segment, segments_of, spec_of
 from ilf_trt.model.ilf_model import ILFModel
 from ilf_trt.runtime import Pipeline
@@ -195,7 +195,7 @@ def text_gain() -> list[Mapping[str, Any]]:
             pipelines = []
             for hoist_text in (False, True):
                 options = BuildOptions(
-                    batch=Batch(1, 1, 1), text_tokens=text_tokens, hoist_text=hoist_text, verify=False
+                    batch=BatchRange(1, 1, 1), text_tokens=text_tokens, hoist_text=hoist_text, verify=False
                 )
                 place = Path(folder) / f"{text_tokens}-{hoist_text}.ilf"
                 pipelines.append(Pipeline.load(build(str(Path(folder) / "checkpoint"), place, options).bundle.path))

@@ -19,8 +19,8 @@ from benchmarks.speed.gpu_tables import ILF_ROW
 from benchmarks.speed.hoisting import linear_flop
 from benchmarks.speed.machine import DTYPES, MIB, Machine, Shot, measured_rate
 from ilf_trt import attach, load_ilf
+from ilf_trt.contract.arrays import row_conditions
 from ilf_trt.contract.bundle import ENGINE_FOLDER, GRAPH_FOLDER, Bundle
-from ilf_trt.contract.conditions import row_conditions
 from ilf_trt.contract.plan import StepPlan, cached_block_forwards, make_plan
 from ilf_trt.contract.target import Library
 from ilf_trt.model.checkpoint import read_checkpoint
@@ -227,19 +227,19 @@ class Bench:
         path = self.bundle(precision)
         with Pipeline.load(path, device=self.machine.device, engine=library, sessions=1) as pipe:
 
-            def generate(*, profile: bool = False) -> Any:
+            def sample(*, profile: bool = False) -> Any:
                 return pipe.generate(
                     latents=self.noise, plan=plan, guidance_scale=GUIDANCE_SCALE, profile=profile, **self.conditions
                 )
 
             def shoot() -> Shot:
-                made = generate()
+                made = sample()
                 return _shot(made.latents, made.timings)
 
             yield Ready(
                 shoot,
                 lambda: plan.block_forwards,
-                lambda: generate(profile=True).timings.graph_ms,
+                lambda: sample(profile=True).timings.graph_ms,
                 loaded_mib(path, library, whole=False),
             )
 

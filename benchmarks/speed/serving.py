@@ -24,27 +24,27 @@ from benchmarks.record import write_rows
 
 MIB = 1 << 20
 CALLS, WARM_UP = 200, 20
-ASKED: dict[str, dict[str, Any]] = {"demo": {"class_labels": [3]}}
+REQUEST_OF: dict[str, dict[str, Any]] = {"demo": {"class_labels": [3]}}
 PROMPT = {"prompt": "smiling cat"}
 LARGE = {"text_layers": 12, "text_width": 768, "blocks": 12, "width": 768}
 
 
-def child(mode: str, bundle: str, asked: dict[str, Any]) -> dict[str, float]:
+def child(mode: str, bundle: str, request: dict[str, Any]) -> dict[str, float]:
     """Measured inside the process: `cold` and `low` make one picture, `calls` makes many."""
     from ilf_trt.runtime import Pipeline
 
     with Pipeline.load(bundle, threads=1, sessions=1, low_memory=mode == "low") as pipeline:
-        pipeline.generate(seed=0, **asked)
+        pipeline.generate(seed=0, **request)
         if mode != "calls":
             return {"peak_mib": peak_mib()}
         for _ in range(WARM_UP):
-            pipeline.generate(seed=0, **asked)
+            pipeline.generate(seed=0, **request)
         before = resident_mib()
         tracemalloc.start()
-        pipeline.generate(seed=0, **asked)
+        pipeline.generate(seed=0, **request)
         held = tracemalloc.get_traced_memory()[0]
         for _ in range(CALLS):
-            pipeline.generate(seed=0, **asked)
+            pipeline.generate(seed=0, **request)
         grown = tracemalloc.get_traced_memory()[0] - held
         return {"python_bytes_a_call": grown / CALLS, "resident_growth_mib": resident_mib() - before}
 
@@ -60,10 +60,10 @@ def resident_mib() -> float:
     return pages * resource.getpagesize() / MIB
 
 
-def run(mode: str, bundle: Path, asked: dict[str, Any]) -> tuple[dict[str, float], float]:
+def run(mode: str, bundle: Path, request: dict[str, Any]) -> tuple[dict[str, float], float]:
     """What the process says, and the seconds from its start to its end."""
     begin = time.perf_counter()
-    command = [sys.executable, "-m", "benchmarks.speed.serving", "--child", mode, str(bundle), json.dumps(asked)]
+    command = [sys.executable, "-m", "benchmarks.speed.serving", "--child", mode, str(bundle), json.dumps(request)]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
     return json.loads(done.stdout.splitlines()[-1]), time.perf_counter() - begin
 
@@ -110,10 +110,10 @@ def large(folder: Path) -> Path:
 
 
 def measure(name: str, bundle: Path, repeats: int) -> dict[str, Any]:
-    asked = ASKED.get(name, PROMPT)
-    cold = [run("cold", bundle, asked) for _ in range(repeats)]
-    low = [run("low", bundle, asked) for _ in range(repeats)]
-    calls = run("calls", bundle, asked)[0] if name != "large" else {}
+    request = REQUEST_OF.get(name, PROMPT)
+    cold = [run("cold", bundle, request) for _ in range(repeats)]
+    low = [run("low", bundle, request) for _ in range(repeats)]
+    calls = run("calls", bundle, request)[0] if name != "large" else {}
     seconds = [taken for _, taken in cold]
     return {
         "model": name,
@@ -138,8 +138,8 @@ def main() -> None:
     parser.add_argument("--child", nargs=3, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.child:
-        mode, bundle, asked = options.child
-        print(json.dumps(child(mode, bundle, json.loads(asked))))
+        mode, bundle, request = options.child
+        print(json.dumps(child(mode, bundle, json.loads(request))))
         return
     from ilf_trt.assembly.packaged_bundle import bundle_of
 

@@ -36,9 +36,9 @@ from benchmarks.record import append_rows
 from ilf_trt import ILFModel, attach
 from ilf_trt.contract.solver import DEFAULT_SCHEDULER
 from ilf_trt.contract.spec import Loop
-from ilf_trt.train.batch_stream import Batch, MemoryFeed
+from ilf_trt.train.batch_stream import Batch, MemoryStream
 from ilf_trt.train.checkpoints import Base
-from ilf_trt.train.loop import Setting, Training
+from ilf_trt.train.loop import RunSetup, Training
 from ilf_trt.train.recipe import Recipe
 
 ROWS, CLASSES, DROPOUT = 512, 10, 0.1
@@ -80,8 +80,8 @@ class HandWritten:
         blocks = self.backbone.transformer_blocks
         with torch.no_grad():
             half = t // 2
-            teacher = self.backbone(self.noised(x0, noise, half), timestep=half, class_labels=labels).sample
-            tokens = self.backbone.pos_embed(self.noised(x0, noise, t))
+            teacher = self.backbone(self.add_noise(x0, noise, half), timestep=half, class_labels=labels).sample
+            tokens = self.backbone.pos_embed(self.add_noise(x0, noise, t))
             for block in blocks[: self.begin]:
                 tokens = block(tokens, timestep=t, class_labels=labels)
             features = tokens
@@ -95,7 +95,7 @@ class HandWritten:
         student = self.head(tokens, t, labels)
         return F.mse_loss(student, noise) + F.mse_loss(student, teacher)
 
-    def noised(self, x0: Tensor, noise: Tensor, t: Tensor) -> Tensor:
+    def add_noise(self, x0: Tensor, noise: Tensor, t: Tensor) -> Tensor:
         a = self.alphas[t].reshape(-1, 1, 1, 1)
         return a.sqrt() * x0 + (1 - a).sqrt() * noise
 
@@ -125,9 +125,9 @@ def new_engine(model: ILFModel, batch: int, folder: Path, loop: tuple[int, int] 
     changes = [f"optimisation.batch_size={batch}", "optimisation.warm_up=0", "compute.precision=fp32"]
     recipe = Recipe.read("cifar10", changes)
     recipe = replace(recipe, model=replace(recipe.model, loop=Loop(*loop)))
-    feed = MemoryFeed(new_rows(), global_batch=batch, seed=0)
-    setting = Setting(folder, Base("nowhere", "0" * 64), DEFAULT_SCHEDULER, cpu=True)
-    return Training(model, recipe, feed, setting)
+    stream = MemoryStream(new_rows(), global_batch=batch, seed=0)
+    setup = RunSetup(folder, Base("nowhere", "0" * 64), DEFAULT_SCHEDULER, cpu=True)
+    return Training(model, recipe, stream, setup)
 
 
 def speed(pairs: int, batch: int, folder: Path) -> dict[str, Any]:
@@ -135,13 +135,13 @@ def speed(pairs: int, batch: int, folder: Path) -> dict[str, Any]:
     hand = HandWritten(backbone, LOOP, rows, batch)
     engine = new_engine(attach(backbone, LOOP), batch, folder)
     difference = _loss_difference(hand, engine, rows, batch)
-    stream = engine.feed.stream(start_iteration=1, rank=0, world=1)
+    batches = engine.stream.batches(start_iteration=1, rank=0, world=1)
     times: dict[str, list[float]] = {"engine": [], "hand": []}
     for pair in range(WARM_UPS + pairs):
         order = ("engine", "hand") if pair % 2 else ("hand", "engine")
         for name in order:
             began = perf_counter()
-            engine.step(stream) if name == "engine" else hand.step()
+            engine.step(batches) if name == "engine" else hand.step()
             times[name].append(1e3 * (perf_counter() - began))
     engine.close()
     engine_ms, hand_ms = times["engine"][WARM_UPS:], times["hand"][WARM_UPS:]
@@ -193,9 +193,9 @@ def _measure_memory(blocks: int, batch: int) -> dict[str, Any]:
         ctypes.CDLL("libc.so.6").malloc_trim(0)  # what making the model left behind
         Path("/proc/self/clear_refs").write_text("5")  # the peak begins anew
         before = psutil.Process().memory_info().rss
-        stream: Iterator[Any] = engine.feed.stream(start_iteration=1, rank=0, world=1)
+        batches: Iterator[Any] = engine.stream.batches(start_iteration=1, rank=0, world=1)
         for _ in range(MEMORY_STEPS):
-            engine.step(stream)
+            engine.step(batches)
         peak = _peak_bytes()
         engine.save()
         engine.close()

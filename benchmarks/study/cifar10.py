@@ -23,7 +23,7 @@ from benchmarks.study.arithmetic import arithmetic_on
 from benchmarks.study.base_training import Course, train_base
 from ilf_trt.train.data.digits import NULL_SHARE
 from ilf_trt.train.demo import new_scheduler, start_from_zero
-from ilf_trt.train.losses import noised
+from ilf_trt.train.losses import add_noise
 
 CLASSES, SIDE, HEAD_WIDTH = 10, 32, 32
 BATCH = 128
@@ -104,7 +104,7 @@ def _batch(
     noise = torch.randn(BATCH, 3, SIDE, SIDE, generator=generator)
     x0 = scaled(pixels[chosen])
     x0 = torch.where(flipped, x0.flip(-1), x0)
-    x_t = noised(x0, noise, time_, alphas)
+    x_t = add_noise(x0, noise, time_, alphas)
     labels = torch.where(dropped, CLASSES, targets[chosen])
     return x_t.to(device), noise.to(device), time_.to(device), labels.to(device)
 

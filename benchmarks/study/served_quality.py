@@ -22,7 +22,7 @@ from benchmarks.study.judge import DigitsJudge, rounded
 from ilf_trt.assembly.conductor import build
 from ilf_trt.assembly.options import BuildOptions
 from ilf_trt.contract.plan import StepPlan
-from ilf_trt.contract.spec import Batch, Calibrator, Precision
+from ilf_trt.contract.spec import BatchRange, Calibrator, Precision
 from ilf_trt.export.rounding import write_rounded
 from ilf_trt.runtime import Pipeline
 
@@ -64,7 +64,7 @@ def measure(checkpoint: str, seeds: int, guidance_scale: float, precision: Preci
             Path(folder) / "demo.ilf",
             BuildOptions(
                 precision=precision,
-                batch=Batch(1, BATCH, BATCH),
+                batch=BatchRange(1, BATCH, BATCH),
                 guidance=guided,
                 guidance_scale=guidance_scale,
                 calibrator=Calibrator.OWN,

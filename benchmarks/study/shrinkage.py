@@ -24,7 +24,7 @@ from ilf_trt import ILFModel, load_ilf
 from ilf_trt.model.checkpoint import base_scheduler, read_checkpoint
 from ilf_trt.model.sampling import scheduler_of
 from ilf_trt.train.data.digits import digits
-from ilf_trt.train.losses import noised
+from ilf_trt.train.losses import add_noise
 
 TIMES = (999, 900, 800, 700, 500, 300, 100, 30)
 SAMPLES, SEED = 500, 0
@@ -51,7 +51,7 @@ def shares(
         clearer = ((t, False), (t // 2, True)) if not feedback else ((t, False),)
         for seen_at, teacher in clearer:
             time = torch.full((len(x0),), seen_at)
-            x_t = noised(x0, noise, time, alphas_cumprod)
+            x_t = add_noise(x0, noise, time, alphas_cumprod)
             predicted = model(x_t, time, class_labels=labels, feedback=feedback).sample[:, : x0.shape[1]]
             share = (predicted * noise).sum() / noise.square().sum()
             yield {

@@ -16,10 +16,10 @@ from benchmarks.study.arithmetic import arithmetic_on
 from benchmarks.study.cifar10 import read, scaled
 from ilf_trt.model.checkpoint import base_scheduler, base_source, fingerprint, load_backbone
 from ilf_trt.model.surgery import attach
-from ilf_trt.train.batch_stream import Batch, Feed, MemoryFeed
+from ilf_trt.train.batch_stream import Batch, BatchStream, MemoryStream
 from ilf_trt.train.checkpoints import Base
-from ilf_trt.train.data.digits import digits_feed
-from ilf_trt.train.loop import Setting, train
+from ilf_trt.train.data.digits import digits_stream
+from ilf_trt.train.loop import RunSetup, train
 from ilf_trt.train.recipe import Recipe
 
 SHORTER = 750
@@ -63,14 +63,14 @@ no running mean. What is compared one change at a time is trained for SHORTER it
 as many."""
 
 
-def feed_of(data: str, pictures: Path | None, recipe: Recipe) -> Feed:
+def stream_of(data: str, pictures: Path | None, recipe: Recipe) -> BatchStream:
     """The digits, or CIFAR-10 in memory, every picture also mirrored."""
     options = {"global_batch": recipe.optimisation.batch_size, "seed": recipe.seed}
     if data == "digits":
-        return digits_feed(**options)
+        return digits_stream(**options)
     pixels, labels = (torch.from_numpy(array) for array in read(pictures or Path(), "train"))
     x0 = scaled(pixels)
-    return MemoryFeed(Batch(torch.cat([x0, x0.flip(-1)]), {"class_labels": labels.repeat(2)}), **options)
+    return MemoryStream(Batch(torch.cat([x0, x0.flip(-1)]), {"class_labels": labels.repeat(2)}), **options)
 
 
 def main() -> None:
@@ -97,11 +97,11 @@ def main() -> None:
         source = base_source(options.base)
         backbone = load_backbone(source)
         model = attach(backbone, recipe.model.loop, initialisation=recipe.model.initialisation)
-        setting = Setting(
+        setup = RunSetup(
             folder, Base(source, fingerprint(backbone)), base_scheduler(source), cpu=options.device == "cpu"
         )
         with arithmetic_on(options.device):
-            outcome = train(model, recipe, feed_of(options.data, options.pictures, recipe), setting)
+            outcome = train(model, recipe, stream_of(options.data, options.pictures, recipe), setup)
         if name != "long":
             shutil.rmtree(folder / "steps")
         print(f"{name}: {outcome.iteration} iterations, mean loss {outcome.mean_loss:.4f}", flush=True)

@@ -1,4 +1,4 @@
-"""What stands around the transformer in a bundle: text encoder, tokenizer, decoder, and what a picture is to people."""
+"""The parts of a pipeline in a bundle: text encoder, tokenizer, decoder, and the facts about its pictures."""
 
 import hashlib
 from collections.abc import Callable, Mapping
@@ -9,17 +9,18 @@ from typing import Any
 
 from numpy.typing import NDArray
 
-from ilf_trt.assembly.build_cache import Store, note_of, taken_or_made
-from ilf_trt.assembly.options import BuildOptions, Stage
+from ilf_trt.assembly.build_cache import BuildCache, entry_note, take_or_make
+from ilf_trt.assembly.options import BuildOptions, PipelinePart
+from ilf_trt.assembly.stages import Stages
 from ilf_trt.contract.bundle import TOKENIZER_FILE, WEIGHTS_SUFFIX, graph_file, sha256_of
 from ilf_trt.contract.manifest import PictureFacts
-from ilf_trt.contract.ports import DECODE, TEXT
+from ilf_trt.contract.ports import DECODE, TEXT, Role
 from ilf_trt.contract.spec import DecoderSpec, ModelSpec, TextSpec
 from ilf_trt.errors import InvalidRequest
 from ilf_trt.export.cache_key import source_digest
 from ilf_trt.export.pipeline.decoder import decoder_spec_of, export_decoder
 from ilf_trt.export.pipeline.folder import PipelineFolder
-from ilf_trt.export.pipeline.reference import decoder_golden, text_golden
+from ilf_trt.export.pipeline.reference import decoder_reference, text_reference
 from ilf_trt.export.pipeline.text_encoder import export_text, text_spec_of, write_tokenizer
 from ilf_trt.model.ilf_model import ILFModel
 
@@ -28,7 +29,7 @@ LATENT_CELL, LATENT_CHANNELS = 8, 4
 
 
 @dataclass(frozen=True, slots=True)
-class Surroundings:
+class PipelineParts:
     """The pipeline's own parts of a bundle; each may be missing."""
 
     folder: PipelineFolder | None
@@ -37,7 +38,7 @@ class Surroundings:
     picture: PictureFacts
 
     @classmethod
-    def of(cls, model: ILFModel, options: BuildOptions, folder: PipelineFolder | None) -> "Surroundings":
+    def of(cls, model: ILFModel, options: BuildOptions, folder: PipelineFolder | None) -> "PipelineParts":
         """What the options leave of a pipeline's folder; raises InvalidRequest, CheckpointError."""
         channels, *_ = model.adapter.latent
         if folder is None:
@@ -46,14 +47,15 @@ class Surroundings:
             return cls(None, None, None, PictureFacts(_cell(model, folder), {}, {}))
         picture = PictureFacts(folder.cell, folder.class_names, folder.bins)
         text = decoder = None
-        if folder.has_text and Stage.TEXT not in options.without:
+        if folder.has_text and PipelinePart.TEXT not in options.without:
             text = text_spec_of(folder, tokens=text_tokens(options, folder), precision=options.text_precision)
-            wanted = getattr(model.adapter, "text_channels", None)
-            if text.channels != wanted:
+            port = model.adapter.conditioning(text.tokens).port(Role.TEXT)
+            channels_of_text = None if port is None else port.shape[-1]
+            if text.channels != channels_of_text:
                 raise _of_another(
-                    folder, f"text encoder gives {text.channels} channels, the transformer takes {wanted}"
+                    folder, f"text encoder gives {text.channels} channels, the transformer takes {channels_of_text}"
                 )
-        if folder.has_decoder and Stage.DECODER not in options.without:
+        if folder.has_decoder and PipelinePart.DECODER not in options.without:
             decoder = decoder_spec_of(
                 folder,
                 sizes=cells_of(model, options, folder),
@@ -66,22 +68,22 @@ class Surroundings:
                 )
         return cls(folder, text, decoder, picture)
 
-    def golden(self) -> dict[str, NDArray[Any]]:
+    def reference(self) -> dict[str, NDArray[Any]]:
         """What transformers and diffusers themselves give for the parts, by the names that `verify` asks for.
 
         A text encoder that is too large for the memory at hand is left out.
         """
         arrays: dict[str, NDArray[Any]] = {}
         if self.folder is not None and self.text is not None:
-            arrays |= text_golden(self.folder, self.text)
+            arrays |= text_reference(self.folder, self.text)
         if self.folder is not None and self.decoder is not None:
-            arrays |= decoder_golden(self.folder, self.decoder)
+            arrays |= decoder_reference(self.folder, self.decoder)
         return arrays
 
-    def export(self, bundle: Path, spec: ModelSpec, store: Store | None, progress: Callable[[str], None]) -> list[str]:
+    def export(self, bundle: Path, spec: ModelSpec, cache: BuildCache | None, stages: Stages) -> tuple[str, ...]:
         """Write graphs and tokenizer into a bundle; gives the names of graphs that came out of the build cache."""
         if self.folder is None:
-            return []
+            return ()
         reused = []
         if self.text is not None:
             write_tokenizer(self.folder, bundle / TOKENIZER_FILE)
@@ -91,16 +93,16 @@ class Surroundings:
         ):
             if part is None:
                 continue
-            progress(f"export {name}")
+            stages.enter(f"export {name}")
             path = bundle / graph_file(name)
             path.parent.mkdir(parents=True, exist_ok=True)
             places = {"graph": path, "weights": path.with_name(path.name + WEIGHTS_SUFFIX)}
-            key = _key(self.folder.path / subfolder, asdict(part)) if store else ""
-            note = note_of(spec, name, part.precision, target="onnx")
+            key = _key(self.folder.path / subfolder, asdict(part)) if cache else ""
+            note = entry_note(spec, name, part.precision, target="onnx")
             make: Callable[[], object] = partial(write, self.folder, part, path)  # type: ignore[arg-type]
-            if taken_or_made(store, key, places, note, make):
+            if take_or_make(cache, key, places, note, make):
                 reused.append(name)
-        return reused
+        return tuple(reused)
 
 
 def _of_another(folder: PipelineFolder, what: str) -> InvalidRequest:

@@ -23,7 +23,7 @@ log = logging.getLogger(__name__)
 
 
 @torch.inference_mode()
-def text_golden(folder: PipelineFolder, spec: TextSpec) -> dict[str, NDArray[Any]]:
+def text_reference(folder: PipelineFolder, spec: TextSpec) -> dict[str, NDArray[Any]]:
     """Two texts of random tokens, one of them short, embedded by transformers in float32, if they fit."""
     from transformers import T5EncoderModel
 
@@ -46,7 +46,7 @@ def text_golden(folder: PipelineFolder, spec: TextSpec) -> dict[str, NDArray[Any
 
 
 @torch.inference_mode()
-def decoder_golden(folder: PipelineFolder, spec: DecoderSpec) -> dict[str, NDArray[Any]]:
+def decoder_reference(folder: PipelineFolder, spec: DecoderSpec) -> dict[str, NDArray[Any]]:
     """One latent decoded by diffusers in float32."""
     source = folder.path / "vae"
     decoder = getattr(diffusers, str(read_json_object(source / "config.json")["_class_name"]))

@@ -1,5 +1,6 @@
-"""A store of files on disk by the key of their content: what a build made once, a later one takes from here."""
+"""The build cache: files by the key of their content, so that a later build takes what an earlier one made."""
 
+import errno
 import fcntl
 import json
 import logging
@@ -11,26 +12,25 @@ from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-from uuid import uuid4
 
 from ilf_trt.contract.bundle import link_or_copy, sha256_of
 from ilf_trt.contract.manifest import FileFacts
 from ilf_trt.contract.spec import ModelSpec, Precision
+from ilf_trt.files import sweep_folder, whole_folder
 
 ENTRY_FILE = "entry.json"
 ENTRIES = "entries"
 TIMINGS = "timing"
 DAY_S = 86400
-ABANDONED_S = DAY_S
 
 log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """One key's files, with what was said of them when they were put.
+    """The files of one key, and the note that came with them.
 
-    `used_s` is when it was last put or taken, in seconds of the epoch.
+    `used_s` is when a build last put or took it, in seconds of the epoch.
     """
 
     key: str
@@ -44,14 +44,14 @@ class Entry:
         return sum(facts.size_bytes for facts in self.files.values())
 
 
-class Store:
+class BuildCache:
     """A folder that several builds may use at once; an entry appears whole or not at all."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
 
     def take(self, key: str, into: Mapping[str, Path]) -> Entry | None:
-        """Put the files of `key` where `into` says, by hard link where that can be; None when the store has none.
+        """Put the files of `key` where `into` says, by hard link if possible; None when the cache has none.
 
         All of them or none. A file that is missing, or whose hash is no longer its own, takes its entry with it.
         """
@@ -60,7 +60,7 @@ class Store:
             return None
         entry = _read(folder)
         if entry is None or not _is_whole(entry, into):
-            log.warning("the cached build %s is damaged; it is made anew", folder)
+            log.warning("the cached build %s is damaged; the build makes it again", folder)
             shutil.rmtree(folder, ignore_errors=True)
             return None
         try:
@@ -68,37 +68,32 @@ class Store:
                 place.parent.mkdir(parents=True, exist_ok=True)
                 link_or_copy(folder / name, place)
         except OSError as error:
-            log.warning("the cached build %s cannot be used (%s); it is made anew", folder, error)
+            log.warning("the cached build %s cannot be used (%s); the build makes it again", folder, error)
             for place in into.values():
                 place.unlink(missing_ok=True)  # never written over: it may be the same file as in another bundle
             return None
-        with suppress(OSError):  # a store that can only be read
+        with suppress(OSError):  # a cache that can only be read
             os.utime(folder / ENTRY_FILE)
         return entry
 
     def put(self, key: str, files: Mapping[str, Path], note: Mapping[str, Any]) -> None:
-        """Keep `files` under their names; a store that cannot be written is only warned about."""
-        draft = self.folder / f"draft-{uuid4().hex}"
+        """Keep `files` under their names; a cache that cannot be written only gives a warning."""
+        folder = self.folder / ENTRIES / key
         try:
-            draft.mkdir(parents=True)
-            facts = {}
-            for name, path in files.items():
-                link_or_copy(path, draft / name)
-                facts[name] = {"sha256": sha256_of(path), "size_bytes": path.stat().st_size}
-            (draft / ENTRY_FILE).write_text(json.dumps({"files": facts, "note": dict(note)}, indent=2) + "\n")
-            place = self.folder / ENTRIES / key
-            place.parent.mkdir(exist_ok=True)
-            with suppress(OSError):
-                draft.rename(place)  # another build was first: its entry is as good
+            with suppress(FileExistsError), whole_folder(folder, replace=False) as draft:
+                facts = {}
+                for name, path in files.items():
+                    link_or_copy(path, draft / name)
+                    facts[name] = {"sha256": sha256_of(path), "size_bytes": path.stat().st_size}
+                (draft / ENTRY_FILE).write_text(json.dumps({"files": facts, "note": dict(note)}, indent=2) + "\n")
         except OSError as error:
-            log.warning("the build cache %s cannot be written (%s); going on without", self.folder, error)
-        finally:
-            shutil.rmtree(draft, ignore_errors=True)
+            if error.errno != errno.ENOTEMPTY:  # another build was first: its entry is as good
+                log.warning("the build cache %s cannot be written (%s); the build goes on without", self.folder, error)
 
     def entries(self) -> tuple[Entry, ...]:
         """Every entry, the last used first."""
-        found = [entry for entry in map(_read, self._folders()) if entry is not None]
-        return tuple(sorted(found, key=lambda entry: -entry.used_s))
+        entries = [entry for entry in map(_read, self._folders()) if entry is not None]
+        return tuple(sorted(entries, key=lambda entry: -entry.used_s))
 
     def prune(self, *, max_age_s: float | None = None, max_bytes: int | None = None) -> tuple[Entry, ...]:
         """Remove what was not used for `max_age_s`, then the least recently used until `max_bytes` hold the rest.
@@ -118,47 +113,44 @@ class Store:
                 shutil.rmtree(folder, ignore_errors=True)
         if everything:
             shutil.rmtree(self.folder / TIMINGS, ignore_errors=True)
-        for draft in self.folder.glob("draft-*"):
-            with suppress(OSError):
-                if now - draft.stat().st_mtime > ABANDONED_S:
-                    shutil.rmtree(draft, ignore_errors=True)
+        with suppress(OSError):
+            sweep_folder(self.folder / ENTRIES)
         return tuple(removed)
 
     @contextmanager
     def timings(self, name: str) -> Iterator[Path | None]:
-        """The file of a GPU's timings, held by one build at a time; None when the store cannot be written."""
+        """The file of a GPU's timings, held by one build at a time; None when the cache cannot be written."""
         path: Path | None = self.folder / TIMINGS / name
         with ExitStack() as stack:
             try:
                 (self.folder / TIMINGS).mkdir(parents=True, exist_ok=True)
-                held = stack.enter_context((self.folder / TIMINGS / f"{name}.held").open("w"))
-                fcntl.flock(held, fcntl.LOCK_EX)
+                lock = stack.enter_context((self.folder / TIMINGS / f"{name}.held").open("w"))
+                fcntl.flock(lock, fcntl.LOCK_EX)
             except OSError as error:
-                log.warning("the build cache %s cannot be written (%s); going on without", self.folder, error)
+                log.warning("the build cache %s cannot be written (%s); the build goes on without", self.folder, error)
                 path = None
             yield path
 
     def _folders(self) -> list[Path]:
         entries = self.folder / ENTRIES
-        return sorted(entries.iterdir()) if entries.is_dir() else []
+        if not entries.is_dir():
+            return []
+        return sorted(folder for folder in entries.iterdir() if not folder.name.startswith("."))
 
 
-def taken_or_made(
-    store: Store | None, key: str, places: Mapping[str, Path], note: Mapping[str, Any], make: Callable[[], object]
+def take_or_make(
+    cache: BuildCache | None, key: str, places: Mapping[str, Path], note: Mapping[str, Any], make: Callable[[], object]
 ) -> bool:
-    """Take the files of `key` from the store, or `make` them and keep them there; whether they were taken.
-
-    Without a store they are made.
-    """
-    if store is not None and store.take(key, places) is not None:
+    """Take the files of `key` from the cache, or `make` them and keep them there; tells whether the cache had them."""
+    if cache is not None and cache.take(key, places) is not None:
         return True
     make()
-    if store is not None:
-        store.put(key, places, note)
+    if cache is not None:
+        cache.put(key, places, note)
     return False
 
 
-def note_of(
+def entry_note(
     spec: ModelSpec, graph: str, precision: Precision, *, target: str, version: str = "", gpus: tuple[str, ...] = ()
 ) -> dict[str, Any]:
     """What `ilf-trt cache ls` tells of an entry; `version` and `gpus` are an engine's."""

@@ -1,35 +1,38 @@
-"""The build: export, verify, compile, put in place; each stage is loaded by name when its turn comes."""
+"""The conductor of a build: export, verify, compile, put in place. Each stage is loaded when its turn comes."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from importlib import import_module
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from time import perf_counter
-from typing import Any
+from typing import TYPE_CHECKING
 
-from ilf_trt.assembly.build_cache import Store
+from ilf_trt import leaves
+from ilf_trt.assembly.build_cache import BuildCache
 from ilf_trt.assembly.options import BuildOptions
-from ilf_trt.assembly.staging import drafted
+from ilf_trt.assembly.stages import Stages
+from ilf_trt.assembly.staging import staging_folder
 from ilf_trt.contract.bundle import Bundle, strip_graphs
 from ilf_trt.contract.manifest import Manifest
+from ilf_trt.contract.progress import Progress, no_progress
 from ilf_trt.contract.spec import Precision
 from ilf_trt.contract.target import EngineOptions
+
+if TYPE_CHECKING:
+    from ilf_trt.leaves import Compiler, Difference, EngineReport
 
 
 @dataclass(frozen=True, slots=True)
 class BuildResult:
-    """The bundle, seconds by stage, what verify measured (None when it was skipped), and what the engines are.
+    """The bundle; seconds by stage; what verify measured, empty when it was skipped; a report for each engine.
 
-    `reports` has one for each engine; `reused` names what came out of the build cache, as `graph pre`, `engine pre`.
+    `reused` names what came out of the build cache, such as `graph pre` or `engine pre`.
     """
 
     bundle: Bundle
     stage_s: dict[str, float]
-    differences: tuple[Any, ...]
-    table: Any
-    reports: tuple[Any, ...]
+    differences: "tuple[Difference, ...]"
+    reports: "tuple[EngineReport, ...]"
     reused: tuple[str, ...]
 
 
@@ -39,42 +42,37 @@ def build(
     options: BuildOptions,
     *,
     force: bool = False,
-    progress: Callable[[str], None] = lambda stage: None,
-    tell: Callable[[str, int, int], None] = lambda phase, done, total: None,
+    progress: Progress = no_progress,
 ) -> BuildResult:
-    """Build a bundle from a checkpoint; `progress` is told each stage's name as it begins, `tell` the builder's phases.
+    """Build a bundle from a checkpoint; `progress` is told each stage, and the builder's phases as its detail.
 
     Nothing stands at `output` until everything is written and verified; an old bundle there stays whole until then.
     Raises any error of the tree.
     """
     options.check()
-    clock = _Clock(progress)
-    differences: tuple[Any, ...] = ()
-    table = None
-    with drafted(output, force=force) as draft:
+    stages = Stages(len(options.stages), progress)
+    differences: tuple[Difference, ...] = ()
+    reports: tuple[EngineReport, ...] = ()
+    with staging_folder(output, force=force) as staging:
         compiler = None
         if options.engines is not None:
-            clock.enter("engine library")
+            stages.enter("engine library")
             compiler = _compiler(options.engines, options.precision, options.cache)
-        exported = import_module("ilf_trt.export.bundle").export_bundle(checkpoint, draft, options, clock.enter)
+        exported = leaves.export_bundle(checkpoint, staging, options, stages)
         manifest, reused = exported.manifest, tuple(f"graph {name}" for name in exported.reused)
         if options.verify:
-            clock.enter("verify")
-            checks = import_module("ilf_trt.runtime.verify")
-            with _runnable(draft, manifest) as subject:
-                differences, _ = checks.verify(subject)
+            stages.enter("verify")
             limit = options.precision.parity_limit if options.max_error is None else options.max_error
-            checks.check(differences, limit)
-            table = checks.table(differences)
-        reports: tuple[Any, ...] = ()
+            with _runnable(staging, manifest) as folder:
+                differences = leaves.verified(folder, limit)
         if compiler is not None:
-            compiled = compiler.compile(draft, manifest, clock.enter, tell)
+            compiled = compiler.compile(staging, manifest, stages.enter, stages.detail)
             manifest, reports = compiled.manifest, compiled.reports
             reused += tuple(f"engine {name}" for name in compiled.reused)
         if options.strip_graphs:
-            manifest = strip_graphs(draft, manifest)
-        clock.enter("")
-    return BuildResult(Bundle(Path(output), manifest), clock.stage_s, differences, table, reports, reused)
+            manifest = strip_graphs(staging, manifest)
+        stages.end()
+    return BuildResult(Bundle(Path(output), manifest), stages.seconds, differences, reports, reused)
 
 
 def compile_bundle(
@@ -85,56 +83,35 @@ def compile_bundle(
     strip: bool = False,
     cache: Path | None = None,
     force: bool = False,
-    progress: Callable[[str], None] = lambda stage: None,
-    tell: Callable[[str, int, int], None] = lambda phase, done, total: None,
+    progress: Progress = no_progress,
 ) -> BuildResult:
     """Add engines to a bundle that was built elsewhere, without PyTorch; `output` may be the bundle itself.
 
     Raises BundleError, EngineError, InvalidRequest, MissingDependency.
     """
-    clock = _Clock(progress)
-    clock.enter("engine library")
-    opened = Bundle.open(bundle)
-    compiler = _compiler(engines, opened.manifest.precision, cache)
-    with drafted(output, force=force) as draft:
-        opened.copy(draft)
-        compiled = compiler.compile(draft, opened.manifest, clock.enter, tell)
-        manifest = strip_graphs(draft, compiled.manifest) if strip else compiled.manifest
-        clock.enter("")
+    source = Bundle.open(bundle)
+    stages = Stages(1 + len(source.manifest.graphs), progress)
+    stages.enter("engine library")
+    compiler = _compiler(engines, source.manifest.precision, cache)
+    with staging_folder(output, force=force) as staging:
+        source.copy(staging)
+        compiled = compiler.compile(staging, source.manifest, stages.enter, stages.detail)
+        manifest = strip_graphs(staging, compiled.manifest) if strip else compiled.manifest
+        stages.end()
     reused = tuple(f"engine {name}" for name in compiled.reused)
-    return BuildResult(Bundle(Path(output), manifest), clock.stage_s, (), None, compiled.reports, reused)
+    return BuildResult(Bundle(Path(output), manifest), stages.seconds, (), compiled.reports, reused)
 
 
-def _compiler(engines: EngineOptions, precision: Precision, cache: Path | None) -> Any:
-    module = import_module("ilf_trt.engines.compiler")
-    return module.Compiler.open(engines, precision, None if cache is None else Store(cache))
+def _compiler(engines: EngineOptions, precision: Precision, cache: Path | None) -> "Compiler":
+    return leaves.open_compiler(engines, precision, None if cache is None else BuildCache(cache))
 
 
 @contextmanager
-def _runnable(draft: Path, manifest: Manifest) -> Iterator[Path]:
-    """The bundle as the CPU can run it: a bfloat16 one is restated in float32 that is rounded to bfloat16."""
-    beside = (part.precision for part in (manifest.text, manifest.decoder) if part is not None)
-    if Precision.BF16 not in (manifest.precision, *beside):
-        yield draft
+def _runnable(folder: Path, manifest: Manifest) -> Iterator[Path]:
+    """The bundle as the CPU can run it: a bfloat16 bundle is restated in float32 that is rounded to bfloat16."""
+    parts = (part.precision for part in (manifest.text, manifest.decoder) if part is not None)
+    if Precision.BF16 not in (manifest.precision, *parts):
+        yield folder
         return
-    with TemporaryDirectory() as folder:
-        yield import_module("ilf_trt.export.rounding").write_rounded(draft, Path(folder) / "rounded", manifest)
-
-
-class _Clock:
-    """Seconds of each stage."""
-
-    def __init__(self, progress: Callable[[str], None]) -> None:
-        self.stage_s: dict[str, float] = {}
-        self._progress = progress
-        self._began = perf_counter()
-        self._current = ""
-
-    def enter(self, stage: str) -> None:
-        """End the current stage and begin `stage`, or only end it for an empty name."""
-        now = perf_counter()
-        if self._current:
-            self.stage_s[self._current] = now - self._began
-        self._began, self._current = now, stage
-        if stage:
-            self._progress(stage)
+    with TemporaryDirectory() as temporary:
+        yield leaves.write_rounded(folder, Path(temporary) / "rounded", manifest)

@@ -6,40 +6,39 @@ from pathlib import Path
 
 from ilf_trt.contract.plan import DEFAULT_FEEDBACK, Ratio, Rule
 from ilf_trt.contract.ports import DECODE, GRAPHS, TEXT
-from ilf_trt.contract.spec import Batch, Calibrator, Precision
+from ilf_trt.contract.spec import BatchRange, Calibrator, Precision
 from ilf_trt.contract.target import EngineOptions
 from ilf_trt.errors import InvalidRequest
 
-DEFAULT_BATCH = Batch(1, 4, 16)
+DEFAULT_BATCH = BatchRange(1, 4, 16)
 
 
-class Stage(StrEnum):
-    """What of a diffusers pipeline stands around the transformer."""
+class PipelinePart(StrEnum):
+    """A part of a diffusers pipeline that a bundle can hold with the transformer."""
 
     TEXT = "text"
     DECODER = "decoder"
 
     @property
     def graph(self) -> str:
-        return TEXT if self is Stage.TEXT else DECODE
+        return TEXT if self is PipelinePart.TEXT else DECODE
 
 
 @dataclass(frozen=True, slots=True)
 class BuildOptions:
     """Everything that changes what a build makes.
 
-    `pipeline` is a diffusers pipeline folder whose text encoder and decoder become graphs too, but for those in
-    `without`; `text_tokens` None takes its length of a text. `sizes` are (height, width) in pixels, the first the
-    default; `decoder_tile` is the side in pixels past which a picture is decoded in tiles.
-    `engines` None ends at ONNX. `cache` is the folder of the build cache, None builds everything anew; it changes how
-    long a build takes and nothing else.
+    `pipeline` is the folder of a diffusers pipeline: its text encoder and its decoder become graphs too, except those
+    in `without`; `text_tokens` None takes its length of a text. `sizes` are (height, width) in pixels, the first is the
+    default; `decoder_tile` is the side in pixels above which a picture is decoded in tiles. `engines` None ends at
+    ONNX. `cache` is the folder of the build cache; None builds everything again. The cache changes only the time.
     """
 
     base: str | None = None
     precision: Precision = Precision.FP32
     wide_residual: bool = False
     hoist_text: bool = False
-    batch: Batch = DEFAULT_BATCH
+    batch: BatchRange = DEFAULT_BATCH
     guidance: bool = True
     guidance_scale: float = 1.5
     steps: int = 10
@@ -49,7 +48,7 @@ class BuildOptions:
     scheduler: str | None = None
     text_tokens: int | None = None
     pipeline: Path | None = None
-    without: tuple[Stage, ...] = ()
+    without: tuple[PipelinePart, ...] = ()
     sizes: tuple[tuple[int, int], ...] = ()
     text_precision: Precision = Precision.FP32
     decoder_precision: Precision = Precision.FP32
@@ -72,15 +71,15 @@ class BuildOptions:
             raise InvalidRequest("--fp8-exclude and --calibration are for --precision fp8")
         if self.text_precision not in (Precision.FP32, Precision.BF16):
             raise InvalidRequest(
-                f"--text-precision is {self.text_precision}, T5 takes fp32 or bf16 alone: it overflows"
+                f"--text-precision is {self.text_precision}, T5 takes only fp32 or bf16: it overflows fp16"
             )
         if self.decoder_precision is Precision.FP8:
             raise InvalidRequest("--decoder-precision is fp8, it takes fp32, fp16 or bf16")
 
     @property
-    def beside(self) -> tuple[str, ...]:
-        """Graphs beside the model's own, as far as the options tell."""
-        return tuple(stage.graph for stage in Stage if self.pipeline and stage not in self.without)
+    def part_graphs(self) -> tuple[str, ...]:
+        """The graphs of the pipeline's parts, as far as the options tell."""
+        return tuple(part.graph for part in PipelinePart if self.pipeline and part not in self.without)
 
     @property
     def stages(self) -> tuple[str, ...]:
@@ -91,7 +90,7 @@ class BuildOptions:
             "load checkpoint",
             *(("reference",) if self.verify else ()),
             *fp8,
-            *(f"export {name}" for name in (*GRAPHS, *self.beside)),
+            *(f"export {name}" for name in (*GRAPHS, *self.part_graphs)),
             *(("verify",) if self.verify else ()),
-            *(f"engine {name}" for name in (*GRAPHS, *self.beside) if self.engines),
+            *(f"engine {name}" for name in (*GRAPHS, *self.part_graphs) if self.engines),
         )

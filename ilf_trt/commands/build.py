@@ -1,4 +1,4 @@
-"""The commands that belong to no leaf: build, plan, inspect, train-demo."""
+"""The command `build`: a checkpoint becomes a bundle."""
 
 import math
 from pathlib import Path
@@ -9,14 +9,15 @@ from rich.console import Console
 
 from ilf_trt.assembly.conductor import build as build_bundle
 from ilf_trt.assembly.options import DEFAULT_BATCH, BuildOptions
-from ilf_trt.commands.build_view import build_bar, print_build
+from ilf_trt.commands.build_view import print_build
 from ilf_trt.commands.flags import EngineFlags, PipelineFlags, RatioName
+from ilf_trt.commands.progress_bar import progress_bar
 from ilf_trt.contract.plan import (
     DEFAULT_FEEDBACK,
     Ratio,
     Rule,
 )
-from ilf_trt.contract.spec import Batch, Calibrator, Precision
+from ilf_trt.contract.spec import BatchRange, Calibrator, Precision
 from ilf_trt.errors import InvalidRequest
 
 MIB = 1 << 20
@@ -110,7 +111,7 @@ def build(
         base=base,
         precision=precision,
         wide_residual=residual == "fp32",
-        batch=Batch.parse(batch),
+        batch=BatchRange.parse(batch),
         guidance=guidance,
         guidance_scale=guidance_scale,
         steps=steps,
@@ -131,6 +132,6 @@ def build(
         strip_graphs=engines.strip_graphs,
         cache=engines.cache_folder(),
     )
-    with build_bar(len(options.stages)) as (enter, step):
-        result = build_bundle(checkpoint, output, options, force=force, progress=enter, tell=step)
+    with progress_bar() as progress:
+        result = build_bundle(checkpoint, output, options, force=force, progress=progress)
     print_build(result, Console())

@@ -8,7 +8,7 @@ from cyclopts import Parameter
 from rich.console import Console
 from rich.table import Table
 
-from ilf_trt.assembly.build_cache import DAY_S, Store
+from ilf_trt.assembly.build_cache import DAY_S, BuildCache
 from ilf_trt.commands.flags import CacheFolder, cache_folder
 from ilf_trt.contract.target import GIB
 from ilf_trt.errors import InvalidRequest
@@ -21,8 +21,8 @@ def list_cache(*, cache_dir: CacheFolder = None) -> None:
 
     Example: `ilf-trt cache ls`
     """
-    store = Store(cache_folder(cache_dir))
-    entries = store.entries()
+    cache = BuildCache(cache_folder(cache_dir))
+    entries = cache.entries()
     table = Table("key", "graph", "model", "precision", "built with", "for", "MiB", "last used, days ago")
     for entry in entries:
         note = entry.note
@@ -39,7 +39,7 @@ def list_cache(*, cache_dir: CacheFolder = None) -> None:
         console.print(table)
     total = sum(entry.size_bytes for entry in entries)
     console.print(
-        f"{store.folder}: {len(entries)} builds, {total / MIB:.1f} MiB", highlight=False, markup=False, soft_wrap=True
+        f"{cache.folder}: {len(entries)} builds, {total / MIB:.1f} MiB", highlight=False, markup=False, soft_wrap=True
     )
 
 
@@ -68,13 +68,13 @@ def prune_cache(
     for flag, value in (("--days", days), ("--max-gib", max_gib)):
         if value is not None and not 0 <= value < math.inf:
             raise InvalidRequest(f"{flag} is {value}, it must be finite and not negative")
-    store = Store(cache_folder(cache_dir))
-    removed = store.prune(
+    cache = BuildCache(cache_folder(cache_dir))
+    removed = cache.prune(
         max_age_s=None if days is None else days * DAY_S, max_bytes=None if max_gib is None else int(max_gib * GIB)
     )
     freed = sum(entry.size_bytes for entry in removed)
     Console().print(
-        f"{store.folder}: removed {len(removed)} builds, {freed / MIB:.1f} MiB",
+        f"{cache.folder}: removed {len(removed)} builds, {freed / MIB:.1f} MiB",
         highlight=False,
         markup=False,
         soft_wrap=True,

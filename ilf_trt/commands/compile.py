@@ -1,4 +1,4 @@
-"""The commands of the engines: compile, and the build cache's own."""
+"""The command `compile`: add engines to a bundle."""
 
 from pathlib import Path
 from typing import Annotated
@@ -7,12 +7,10 @@ from cyclopts import Parameter
 from rich.console import Console
 
 from ilf_trt.assembly.conductor import compile_bundle
-from ilf_trt.commands.build_view import build_bar, print_build
+from ilf_trt.commands.build_view import print_build
 from ilf_trt.commands.flags import EngineFlags
-from ilf_trt.contract.ports import GRAPHS
+from ilf_trt.commands.progress_bar import progress_bar
 from ilf_trt.errors import InvalidRequest
-
-MIB = 1 << 20
 
 
 def compile(
@@ -39,7 +37,7 @@ def compile(
     options = engines.options()
     if options is None:
         raise InvalidRequest("compile needs --target tensorrt, or --target tensorrt-rtx --gpu sm89,sm120")
-    with build_bar(1 + len(GRAPHS)) as (enter, step):
+    with progress_bar() as progress:
         result = compile_bundle(
             bundle,
             bundle if output is None else output,
@@ -47,7 +45,6 @@ def compile(
             strip=engines.strip_graphs,
             cache=engines.cache_folder(),
             force=force or output is None,
-            progress=enter,
-            tell=step,
+            progress=progress,
         )
     print_build(result, Console())

@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal
 from cyclopts import Parameter
 from platformdirs import user_cache_path
 
-from ilf_trt.assembly.options import Stage
+from ilf_trt.assembly.options import PipelinePart
 from ilf_trt.contract.spec import Precision
 from ilf_trt.contract.target import GIB, Architecture, EngineOptions, Library
 from ilf_trt.errors import InvalidRequest
@@ -102,7 +102,7 @@ class PipelineFlags:
         ),
     ] = None
     without: Annotated[
-        tuple[Stage, ...],
+        tuple[PipelinePart, ...],
         Parameter(negative=(), help="Leave text or decoder out: embeddings go in, or latents come out."),
     ] = ()
     size: Annotated[

@@ -1,7 +1,6 @@
 """The command `inspect`: show what a bundle holds."""
 
 import json
-from importlib import import_module
 from pathlib import Path
 from typing import Annotated
 
@@ -10,6 +9,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from ilf_trt import leaves
 from ilf_trt.commands.plan import print_plan
 from ilf_trt.contract.bundle import Bundle, graph_file
 from ilf_trt.contract.manifest import Manifest
@@ -42,7 +42,7 @@ def inspect(
     """
     opened = Bundle.open(bundle, check_hashes=check)
     if engines:
-        import_module("ilf_trt.engines.report_view").show_engines(opened, as_json=json_)
+        leaves.show_engines(opened, as_json=json_)
         return
     if json_:
         print(json.dumps(opened.manifest.as_json(), indent=2))  # noqa: T201
@@ -54,7 +54,7 @@ def inspect(
         "loop": f"blocks {spec.loop.begin} to {spec.loop.end}",
         "latent": " x ".join(str(side) for side in spec.latent),
         "sizes": ", ".join(f"{height * cell}x{width * cell}" for height, width in spec.sizes),
-        **_beside(manifest),
+        **_parts(manifest),
         "precision": manifest.precision.value + (", residual fp32" if spec.wide_residual else ""),
         "batch": str(manifest.batch),
         "guidance": f"scale {manifest.guidance_scale}" if spec.guidance else "off",
@@ -81,8 +81,8 @@ def inspect(
     print_plan(manifest.plan, tuple(step.block_forwards for step in manifest.plan.steps), console)
 
 
-def _beside(manifest: Manifest) -> dict[str, str]:
-    """What stands around the model."""
+def _parts(manifest: Manifest) -> dict[str, str]:
+    """The pipeline's parts and classes."""
     facts, text, decoder = {}, manifest.text, manifest.decoder
     if text is not None:
         facts["text"] = f"{text.tokens} tokens of {text.vocabulary}, {text.channels} channels, {text.precision}"
@@ -97,11 +97,13 @@ def _beside(manifest: Manifest) -> dict[str, str]:
 def _engine_facts(bundle: Bundle) -> dict[str, str]:
     facts = {}
     for target in dict.fromkeys(engine.target for engine in bundle.manifest.engines):
-        few = [engine for engine in bundle.manifest.engines if engine.target == target]
-        size_bytes = sum(bundle.manifest.files[engine.file].size_bytes for engine in few)
-        card = f" on {few[0].gpu_name}, driver {few[0].driver}" if few[0].gpu_name else ""
-        gpus = ", ".join(few[0].gpus)
-        facts[target] = f"{few[0].library_version} for {gpus}{card}, {len(few)} engines, {size_bytes / MIB:.1f} MiB"
+        engines = [engine for engine in bundle.manifest.engines if engine.target == target]
+        size_bytes = sum(bundle.manifest.files[engine.file].size_bytes for engine in engines)
+        card = f" on {engines[0].gpu_name}, driver {engines[0].driver}" if engines[0].gpu_name else ""
+        gpus = ", ".join(engines[0].gpus)
+        facts[target] = (
+            f"{engines[0].library_version} for {gpus}{card}, {len(engines)} engines, {size_bytes / MIB:.1f} MiB"
+        )
     return facts
 
 

@@ -4,16 +4,14 @@ import hashlib
 import json
 import os
 import shutil
-import zipfile
-import zlib
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-import numpy as np
 from numpy.typing import NDArray
 
+from ilf_trt.contract.arrays import read_arrays
 from ilf_trt.contract.manifest import FileFacts, Manifest
 from ilf_trt.errors import BundleError
 
@@ -25,17 +23,6 @@ GRAPH_FOLDER = "graphs"
 WEIGHTS_SUFFIX = ".data"
 ENGINE_FOLDER = "engines"
 MAX_NAME = 200
-UNREADABLE_NPZ = (
-    OSError,
-    ValueError,
-    EOFError,
-    TypeError,
-    AttributeError,
-    RuntimeError,
-    zipfile.BadZipFile,
-    zlib.error,
-)
-"""What numpy and zipfile raise for a file that is no whole .npz."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,13 +43,14 @@ class Bundle:
             raise BundleError(f"{path} is not a bundle: no such folder; make one with ilf-trt build --output {path}")
         manifest_path = path / MANIFEST_FILE
         if not manifest_path.is_file():
-            raise BundleError(f"{path} holds no {MANIFEST_FILE}: half-written or not a bundle; build it anew")
+            raise BundleError(f"{path} holds no {MANIFEST_FILE}: half-written or not a bundle; build it again")
         try:
             data = json.loads(manifest_path.read_text())
         except (OSError, ValueError, RecursionError) as error:
-            raise BundleError(f"{manifest_path} is not readable JSON ({error}); build the bundle anew") from error
+            raise BundleError(f"{manifest_path} is not readable JSON ({error}); build the bundle again") from error
         if not isinstance(data, dict):
-            raise BundleError(f"{manifest_path} holds {type(data).__name__}, expected an object; build the bundle anew")
+            kind = type(data).__name__
+            raise BundleError(f"{manifest_path} holds {kind}, expected an object; build the bundle again")
         manifest = Manifest.from_json(data)
         for name, facts in manifest.files.items():
             _check_file(path, name, facts, check_hashes=check_hashes)
@@ -70,9 +58,9 @@ class Bundle:
         names = [graph.name for graph in manifest.graphs if graph.name not in compiled]
         missing = [name for name in names if graph_file(name) not in manifest.files]
         if missing:
-            raise BundleError(f"{path} lists no file for graph {missing[0]!r}; build the bundle anew")
+            raise BundleError(f"{path} lists no file for graph {missing[0]!r}; build the bundle again")
         if manifest.spec.constants and CONSTANTS_FILE not in manifest.files:
-            raise BundleError(f"{path} lists no {CONSTANTS_FILE}; build the bundle anew")
+            raise BundleError(f"{path} lists no {CONSTANTS_FILE}; build the bundle again")
         return cls(path, manifest)
 
     def graph_path(self, graph: str) -> Path:
@@ -93,7 +81,7 @@ class Bundle:
             array = arrays.get(port.name)
             if array is None or array.shape != port.shape or str(array.dtype) != port.dtype:
                 raise BundleError(
-                    f"{self.path / CONSTANTS_FILE} lacks {port.name} as {port.dtype}; build the bundle anew"
+                    f"{self.path / CONSTANTS_FILE} lacks {port.name} as {port.dtype}; build the bundle again"
                 )
         return {port.name: arrays[port.name] for port in ports}
 
@@ -107,15 +95,6 @@ class Bundle:
     @property
     def size_bytes(self) -> int:
         return sum(facts.size_bytes for facts in self.manifest.files.values())
-
-
-def read_arrays(path: Path) -> dict[str, NDArray[Any]]:
-    """The arrays of an .npz of a bundle; raises BundleError."""
-    try:
-        with path.open("rb") as opened, np.load(opened, allow_pickle=False) as file:
-            return dict(file)
-    except UNREADABLE_NPZ as error:
-        raise BundleError(f"{path} cannot be read ({error}); build the bundle anew") from error
 
 
 def write_manifest(folder: Path, manifest: Manifest) -> Manifest:
@@ -159,15 +138,15 @@ def _check_file(folder: Path, name: str, facts: FileFacts, *, check_hashes: bool
         raise BundleError(f"{folder}: manifest names {name!r}, outside the bundle; do not use this bundle")
     path = folder / relative
     if len(name) > MAX_NAME or not path.is_file():
-        raise BundleError(f"{path} is missing; copy the whole bundle again, or build it anew")
+        raise BundleError(f"{path} is missing; copy the whole bundle again, or build it again")
     if not path.resolve().is_relative_to(folder.resolve()):
         raise BundleError(f"{path} is a link that leaves the bundle; do not use this bundle")
     size_bytes = path.stat().st_size
     if size_bytes != facts.size_bytes:
         raise BundleError(f"{path} has {size_bytes} bytes, the manifest says {facts.size_bytes}; copy the bundle again")
-    if check_hashes and (found := sha256_of(path)) != facts.sha256:
+    if check_hashes and (sha256 := sha256_of(path)) != facts.sha256:
         raise BundleError(
-            f"{path} has sha256 {found[:12]}…, the manifest says {facts.sha256[:12]}…; copy the bundle again"
+            f"{path} has sha256 {sha256[:12]}…, the manifest says {facts.sha256[:12]}…; copy the bundle again"
         )
 
 

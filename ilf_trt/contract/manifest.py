@@ -1,17 +1,28 @@
-"""The manifest: everything a bundle says of itself, as data that can be checked before anything else is read."""
+"""The manifest: everything that a bundle says of itself, checked before anything else of it is read."""
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from math import isfinite
 from typing import Any
 
+from ilf_trt.contract.conditioning import Conditioning
 from ilf_trt.contract.graphs import all_graphs
 from ilf_trt.contract.plan import StepPlan
-from ilf_trt.contract.ports import DECODE, TEXT, Graph, Port
-from ilf_trt.contract.spec import Batch, Calibrator, DecoderSpec, Loop, ModelSpec, Positions, Precision, TextSpec
+from ilf_trt.contract.ports import DECODE, TEXT, Graph, Port, Role
+from ilf_trt.contract.spec import (
+    BatchRange,
+    Calibrator,
+    DecoderSpec,
+    Loop,
+    ModelSpec,
+    Positions,
+    Precision,
+    Stream,
+    TextSpec,
+)
 from ilf_trt.errors import BundleError, InvalidRequest
 
-SCHEMA = 3
+SCHEMA = 4
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,7 +88,7 @@ class Manifest:
 
     spec: ModelSpec
     precision: Precision
-    batch: Batch
+    batch: BatchRange
     graphs: tuple[Graph, ...]
     scales: tuple[float, ...]
     plan: StepPlan
@@ -102,7 +113,7 @@ class Manifest:
         schema = data.get("schema")
         if schema != SCHEMA:
             newer = isinstance(schema, int) and schema > SCHEMA
-            hint = "upgrade ilf-trt" if newer else "build the bundle anew"
+            hint = "upgrade ilf-trt" if newer else "build the bundle again"
             raise BundleError(f"manifest schema is {schema!r}, this version reads {SCHEMA}; {hint}")
         try:
             spec = data["spec"]
@@ -113,13 +124,14 @@ class Manifest:
                         "latent": tuple(spec["latent"]),
                         "sizes": tuple((int(height), int(width)) for height, width in spec["sizes"]),
                         "positions": Positions(**spec["positions"]),
+                        "side_streams": tuple(_stream(stream) for stream in spec["side_streams"]),
                         "loop": Loop(**spec["loop"]),
-                        "conditions": _ports(spec["conditions"]),
+                        "conditioning": _conditioning(spec["conditioning"]),
                         **{name: _ports(spec[name]) for name in ("context", "per_block", "constants")},
                     }
                 ),
                 precision=Precision(data["precision"]),
-                batch=Batch(**data["batch"]),
+                batch=BatchRange(**data["batch"]),
                 graphs=tuple(
                     Graph(graph["name"], _ports(graph["inputs"]), _ports(graph["outputs"])) for graph in data["graphs"]
                 ),
@@ -141,13 +153,13 @@ class Manifest:
             )
             manifest.check()
         except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
-            raise BundleError(f"manifest field missing or wrong ({error!r}); build the bundle anew") from error
+            raise BundleError(f"manifest field missing or wrong ({error!r}); build the bundle again") from error
         return manifest
 
     def precision_of(self, graph: str) -> Precision:
         """What a graph runs in: text encoder and decoder have a precision of their own."""
-        beside = {TEXT: self.text, DECODE: self.decoder}.get(graph)
-        return self.precision if beside is None else beside.precision
+        part = {TEXT: self.text, DECODE: self.decoder}.get(graph)
+        return self.precision if part is None else part.precision
 
     def check(self) -> None:
         """Raise InvalidRequest when parts of the manifest contradict one another."""
@@ -161,7 +173,7 @@ class Manifest:
         spec.loop.check(spec.blocks)
         if not all(isinstance(n, int) for n in asdict(self.batch).values()):
             raise InvalidRequest("the batch is not in whole numbers")
-        Batch.parse(f"{self.batch.min}:{self.batch.opt}:{self.batch.max}")
+        BatchRange.parse(f"{self.batch.min}:{self.batch.opt}:{self.batch.max}")
         if self.graphs != all_graphs(spec, self.precision, self.text, self.decoder):
             raise InvalidRequest("the graphs' ports are not those of the model")
         if (plan.blocks, plan.loop) != (spec.blocks, spec.loop):
@@ -200,4 +212,12 @@ def _calibration(data: Mapping[str, Any]) -> Calibration:
 
 
 def _ports(data: list[dict[str, Any]]) -> tuple[Port, ...]:
-    return tuple(Port(**{**port, "shape": tuple(port["shape"])}) for port in data)
+    return tuple(Port(**{**port, "shape": tuple(port["shape"]), "role": Role(port["role"])}) for port in data)
+
+
+def _stream(data: Mapping[str, Any]) -> Stream:
+    return Stream(str(data["name"]), tuple(data["tokens"]), int(data["width"]))
+
+
+def _conditioning(data: Mapping[str, Any]) -> Conditioning:
+    return Conditioning(_ports(data["own"]), None if data["null"] is None else int(data["null"]))

@@ -1,33 +1,45 @@
-"""Ports and graphs: the name, shape and dtype of every tensor that crosses a graph's border."""
+"""Ports and graphs: the name, shape, dtype and role of every tensor that crosses a graph's border."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from enum import StrEnum
 
 GRAPHS = ("cond", "pre", "loop_body", "loop_feedback", "post")
-
-
 TEXT, DECODE = "text", "decode"
-
-
 PICTURES, ROWS = "B", "R"
-
-
-NEGATIVE = "negative_"
-
-
 BRANCHES = ("conditional", "unconditional")
-
-
-BLOCKS, FEEDBACK = "transformer_blocks", "feedback"
-
-
+FEEDBACK = "feedback"
 COEFFICIENTS = ("guidance", "c_x", "c_out", "a", "b_0", "b_1", "b_2", "unused")
 
-
 Dim = int | str
-
-
 Shape = tuple[Dim, ...]
+
+
+class Role(StrEnum):
+    """What a tensor is for. Code asks for the role, never for a part of a name."""
+
+    TIME = "time"
+    LABEL = "label"
+    TEXT = "text"
+    MASK = "mask"
+    RESOLUTION = "resolution"
+    ASPECT_RATIO = "aspect_ratio"
+    WEIGHT = "weight"
+    MODULATION = "modulation"
+    HEAD_MODULATION = "head_modulation"
+    CONTEXT = "context"
+    POSITIONS = "positions"
+    START = "start"
+    TOKENS = "tokens"
+    FEATURES = "features"
+    FEEDBACK = "feedback"
+    SCALES = "scales"
+    LATENT = "latent"
+    PREDICTION = "prediction"
+    COEFFICIENTS = "coefficients"
+    INDEX = "index"
+    TOKEN_IDS = "token_ids"
+    PIXELS = "pixels"
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,15 +49,16 @@ class Port:
     name: str
     shape: Shape
     dtype: str
+    role: Role
     below: int | None = None
 
     @property
     def array_dtype(self) -> str:
-        """Dtype in which numpy holds such a tensor; it has no bfloat16."""
+        """Dtype in which numpy holds such a tensor; numpy has no bfloat16."""
         return "float32" if self.dtype == "bfloat16" else self.dtype
 
     def resolve(self, sizes: Mapping[str, int]) -> tuple[int, ...]:
-        """The shape in numbers, `sizes` naming each symbolic dimension."""
+        """The shape in numbers; `sizes` gives each symbol its number."""
         return tuple(sizes[dim] if isinstance(dim, str) else dim for dim in self.shape)
 
 

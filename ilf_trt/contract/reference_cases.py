@@ -1,19 +1,25 @@
-"""The probe: one feedback step, graph by graph, and one trajectory, whose results torch writes down at build time."""
+"""The reference cases: graph runs and one trajectory whose results torch writes down when a bundle is built."""
 
 from dataclasses import dataclass, field
 
+from ilf_trt.contract.spec import ModelSpec
+
 TRAJECTORY = "trajectory"
 TRAJECTORY_NOISE = "trajectory_noise"
-ASKED = "asked_"
-"""What stands before the conditions of the trajectory, a row for each picture; the graphs' are by rows of the batch."""
+REQUESTED = "asked_"
+"""Prefix of the trajectory's conditions, a row for each picture; those of the graphs have a row of the batch."""
 AT_T, AT_T_POST = 0, 1
+TEXT_IDS, TEXT_MASK, TEXT_EMBEDDED = "text_ids", "text_ids_mask", "text_embedded"
+DECODE_LATENTS, DECODE_SHADES = "decode_latents", "decode_shades"
+"""What transformers and diffusers themselves give for graphs `text` and `decode`, if the bundle has them."""
+NO_SCALES = "no_scales"
 
 
 @dataclass(frozen=True, slots=True)
 class Case:
-    """One run of a graph: which time its per-time rows are for, and where a port reads another tensor than its name.
+    """One run of a graph: which time its per-time rows are for, and the tensors that its ports read and write.
 
-    `inputs` and `outputs` map a port to the name of a tensor of the reference; all others bear the port's own name.
+    `inputs` and `outputs` map a port to a tensor of the reference; every other tensor has the port's own name.
     """
 
     graph: str
@@ -22,15 +28,20 @@ class Case:
     outputs: dict[str, str] = field(default_factory=dict)
 
 
-TEXT_IDS, TEXT_MASK, TEXT_EMBEDDED = "text_ids", "text_ids_mask", "text_embedded"
-DECODE_LATENTS, DECODE_SHADES = "decode_latents", "decode_shades"
-"""What transformers and diffusers themselves gave for graphs `text` and `decode`, where these are in the bundle."""
+def no_feedback(port: str) -> str:
+    """The name of the zeros that stand for the tensor of a feedback port."""
+    return f"no_{port}"
 
-CASES = (
-    Case("cond"),
-    Case("pre"),
-    Case("loop_body", inputs={"feedback": "no_feedback", "scales": "no_scales"}),
-    Case("loop_feedback"),
-    Case("loop_body", AT_T_POST, outputs={"features": "features_post"}),
-    Case("post", AT_T_POST, inputs={"features": "features_post"}),
-)
+
+def cases_of(spec: ModelSpec) -> tuple[Case, ...]:
+    """One step with feedback, graph by graph."""
+    feedback, features = ([stream.port_name(prefix) for stream in spec.streams] for prefix in ("feedback", "features"))
+    post = {name: f"{name}_post" for name in features}
+    return (
+        Case("cond"),
+        Case("pre"),
+        Case("loop_body", inputs={**{name: no_feedback(name) for name in feedback}, "scales": NO_SCALES}),
+        Case("loop_feedback"),
+        Case("loop_body", AT_T_POST, outputs=post),
+        Case("post", AT_T_POST, inputs=post),
+    )

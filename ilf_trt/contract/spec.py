@@ -1,14 +1,15 @@
-"""Names, shapes and dtypes of everything that crosses a border between graphs.
+"""The dimensions of a model, of a text encoder and of a decoder: everything that their graphs' borders follow from.
 
-Legend of the dimensions: B pictures, R rows of a guided batch (first the B conditional, then the B unconditional; B of
-them where guidance is off), T distinct times of a plan, h and w patches of a column and of a row, D width, C H W latent
-channels and sides, L text tokens, m blocks of the loop, K blocks of a graph.
+Legend: B pictures; R rows, with guidance the B conditional ones and then the B unconditional ones; T distinct times of
+a plan; h and w patches of a column and of a row; D width; C, H, W latent channels and sides; L text tokens; m blocks
+of the loop; K blocks of a graph.
 """
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from enum import StrEnum
 
-from ilf_trt.contract.ports import BLOCKS, DECODE, FEEDBACK, NEGATIVE, PICTURES, ROWS, TEXT, Dim, Graph, Port, Shape
+from ilf_trt.contract.conditioning import Conditioning
+from ilf_trt.contract.ports import DECODE, FEEDBACK, PICTURES, ROWS, TEXT, Dim, Graph, Port, Role, Shape
 from ilf_trt.errors import InvalidRequest
 
 
@@ -89,7 +90,7 @@ class Loop:
 
 
 @dataclass(frozen=True, slots=True)
-class Batch:
+class BatchRange:
     """The range of pictures a graph accepts; equal ends mean a fixed batch."""
 
     min: int
@@ -97,7 +98,7 @@ class Batch:
     max: int
 
     @classmethod
-    def parse(cls, text: str) -> "Batch":
+    def parse(cls, text: str) -> "BatchRange":
         """`"1"` -> fixed, `"1:4:8"` -> min, opt, max."""
         parts = text.split(":")
         if len(parts) not in (1, 3) or not all(part.isdecimal() for part in parts):
@@ -125,7 +126,7 @@ class Batch:
 
 @dataclass(frozen=True, slots=True)
 class Positions:
-    """What the sinusoids of the position embedding are made by: the side they are scaled to, and a divisor.
+    """What the sinusoids of the position embedding follow from: the side that they span, and a divisor.
 
     Source: diffusers' PatchEmbed (`base_size`, `interpolation_scale`).
     """
@@ -135,29 +136,51 @@ class Positions:
 
 
 @dataclass(frozen=True, slots=True)
-class ModelSpec:
-    """The dimensions of an ILF model, and what one picture asks of it.
+class Stream:
+    """One sequence of tokens that runs through all blocks: (R, *tokens, width). The image's stream has no name."""
 
-    `latent` is (C, H, W) of the size that it makes when none is asked for, `sizes` all (H, W) that it can make.
-    `conditions` are what a caller gives for a picture; graphs see `row_conditions`. `null` is the class that asks for
-    nothing. `per_block` is the context that each block takes its own of: a graph takes K of it, at axis 1. `constants`
-    are tensors of the feedback block that `cond` needs and takes as inputs, so that a block trained anew changes no
-    graph but its own. `wide_residual`: the sum that runs through the blocks is kept in float32 whatever the precision.
+    name: str
+    tokens: Shape
+    width: int
+
+    def port_name(self, prefix: str) -> str:
+        """`hidden` of the image's stream, `hidden_text` of a stream `text`."""
+        return f"{prefix}_{self.name}" if self.name else prefix
+
+
+@dataclass(frozen=True, slots=True)
+class ModelSpec:
+    """The dimensions of an ILF model, and what one picture needs of it.
+
+    | field | meaning |
+    |---|---|
+    | `block_path` | where the blocks lie in the model, such as `transformer_blocks` |
+    | `latent` | (C, H, W) of the default size; `sizes` are all (H, W) that it can make |
+    | `side_streams` | the streams that run through the blocks with the image's |
+    | `modulation_rows`, `head_rows` | rows of D values that time and conditions give to a block, and to the head |
+    | `shares_modulation` | all blocks get the same rows |
+    | `conditioning` | what a caller gives for a picture |
+    | `context` | what all blocks read of the conditions; `per_block` is what each block has for itself, K at axis 1 |
+    | `constants` | tensors of the feedback block that `cond` takes as inputs: training changes no other graph |
+    | `wide_residual` | the sum that runs through the blocks stays in float32 in every precision |
     """
 
     kind: str
+    block_path: str
     blocks: int
     width: int
     patch: int
     latent: tuple[int, int, int]
     sizes: tuple[tuple[int, int], ...]
     positions: Positions
+    side_streams: tuple[Stream, ...]
+    modulation_rows: int
+    head_rows: int
     loop: Loop
     guidance: bool
-    shares_rows: bool
+    shares_modulation: bool
     train_timesteps: int
-    conditions: tuple[Port, ...]
-    null: int | None
+    conditioning: Conditioning
     context: tuple[Port, ...]
     per_block: tuple[Port, ...]
     constants: tuple[Port, ...]
@@ -175,12 +198,17 @@ class ModelSpec:
 
     @property
     def grid(self) -> tuple[Dim, Dim]:
-        """Patches of a column and of a row, as symbols h and w where they differ from size to size."""
+        """Patches of a column and of a row, as symbols h and w if they differ from size to size."""
         return (self._side(0, "h", self.patch), self._side(1, "w", self.patch))
 
     @property
+    def streams(self) -> tuple[Stream, ...]:
+        """The image's stream, then the others."""
+        return (Stream("", self.grid, self.width), *self.side_streams)
+
+    @property
     def latent_dims(self) -> Shape:
-        """(C, H, W) of a port, H and W as symbols where they differ from size to size."""
+        """(C, H, W) of a port, H and W as symbols if they differ from size to size."""
         return (self.latent[0], self._side(0, "H", 1), self._side(1, "W", 1))
 
     def sides(self, size: tuple[int, int]) -> dict[str, int]:
@@ -189,28 +217,31 @@ class ModelSpec:
         return {"H": height, "W": width, "h": height // self.patch, "w": width // self.patch}
 
     @property
+    def conditions(self) -> tuple[Port, ...]:
+        """What a caller gives for each picture."""
+        return self.conditioning.ports(guidance=self.guidance)
+
+    @property
     def row_conditions(self) -> tuple[Port, ...]:
-        """The conditions as the graphs take them, a row for each picture and one more where it is guided."""
-        own = [port for port in self.conditions if not port.name.startswith(NEGATIVE)]
-        return tuple(replace(port, shape=(self.rows, *port.shape[1:])) for port in own)
+        """The conditions as the graphs take them."""
+        return self.conditioning.row_ports(self.rows)
 
     def _side(self, axis: int, symbol: str, cells: int) -> Dim:
-        found = {size[axis] for size in self.sizes}
-        return symbol if len(found) > 1 else found.pop() // cells
+        sides = {size[axis] for size in self.sizes}
+        return symbol if len(sides) > 1 else sides.pop() // cells
 
     def graph_of_linear(self, name: str) -> str:
         """The graph that runs a Linear of a block, by its name in the model, `transformer_blocks.8.attn1.to_q`.
 
         Raises InvalidRequest for a name of another kind or of a block that the model does not have.
         """
-        place, _, rest = name.partition(".")
-        if place == FEEDBACK:
+        if name.startswith(f"{FEEDBACK}."):
             return "loop_feedback"
-        number = rest.partition(".")[0]
-        if place != BLOCKS or not number.isdecimal() or int(number) >= self.blocks:
+        number = name.removeprefix(f"{self.block_path}.").partition(".")[0]
+        if not (name.startswith(f"{self.block_path}.") and number.isdecimal() and int(number) < self.blocks):
             raise InvalidRequest(
-                f"{name!r} is no Linear of a block; they are named as {BLOCKS}.0.attn1.to_q, up to {self.blocks - 1}, "
-                f"and {FEEDBACK}.attn1.to_q"
+                f"{name!r} is no Linear of a block; Linears are {self.block_path}.0.attn1.to_q and so on, up to block "
+                f"{self.blocks - 1}, and {FEEDBACK}.attn1.to_q"
             )
         block = int(number)
         if block < self.loop.begin:
@@ -233,9 +264,10 @@ class TextSpec:
     @property
     def graph(self) -> Graph:
         """The border of graph `text`; the mask is 1 for a token and 0 for padding."""
-        ids = Port("ids", ("B", self.tokens), "int32", below=self.vocabulary)
-        mask = Port("ids_mask", ("B", self.tokens), "float32")
-        return Graph(TEXT, (ids, mask), (Port("text", ("B", self.tokens, self.channels), "float32"),))
+        ids = Port("ids", (PICTURES, self.tokens), "int32", Role.TOKEN_IDS, below=self.vocabulary)
+        mask = Port("ids_mask", (PICTURES, self.tokens), "float32", Role.MASK)
+        text = Port("text", (PICTURES, self.tokens, self.channels), "float32", Role.TEXT)
+        return Graph(TEXT, (ids, mask), (text,))
 
 
 @dataclass(frozen=True, slots=True)
@@ -256,5 +288,5 @@ class DecoderSpec:
     def graph(self) -> Graph:
         """The border of graph `decode`; a symbol H of a latent is 8H of a picture where `scale` is 8."""
         pixels = tuple(f"{self.scale}{side}" if isinstance(side, str) else side * self.scale for side in self.size)
-        latents = Port("latents", (1, self.channels, *self.size), "float32")
-        return Graph(DECODE, (latents,), (Port("shades", (1, *pixels, 3), "float32"),))
+        latents = Port("latents", (1, self.channels, *self.size), "float32", Role.LATENT)
+        return Graph(DECODE, (latents,), (Port("shades", (1, *pixels, 3), "float32", Role.PIXELS),))

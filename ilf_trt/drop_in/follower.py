@@ -11,6 +11,7 @@ from torch import Tensor
 from ilf_trt.contract.plan import Ratio, Rule, StepPlan, feedback_steps, make_plan
 from ilf_trt.contract.spec import Loop
 from ilf_trt.errors import InvalidRequest, UnsupportedScheduler
+from ilf_trt.model.backbones import pipeline_kinds
 
 TIME_TOLERANCE = 0.01  # of 1000: some of diffusers' fractions come out of float32, times that differ do by 1 and more
 
@@ -60,11 +61,11 @@ class Follower:
         if steps is None:
             raise InvalidRequest(f"the pipeline's {name} has no timesteps yet; call its set_timesteps first")
         plan = self._plan_of({**scheduler.config, "_class_name": name}, steps)
-        got, wanted = scheduler.timesteps.tolist(), [step.t for step in plan.steps]
-        if len(got) != len(wanted) or any(abs(a - b) > TIME_TOLERANCE for a, b in zip(got, wanted, strict=True)):
+        own, planned = scheduler.timesteps.tolist(), [step.t for step in plan.steps]
+        if len(own) != len(planned) or any(abs(a - b) > TIME_TOLERANCE for a, b in zip(own, planned, strict=True)):
             raise UnsupportedScheduler(
-                f"{name}: its {len(got)} timesteps {_few(got)} are not the {len(wanted)} that its config gives, "
-                f"{_few(wanted)}; leave timesteps=… and sigmas=… out, and lambda_min_clipped at its default"
+                f"{name}: its {len(own)} timesteps {_listed(own)} are not the {len(planned)} that its config gives, "
+                f"{_listed(planned)}; leave timesteps=… and sigmas=… out, and lambda_min_clipped at its default"
             )
         return plan
 
@@ -73,7 +74,8 @@ def check_pipeline(pipe: Any, config: Any) -> Any:
     """The transformer that `pipe` has, or None; raises InvalidRequest when there is no place for one of `config`."""
     for part in ("transformer", "scheduler"):
         if not hasattr(pipe, part):
-            raise InvalidRequest(f"{type(pipe).__name__} has no {part}; give a DiT or PixArt pipeline")
+            kinds = ", ".join(pipeline_kinds())
+            raise InvalidRequest(f"{type(pipe).__name__} has no {part}; give a diffusers pipeline such as {kinds}")
     replaced = pipe.transformer
     if replaced is None:
         return None
@@ -100,12 +102,12 @@ def plan_maker(blocks: int, loop: Loop, feedback: str, rule: Rule | str, ratio: 
 def _index(plan: StepPlan, timestep: Tensor | float) -> int:
     """The step at a time; of a repeated one the second, at which diffusers begins."""
     t = float(torch.as_tensor(timestep).flatten()[0])
-    found = [index for index, step in enumerate(plan.steps) if abs(step.t - t) <= TIME_TOLERANCE]
-    if not found:
-        raise InvalidRequest(f"no step is at time {t:g}; the plan's are {_few([step.t for step in plan.steps])}")
-    return found[:2][-1]
+    indices = [index for index, step in enumerate(plan.steps) if abs(step.t - t) <= TIME_TOLERANCE]
+    if not indices:
+        raise InvalidRequest(f"no step is at time {t:g}; the plan's are {_listed([step.t for step in plan.steps])}")
+    return indices[:2][-1]
 
 
-def _few(times: list[float]) -> str:
-    shown = [f"{time:g}" for time in times]
-    return ", ".join(shown if len(shown) <= 4 else [*shown[:3], "…", shown[-1]])
+def _listed(times: list[float]) -> str:
+    words = [f"{time:g}" for time in times]
+    return ", ".join(words if len(words) <= 4 else [*words[:3], "…", words[-1]])

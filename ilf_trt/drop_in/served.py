@@ -1,10 +1,9 @@
 """A drop-in for the transformer of a diffusers pipeline that runs a bundle's graphs, in ONNX Runtime or TensorRT."""
 
 from dataclasses import replace
-from importlib import import_module
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
 
 import torch
 from diffusers.configuration_utils import FrozenDict
@@ -12,11 +11,18 @@ from diffusers.models.modeling_outputs import Transformer2DModelOutput
 from torch import Tensor, nn
 from torch.utils.dlpack import from_dlpack
 
+from ilf_trt.contract.manifest import Manifest
 from ilf_trt.contract.plan import Ratio, Rule, StepPlan
+from ilf_trt.contract.spec import ModelSpec
 from ilf_trt.drop_in.follower import Follower, check_pipeline, plan_maker
 from ilf_trt.errors import InvalidRequest
+from ilf_trt.leaves import load_pipeline
+from ilf_trt.model.backbones import adapter_of_kind
 
-PORTS = {"class_labels": "class_labels", "encoder_hidden_states": "text", "encoder_attention_mask": "text_mask"}
+if TYPE_CHECKING:
+    from ilf_trt.leaves import Pipeline
+
+UNSERVED = {"timestep", "attention_mask", "cross_attention_kwargs"}
 KEPT_STEPS = 128  # each step is a plan of its own, bound once
 RAW_OUTPUT = (0.0, 1.0, 0.0, 1.0, 0.0, 0.0)  # c_x, c_out, a, b_0 …: the next latent is what the model puts out
 
@@ -28,8 +34,8 @@ class ServedTransformer(nn.Module):
     learned variance is not served: `config.out_channels` are the latent's. Closes the bundle's pipeline with itself.
     """
 
-    def __init__(self, served: Any, follower: Follower, *, device: str) -> None:
-        """`served` is an `ilf_trt.runtime.Pipeline` on `device`.
+    def __init__(self, served: "Pipeline", follower: Follower, *, device: str) -> None:
+        """`served` is the bundle's pipeline on `device`.
 
         Raises InvalidRequest for a bundle that runs every picture twice whatever its guidance.
         """
@@ -45,9 +51,9 @@ class ServedTransformer(nn.Module):
         self.device = torch.device(device)
         self._served = served
         self._follower = follower
-        self._ports = {port.name: getattr(torch, port.dtype) for port in spec.conditions}
+        self._dtypes = {port.name: getattr(torch, port.dtype) for port in spec.conditions}
         self._plan: StepPlan | None = None
-        self._given: dict[str, tuple[Tensor, Any]] = {}
+        self._arrays: dict[str, tuple[Tensor, Any]] = {}
 
     @classmethod
     def install(
@@ -69,9 +75,7 @@ class ServedTransformer(nn.Module):
         Raises what `Pipeline.load` raises, InvalidRequest for a bundle that guides or does not fit the pipeline. The
         pipeline's calls raise UnsupportedScheduler for a scheduler without a plan.
         """
-        served = import_module("ilf_trt.runtime").Pipeline.load(
-            bundle, device=device, engine=engine, threads=threads, sessions=1, kept=KEPT_STEPS
-        )
+        served = load_pipeline(bundle, device=device, engine=engine, threads=threads, sessions=1, kept=KEPT_STEPS)
         try:
             check_pipeline(pipe, config_of(served.manifest))
             spec, plan = served.manifest.spec, served.manifest.plan
@@ -96,8 +100,9 @@ class ServedTransformer(nn.Module):
         """
         plan, index = self._follower.at(timestep)
         if plan is not self._plan:
-            self._plan, self._given = plan, {}
-        conditions = {name: self._array(name, tensor) for name, tensor in conditions_of(arguments, self._ports).items()}
+            self._plan, self._arrays = plan, {}
+        spec = self._served.manifest.spec
+        conditions = {name: self._array(name, tensor) for name, tensor in conditions_of(arguments, spec).items()}
         on_device = hidden_states.is_cuda and self.device.type == "cuda"
         latents = hidden_states.detach().float().contiguous()
         cell = self._served.manifest.picture.cell
@@ -128,32 +133,33 @@ class ServedTransformer(nn.Module):
 
     def _array(self, name: str, tensor: Tensor) -> Any:
         """A condition in numpy, fetched once a run: a pipeline passes the same tensors at every step."""
-        given = self._given.get(name)
-        if given is None or given[0] is not tensor:
-            dtype = self._ports.get(name, tensor.dtype)
-            given = self._given[name] = tensor, tensor.detach().to("cpu", dtype).numpy()
-        return given[1]
+        entry = self._arrays.get(name)
+        if entry is None or entry[0] is not tensor:
+            dtype = self._dtypes.get(name, tensor.dtype)
+            entry = self._arrays[name] = tensor, tensor.detach().to("cpu", dtype).numpy()
+        return entry[1]
 
 
-def config_of(manifest: Any) -> FrozenDict:
+def config_of(manifest: Manifest) -> FrozenDict:
     """What a diffusers pipeline reads of its transformer's configuration."""
     spec = manifest.spec
     side = spec.positions.base * spec.patch
     return FrozenDict(sample_size=side, in_channels=spec.latent[0], out_channels=spec.latent[0])
 
 
-def conditions_of(arguments: dict[str, Any], ports: dict[str, torch.dtype]) -> dict[str, Tensor]:
+def conditions_of(arguments: dict[str, Any], spec: ModelSpec) -> dict[str, Tensor]:
     """The backbone's arguments under the names of the bundle's condition ports; raises InvalidRequest.
 
     As in the backbone, sizes that the model does not take are left out.
     """
-    given = {name: value for name, value in arguments.items() if value is not None}
-    sizes = given.pop("added_cond_kwargs", {})
-    unknown = sorted(given.keys() - PORTS.keys())
-    if unknown:
-        raise InvalidRequest(f"{unknown[0]!r} is not supported by a served transformer; leave it out")
-    conditions = {PORTS[name]: value for name, value in given.items()}
-    return conditions | {name: value for name, value in sizes.items() if name in ports and value is not None}
+    adapter = adapter_of_kind(spec.kind)
+    values = {name: value for name, value in arguments.items() if value is not None}
+    unsupported = sorted(values.keys() - (set(adapter.arguments) - UNSERVED))
+    if unsupported:
+        raise InvalidRequest(f"{unsupported[0]!r} is not supported by a served transformer; leave it out")
+    conditions = adapter.conditions_of(values)
+    names = {port.name for port in spec.conditions}
+    return {name: value for name, value in conditions.items() if name in names}
 
 
 def plan_of_step(plan: StepPlan, index: int) -> StepPlan:

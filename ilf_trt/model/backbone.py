@@ -1,73 +1,80 @@
-"""What ILF needs to know of a diffusion transformer: the seam between the method and one model class."""
+"""The backbone: what ILF needs to know of a diffusion transformer, the seam between the method and one model class.
+
+A new model is one subclass of `Backbone` in one file. Legend: B pictures, R rows of a batch, N tokens of the image,
+D width, K blocks, M modulation rows of a block, C, H, W latent channels and sides.
+"""
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, ClassVar, cast
 
 import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from ilf_trt.contract.conditioning import Conditioning
 from ilf_trt.contract.ports import Port
 from ilf_trt.contract.positions import positions_of
-from ilf_trt.contract.spec import Positions
+from ilf_trt.contract.spec import Positions, Stream
 from ilf_trt.errors import InvalidRequest
+from ilf_trt.model.context import Context
 
-TEXT_PAIRS = "text_pairs"
+State = tuple[Tensor, ...]
+"""The tokens of every stream, the image's first: (R, N, D), and (R, tokens, width) of each side stream."""
 
 
 @dataclass(frozen=True, slots=True)
-class Context:
-    """What the pictures of a batch ask for, without the time; R rows.
+class PipelineKind:
+    """A class of diffusers pipelines that this backbone is served in.
 
-    `labels` (R,), `sizes` (R, D) added to the time embedding, `text` (R, L, D), `text_bias` (R, 1, 1, L).
-    `text_pairs` (R, K, 2, L, D), the keys and values that K blocks make of the text, stands in for `text`.
+    `text_tokens` is the length of its text, None without text. `bins` gives the sizes (height, width) in pixels that
+    the model was trained on, by the side of its latent and by the ratio height / width.
     """
 
-    labels: Tensor | None = None
-    sizes: Tensor | None = None
-    text: Tensor | None = None
-    text_bias: Tensor | None = None
-    text_pairs: Tensor | None = None
-
-    @classmethod
-    def from_ports(cls, ports: Mapping[str, Tensor], graph: str) -> "Context":
-        """What of the context crosses into `graph`, which holds blocks."""
-        return cls(
-            text=ports.get("text_tokens"),
-            text_bias=ports.get("text_bias"),
-            text_pairs=ports.get(f"{TEXT_PAIRS}_{graph}"),
-        )
-
-    def at(self, index: int) -> "Context":
-        """The context of block `index` of the K."""
-        return self if self.text_pairs is None else replace(self, text_pairs=self.text_pairs[:, index : index + 1])
-
-    def port(self, name: str) -> Tensor:
-        """The tensor of a context port."""
-        tensor = {"text_tokens": self.text, "text_bias": self.text_bias}[name]
-        if tensor is None:
-            raise InvalidRequest(f"{name} is missing; pass the text and its mask")
-        return tensor
+    class_name: str
+    text_tokens: int | None = None
+    bins: Callable[[], Mapping[int, Mapping[str, Sequence[float]]]] = dict
 
 
 class Backbone(ABC):
-    """An adapter over one diffusers transformer; it owns no weights."""
+    """An adapter over one transformer class; it owns no weights.
+
+    | attribute | meaning |
+    |---|---|
+    | `kind` | the name in checkpoints and bundles |
+    | `model_type` | the class, with diffusers' `from_pretrained`, `save_pretrained` and `config` |
+    | `arguments` | what the class takes after the latent, in order |
+    | `pipelines` | the diffusers pipelines around it |
+    | `block_path` | where the list of blocks lies in the model |
+    | `linears` | the parts of a block whose Linears run at every pass; FP8 takes those |
+    | `modulation_rows`, `head_rows` | M, and the rows of the head |
+    | `shares_modulation` | all blocks get the same rows |
+    """
 
     kind: ClassVar[str]
-    model_class: ClassVar[str]
+    model_type: ClassVar[type[Any]]
     arguments: ClassVar[tuple[str, ...]]
-    shares_rows: ClassVar[bool]
+    pipelines: ClassVar[tuple[PipelineKind, ...]] = ()
+    block_path: ClassVar[str] = "transformer_blocks"
+    linears: ClassVar[tuple[str, ...]] = ("attn1", "attn2", "ff")
+    modulation_rows: ClassVar[int] = 6
+    head_rows: ClassVar[int] = 2
+    shares_modulation: ClassVar[bool] = False
 
     def __init__(self, model: Any) -> None:
+        """Raises UnsupportedBackbone for a configuration that the segments do not reproduce."""
         self.model = model
         self.check()
 
+    @classmethod
+    def model_class(cls) -> str:
+        """The name of the transformer's class, as it stands in a config.json."""
+        return cls.model_type.__name__
+
     @property
     def blocks(self) -> nn.ModuleList:
-        blocks: nn.ModuleList = self.model.transformer_blocks
-        return blocks
+        return cast(nn.ModuleList, self.model.get_submodule(self.block_path))
 
     @property
     def width(self) -> int:
@@ -84,18 +91,8 @@ class Backbone(ABC):
         return int(self.model.config.in_channels), side, side
 
     @property
-    def null(self) -> Mapping[str, Tensor] | None:
-        """The arguments of one row that asks for nothing, where the model itself knows them."""
-        return None
-
-    @property
-    def null_label(self) -> int | None:
-        """The class that asks for nothing, of a backbone of classes."""
-        return None
-
-    @property
     def grid(self) -> tuple[int, int]:
-        """Patches in a column and in a row, of the size that the model was made for."""
+        """Patches in a column and in a row, of the size that the model was trained on."""
         return self.grid_of(self.latent)
 
     def grid_of(self, shape: Sequence[int]) -> tuple[int, int]:
@@ -104,17 +101,17 @@ class Backbone(ABC):
 
     @property
     def positions(self) -> Positions:
-        """What the position embedding is made by."""
+        """What the position embedding follows from."""
         embedder = self.model.pos_embed
         return Positions(int(embedder.base_size), float(embedder.interpolation_scale))
 
     def positions_of(self, grid: tuple[int, int]) -> Tensor:
-        """The position embedding of a grid, (1, N, D); of the model's own it is the one that the model holds."""
+        """The position embedding of a grid, (1, N, D); for the model's own grid it is the model's own tensor."""
         embedder = self.model.pos_embed
         if grid == self.grid:
             return cast(Tensor, embedder.pos_embed)
-        made = positions_of(*grid, self.width, base=self.positions.base, scale=self.positions.scale)
-        return torch.from_numpy(made).flatten(0, 1).unsqueeze(0).to(embedder.pos_embed.device)
+        values = positions_of(*grid, self.width, base=self.positions.base, scale=self.positions.scale)
+        return torch.from_numpy(values).flatten(0, 1).unsqueeze(0).to(embedder.pos_embed.device)
 
     def last_layers(self, block: Any) -> list[nn.Module]:
         """The last layer of every branch of a block: with all of them at zero the block passes its input on."""
@@ -125,26 +122,25 @@ class Backbone(ABC):
         """latent (R, C, H, W), positions (1, N, D) or those of its grid -> tokens (R, N, D), positions added."""
         embedder = self.model.pos_embed
         patches = embedder.proj(latent.to(embedder.proj.weight.dtype)).flatten(2).transpose(1, 2)
-        places = self.positions_of(self.grid_of(latent.shape)) if positions is None else positions
-        return (patches + places).to(patches.dtype)
+        offsets = self.positions_of(self.grid_of(latent.shape)) if positions is None else positions
+        return (patches + offsets).to(patches.dtype)
 
     def bind(self, values: Sequence[Any], named: Mapping[str, Any]) -> dict[str, Any]:
         """The backbone's own positional and named arguments after the latent, by name; raises InvalidRequest."""
+        name_of_class = self.model_class()
         if len(values) > len(self.arguments):
-            raise InvalidRequest(
-                f"{self.model_class} takes {self.arguments} after the latent, got {len(values)} values"
-            )
+            raise InvalidRequest(f"{name_of_class} takes {self.arguments} after the latent, got {len(values)} values")
         call = dict(zip(self.arguments, values, strict=False))
         for name, value in named.items():
             if name in call or name not in self.arguments:
-                what = "given twice" if name in call else f"not an argument of {self.model_class}"
+                what = "given twice" if name in call else f"not an argument of {name_of_class}"
                 raise InvalidRequest(f"{name!r} is {what}; it takes {', '.join(self.arguments)}")
             call[name] = value
         for name in ("attention_mask", "cross_attention_kwargs"):
             if call.pop(name, None) is not None:
                 raise InvalidRequest(f"{name!r} is not supported with inner loop feedback; leave it out")
         if call.get("timestep") is None:
-            raise InvalidRequest(f"{self.model_class} needs a timestep; pass timestep=…")
+            raise InvalidRequest(f"{name_of_class} needs a timestep; pass timestep=…")
         return call
 
     @abstractmethod
@@ -152,89 +148,108 @@ class Backbone(ABC):
         """Raise UnsupportedBackbone for a configuration that the segments do not reproduce."""
 
     @abstractmethod
-    def condition_ports(self, text_tokens: int, *, guidance: bool) -> tuple[Port, ...]:
-        """What a caller of the served model passes for each picture."""
+    def conditioning(self, text_tokens: int) -> Conditioning:
+        """What a caller gives for each picture; `text_tokens` is the length of a text, for models that take text."""
 
     @abstractmethod
-    def context_ports(self, rows: str, text_tokens: int, dtype: str, *, hoist_text: bool) -> tuple[Port, ...]:
-        """What of the context crosses from `cond` into all graphs that hold blocks."""
+    def call(self, conditions: Mapping[str, Tensor]) -> dict[str, Any]:
+        """Conditions of R rows under their port names -> the backbone's own arguments."""
 
-    def per_block_ports(self, rows: str, text_tokens: int, dtype: str, *, hoist_text: bool) -> tuple[Port, ...]:
-        """What crosses to each block of its own; `hoist_text` makes the text's keys and values once a picture.
+    @classmethod
+    @abstractmethod
+    def conditions_of(cls, call: Mapping[str, Any]) -> dict[str, Tensor]:
+        """The backbone's own arguments -> conditions under their port names; raises InvalidRequest.
 
-        A backbone that takes text defines this and `text_pairs`; without text it raises InvalidRequest.
+        The inverse of `call`, for a diffusers pipeline that calls a served model.
         """
-        if hoist_text:
-            raise InvalidRequest(f"{self.model_class} takes no text; leave --hoist-text out")
-        return ()
-
-    @abstractmethod
-    def hoisted_parameters(self, block: nn.Module, *, hoist_text: bool) -> dict[str, nn.Parameter]:
-        """The parameters of a block, by name, that `cond` uses."""
-
-    def text_pairs(self, blocks: Sequence[nn.Module], context: Context) -> Tensor:
-        """Keys and values of the text for each block, (R, K, 2, L, D)."""
-        raise NotImplementedError(self.model_class)
-
-    @abstractmethod
-    def call(self, conditions: Mapping[str, Tensor], *, guidance: bool) -> dict[str, Any]:
-        """Conditions under their port names, B pictures -> the backbone's own arguments, B or 2B rows."""
 
     @abstractmethod
     def context(self, call: Mapping[str, Any]) -> Context:
-        """The backbone's own arguments -> what the blocks and the time embedding need of them."""
+        """The backbone's own arguments -> what the blocks and the time embedding read of them."""
+
+    def context_ports(self, rows: str, text_tokens: int, dtype: str, *, hoist_text: bool) -> tuple[Port, ...]:
+        """What of the context crosses from `cond` into all graphs that hold blocks."""
+        return ()
+
+    def per_block_ports(self, rows: str, text_tokens: int, dtype: str, *, hoist_text: bool) -> tuple[Port, ...]:
+        """What each block has for itself; `hoist_text` computes the text's keys and values once a picture.
+
+        A backbone that takes text defines this and `per_block`; the others raise InvalidRequest for `hoist_text`.
+        """
+        if hoist_text:
+            raise InvalidRequest(f"{self.model_class()} takes no text; leave --hoist-text out")
+        return ()
+
+    def per_block(self, blocks: Sequence[nn.Module], context: Context) -> dict[str, Tensor]:
+        """The tensors of `per_block_ports` for `blocks`, each (R, K, …)."""
+        raise NotImplementedError(self.model_class())
+
+    def hoisted_parameters(self, block: nn.Module, *, hoist_text: bool) -> dict[str, nn.Parameter]:
+        """The parameters of a block, by name, that `cond` uses in its place."""
+        return {}
+
+    def side_streams(self, text_tokens: int) -> tuple[Stream, ...]:
+        """The streams that run through the blocks with the image's."""
+        return ()
+
+    def starts(self, context: Context) -> tuple[Tensor, ...]:
+        """The tokens with which each side stream enters the first block, (R, tokens, width)."""
+        return ()
 
     @abstractmethod
-    def rows(self, blocks: Sequence[nn.Module], times: Tensor, context: Context, batch: int) -> Tensor:
-        """times (batch,) -> (batch, K, 6, D), or times (T, 1) -> (T, batch, K, 6, D), in float32.
+    def modulation(self, blocks: Sequence[nn.Module], times: Tensor, context: Context, batch: int) -> Tensor:
+        """times (batch,) -> (batch, K, M, D), or times (T, 1) -> (T, batch, K, M, D), in float32.
 
-        K is 1 where all blocks share a row, else the number of blocks.
+        K is 1 if all blocks share the rows, else the number of blocks.
         """
 
     @abstractmethod
-    def head_row(self, times: Tensor, context: Context, batch: int) -> Tensor:
-        """times as in `rows` -> shift and scale of the last norm, (…, batch, 2, D), in float32."""
+    def head_modulation(self, times: Tensor, context: Context, batch: int) -> Tensor:
+        """times as in `modulation` -> the rows of the head, (…, batch, head rows, D), in float32."""
 
     @abstractmethod
-    def block(self, block: nn.Module, tokens: Tensor, row: Tensor, context: Context) -> Tensor:
-        """One block: tokens (R, N, D), row (R, 6, D) -> (R, N, D)."""
+    def block(self, block: nn.Module, state: State, rows: Tensor, context: Context) -> State:
+        """One block: a state and its modulation rows (R, M, D) -> the next state."""
 
     @abstractmethod
-    def head(self, tokens: Tensor, row: Tensor, grid: tuple[int, int]) -> Tensor:
-        """tokens (R, N, D) of a grid, row (R, 2, D) -> the model's output (R, C_out, H, W)."""
+    def head(self, tokens: Tensor, rows: Tensor, grid: tuple[int, int]) -> Tensor:
+        """tokens (R, N, D) of a grid, rows (R, head rows, D) -> the model's output (R, C_out, H, W)."""
 
     def run(
         self,
         blocks: Sequence[nn.Module],
-        tokens: Tensor,
-        rows: Tensor,
+        state: State,
+        modulation: Tensor,
         context: Context,
         *,
-        feedback: Tensor | None = None,
+        feedback: State | None = None,
         scales: Tensor | None = None,
         recompute: bool = False,
-    ) -> Tensor:
+    ) -> State:
         """Blocks one after another, `scales[i] * feedback` added to the input of block i (paper Eq. 2 and 3).
 
-        `recompute` runs every block again in the backward pass instead of keeping what is inside of it.
-        tokens and feedback (R, N, D), rows (R, K, 6, D), scales (len(blocks),) -> (R, N, D).
+        state and feedback: one (R, N, D) a stream; modulation (R, K, M, D); scales (len(blocks),), shared by the
+        streams. `recompute` runs every block again in the backward pass instead of keeping what is inside of it.
         """
         for index, block in enumerate(blocks):
             if feedback is not None and scales is not None:
-                tokens = tokens + (feedback * scales[index]).to(tokens.dtype)
-            row, here = rows[:, 0 if self.shares_rows else index], context.at(index)
+                state = tuple(
+                    tokens + (change * scales[index]).to(tokens.dtype)
+                    for tokens, change in zip(state, feedback, strict=True)
+                )
+            rows, own = modulation[:, 0 if self.shares_modulation else index], context.at(index)
             if recompute:
-                tokens = checkpoint(self.block, block, tokens, row, here, use_reentrant=False, preserve_rng_state=False)
+                state = checkpoint(self.block, block, state, rows, own, use_reentrant=False, preserve_rng_state=False)
             else:
-                tokens = self.block(block, tokens, row, here)
-        return tokens
+                state = self.block(block, state, rows, own)
+        return state
 
     def compile(self) -> None:
         """Compile the block once for all blocks of the model: they differ in weights alone."""
         compiled = torch.compile(self.block, dynamic=False)
 
-        def block(block: nn.Module, tokens: Tensor, row: Tensor, context: Context) -> Tensor:
-            return compiled(block, tokens, row.contiguous(), context)  # its strides depend on where it was cut from
+        def block(block: nn.Module, state: State, rows: Tensor, context: Context) -> State:
+            return compiled(block, state, rows.contiguous(), context)  # its strides depend on where it was cut from
 
         setattr(self, "block", block)  # noqa: B010
 

@@ -6,9 +6,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-LINEARS = ("attn1", "attn2", "ff")
-"""Parts of a block whose Linears run at every pass."""
-
 
 def adaptive_block(
     block: Any,

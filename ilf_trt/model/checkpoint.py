@@ -2,12 +2,12 @@
 
 import hashlib
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import diffusers
 import torch
+from diffusers import ConfigMixin
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from ilf_trt.contract.packaged import packaged
 from ilf_trt.contract.solver import DEFAULT_SCHEDULER
 from ilf_trt.contract.spec import Loop
-from ilf_trt.errors import CheckpointError, InvalidRequest
+from ilf_trt.errors import CheckpointError, InvalidRequest, one_line
 from ilf_trt.model.backbones import adapter_of_class, adapter_of_kind
 from ilf_trt.model.ilf_model import ILFModel
 from ilf_trt.model.surgery import attach
@@ -25,6 +25,12 @@ FACTS_FILE = "ilf.json"
 WEIGHTS_FILE = "ilf.safetensors"
 BASE_FOLDER = "transformer"
 SCHEDULER_FILE = "scheduler/scheduler_config.json"
+
+
+class _AnyConfig(ConfigMixin):  # type: ignore[misc]
+    """Reads the config.json of any model."""
+
+    config_name = "config.json"
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,8 +47,33 @@ class Checkpoint:
 
     def scheduler_config(self) -> dict[str, Any]:
         """The diffusers scheduler beside the checkpoint or beside its base; else DPM-Solver++ of order 2."""
-        beside = self.folder / SCHEDULER_FILE
-        return read_json_object(beside) if beside.is_file() else base_scheduler(self.base)
+        own = self.folder / SCHEDULER_FILE
+        return read_json_object(own) if own.is_file() else base_scheduler(self.base)
+
+    def load(self) -> ILFModel:
+        """The model on its base; raises as `load_ilf` does."""
+        source = self.base
+        backbone = _load_base(self.kind, source)
+        _check_finite(backbone.state_dict(), f"the base {source}")
+        sha256 = fingerprint(backbone)
+        if sha256 != self.base_sha256:
+            raise CheckpointError(
+                f"base {source} is another model: its weights hash to {sha256[:12]}…, the checkpoint was trained on "
+                f"{self.base_sha256[:12]}…; pass the base it was trained on with --base"
+            )
+        config = plain_config(backbone)
+        for name, value in self.config.items():
+            if name in config and config[name] != value:
+                raise CheckpointError(
+                    f"base {source} is another model: its {name} is {config[name]!r}, the checkpoint was trained "
+                    f"on {value!r}; pass the base it was trained on with --base"
+                )
+        try:
+            model = attach(backbone, self.loop)
+        except InvalidRequest as error:
+            raise CheckpointError(f"{self.folder / FACTS_FILE}: {error}") from error
+        load_feedback(model, self.folder / WEIGHTS_FILE)
+        return model
 
 
 def save_ilf(
@@ -84,28 +115,7 @@ def load_ilf(folder: str | Path, *, base: str | Path | None = None) -> ILFModel:
     UnsupportedBackbone for a kind without an adapter.
     """
     checkpoint = read_checkpoint(folder)
-    source = str(base) if base is not None else checkpoint.base
-    backbone = _load_base(checkpoint.kind, source)
-    _check_finite(backbone.state_dict(), f"the base {source}")
-    found = fingerprint(backbone)
-    if found != checkpoint.base_sha256:
-        raise CheckpointError(
-            f"base {source} is another model: its weights hash to {found[:12]}…, the checkpoint was trained on "
-            f"{checkpoint.base_sha256[:12]}…; pass the base it was trained on with --base"
-        )
-    config = plain_config(backbone)
-    for name, value in checkpoint.config.items():
-        if name in config and config[name] != value:
-            raise CheckpointError(
-                f"base {source} is another model: its {name} is {config[name]!r}, the checkpoint was trained "
-                f"on {value!r}; pass the base it was trained on with --base"
-            )
-    try:
-        model = attach(backbone, checkpoint.loop)
-    except InvalidRequest as error:
-        raise CheckpointError(f"{checkpoint.folder / FACTS_FILE}: {error}") from error
-    load_feedback(model, checkpoint.folder / WEIGHTS_FILE)
-    return model
+    return checkpoint.load() if base is None else replace(checkpoint, base=str(base)).load()
 
 
 def load_backbone(source: str) -> Any:
@@ -115,9 +125,9 @@ def load_backbone(source: str) -> Any:
     options = {} if Path(source).is_dir() or source.count("/") != 1 else {"subfolder": BASE_FOLDER}
     path = Path(source) / BASE_FOLDER if (Path(source) / BASE_FOLDER).is_dir() else Path(source)
     try:
-        config = diffusers.DiTTransformer2DModel.load_config(str(path) if not options else source, **options)
+        config = _AnyConfig.load_config(str(path) if not options else source, **options)
     except (OSError, ValueError) as error:
-        reason = " ".join(str(error).split())[:300]
+        reason = one_line(error)
         raise CheckpointError(
             f"base {source} cannot be loaded: {reason}; give the diffusers folder of the base as model.base"
         ) from error
@@ -158,9 +168,9 @@ def read_checkpoint(folder: str | Path) -> Checkpoint:
         source, sha256 = str(facts["base"]["source"]), str(facts["base"]["sha256"])
         kind, config, training = str(facts["kind"]), dict(facts["config"]), dict(facts["training"])
     except (KeyError, TypeError, ValueError, OverflowError) as error:
-        raise CheckpointError(f"{path}: field missing or of the wrong type ({error!r}); write it anew") from error
-    beside = folder / source
-    base = str(beside) if beside.is_dir() else source
+        raise CheckpointError(f"{path}: field missing or of the wrong type ({error!r}); write it again") from error
+    local = folder / source
+    base = str(local) if local.is_dir() else source
     return Checkpoint(folder, kind, base, sha256, Loop(begin, end), config, training)
 
 
@@ -192,7 +202,7 @@ def read_json_object(path: Path) -> dict[str, Any]:
 
 
 def _load_base(kind: str, source: str) -> Any:
-    model_class = getattr(diffusers, adapter_of_kind(kind).model_class)
+    model_type = adapter_of_kind(kind).model_type
     options: dict[str, Any] = {"use_safetensors": True, "low_cpu_mem_usage": False}
     path = Path(source)
     if path.is_dir():
@@ -204,9 +214,9 @@ def _load_base(kind: str, source: str) -> Any:
     else:
         options["subfolder"] = BASE_FOLDER
     try:
-        return model_class.from_pretrained(source, **options)
+        return model_type.from_pretrained(source, **options)
     except (OSError, ValueError, RuntimeError, TypeError, SafetensorError) as error:
-        reason = " ".join(str(error).split())[:300]
+        reason = one_line(error)
         raise CheckpointError(
             f"base {source} cannot be loaded: {reason}; check the folder or download it again"
         ) from error

@@ -9,20 +9,21 @@ from torch import Tensor, nn
 
 from ilf_trt.contract.spec import Loop
 from ilf_trt.errors import InvalidRequest
-from ilf_trt.model.backbone import Backbone, Context
+from ilf_trt.model.backbone import Backbone, State
+from ilf_trt.model.context import Context
 from ilf_trt.model.feedback import Feedback
 
 
 @dataclass(frozen=True, slots=True)
 class FirstPass:
-    """A latent at its own time, as the frozen part sees it: tokens before and after the loop, each (R, N, D).
+    """A latent at its own time, as the frozen part sees it: the tokens of every stream before and after the loop.
 
-    `rows` (R, K, 6, D) are those of the loop's blocks at `time`, `grid` the patches of a column and of a row.
+    `modulation` (R, K, M, D) is that of the loop's blocks at `time`, `grid` the patches of a column and of a row.
     """
 
-    tokens: Tensor
-    features: Tensor
-    rows: Tensor
+    hidden: State
+    features: State
+    modulation: Tensor
     time: Tensor
     context: Context
     grid: tuple[int, int]
@@ -83,13 +84,14 @@ class ILFModel(nn.Module):
         `residual` is the dtype of the sum that runs through the blocks; by default that of the embedding.
         """
         blocks, loop = list(self.adapter.blocks), self.loop
-        embedded = self.adapter.embed(hidden_states)
-        tokens = embedded if residual is None else embedded.to(residual)
-        tokens = self._run(blocks[: loop.begin], tokens, time, context)
+        state: State = (self.adapter.embed(hidden_states), *self.adapter.starts(context))
+        if residual is not None:
+            state = tuple(tokens.to(residual) for tokens in state)
+        hidden = self._run(blocks[: loop.begin], state, time, context)
         inside = blocks[loop.begin : loop.end + 1]
-        rows = self.adapter.rows(inside, time, context, tokens.shape[0])
-        features = self.adapter.run(inside, tokens, rows, context)
-        return FirstPass(tokens, features, rows, time, context, self.adapter.grid_of(hidden_states.shape))
+        modulation = self.adapter.modulation(inside, time, context, len(hidden_states))
+        features = self.adapter.run(inside, hidden, modulation, context)
+        return FirstPass(hidden, features, modulation, time, context, self.adapter.grid_of(hidden_states.shape))
 
     def second_pass(self, first: FirstPass, t_post: Tensor, *, recompute: bool = False) -> Tensor:
         """F, the loop again on its feedback, and what follows, at `t_post` (R,) -> sample (R, C_out, H, W).
@@ -97,35 +99,36 @@ class ILFModel(nn.Module):
         `recompute` keeps no activations inside of a block for the backward pass: it runs the block again there.
         """
         context, inside = first.context, list(self.adapter.blocks)[self.loop.begin : self.loop.end + 1]
-        fed_back = self._run([self.feedback.block], first.features, first.time, context, recompute=recompute)
-        same = t_post is first.time
-        rows = first.rows if same else self.adapter.rows(inside, t_post, context, first.tokens.shape[0])
+        feedback = self._run([self.feedback.block], first.features, first.time, context, recompute=recompute)
+        modulation = first.modulation
+        if t_post is not first.time:
+            modulation = self.adapter.modulation(inside, t_post, context, len(t_post))
         features = self.adapter.run(
             inside,
-            first.tokens,
-            rows,
+            first.hidden,
+            modulation,
             context,
-            feedback=fed_back,
+            feedback=feedback,
             scales=self.feedback.scales,
             recompute=recompute,
         )
         return self.finish(features, t_post, context, first.grid, recompute=recompute)
 
     def finish(
-        self, features: Tensor, time: Tensor, context: Context, grid: tuple[int, int], *, recompute: bool = False
+        self, features: State, time: Tensor, context: Context, grid: tuple[int, int], *, recompute: bool = False
     ) -> Tensor:
-        """The blocks after the loop and the head, at `time` (R,): features (R, N, D) -> sample (R, C_out, H, W)."""
+        """The blocks after the loop and the head, at `time` (R,): features -> sample (R, C_out, H, W)."""
         after = list(self.adapter.blocks)[self.loop.end + 1 :]
-        features = self._run(after, features, time, context, recompute=recompute)
-        return self.adapter.head(features, self.adapter.head_row(time, context, features.shape[0]), grid)
+        tokens, *_ = self._run(after, features, time, context, recompute=recompute)
+        return self.adapter.head(tokens, self.adapter.head_modulation(time, context, len(time)), grid)
 
     def _run(
-        self, blocks: list[nn.Module], tokens: Tensor, time: Tensor, context: Context, *, recompute: bool = False
-    ) -> Tensor:
+        self, blocks: list[nn.Module], state: State, time: Tensor, context: Context, *, recompute: bool = False
+    ) -> State:
         if not blocks:
-            return tokens
-        rows = self.adapter.rows(blocks, time, context, tokens.shape[0])
-        return self.adapter.run(blocks, tokens, rows, context, recompute=recompute)
+            return state
+        modulation = self.adapter.modulation(blocks, time, context, len(time))
+        return self.adapter.run(blocks, state, modulation, context, recompute=recompute)
 
 
 def _per_row(time: Tensor | float, hidden_states: Tensor) -> Tensor:

@@ -1,6 +1,6 @@
-"""Generation in PyTorch with diffusers' own scheduler, eager or compiled: what every served picture is held against."""
+"""Sampling in PyTorch with diffusers' own scheduler, eager or compiled: the reference for every served picture."""
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from copy import deepcopy
 from dataclasses import dataclass
@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from ilf_trt.contract.plan import StepPlan
+from ilf_trt.contract.ports import Role
 from ilf_trt.errors import InvalidRequest, UnsupportedScheduler
 from ilf_trt.model.backbones import backbone_of
 from ilf_trt.model.ilf_model import ILFModel
@@ -36,7 +37,7 @@ class CompileOptions:
 
 
 def prepared(model: M, *, device: str, dtype: torch.dtype, compiled: CompileOptions | None = None) -> M:
-    """A copy of an ILF model or a plain backbone for `generate`, on `device` in `dtype`; `model` stays as it is.
+    """A copy of an ILF model or a plain backbone for `sample`, on `device` in `dtype`; `model` stays as it is.
 
     `compiled` compiles the whole forward at its first run: one graph for plain steps, and for an ILF model one for
     steps with feedback; neither is compiled again while batch and shapes stay. It must trace without a break. Block by
@@ -53,7 +54,7 @@ def prepared(model: M, *, device: str, dtype: torch.dtype, compiled: CompileOpti
 
 
 @torch.inference_mode()
-def generate(
+def sample(
     model: ILFModel | nn.Module,
     plan: StepPlan,
     scheduler_config: Mapping[str, Any],
@@ -75,8 +76,10 @@ def generate(
     adapter = model.adapter if isinstance(model, ILFModel) else backbone_of(model)
     parameter = next(model.parameters())
     device, dtype = parameter.device, parameter.dtype
-    given = {name: v.to(device, dtype if name.endswith("text") else v.dtype) for name, v in conditions.items()}
-    call = adapter.call(given, guidance=guidance)
+    conditioning = adapter.conditioning(1)
+    text = {port.name for port in conditioning.ports(guidance=True) if port.role is Role.TEXT}
+    values = {name: v.to(device, dtype if name in text else v.dtype) for name, v in conditions.items()}
+    call = adapter.call(conditioning.rows(values, guided=guidance, join=_joined))
     scheduler = scheduler_of(scheduler_config)
     scheduler.set_timesteps(plan.requested_steps)
     if hasattr(scheduler, "set_begin_index"):
@@ -87,9 +90,9 @@ def generate(
     later = torch.tensor([step.t_post for step in plan.steps]).to(device)  # (S,); a float would be compiled in
     with _whole_float32():
         for index, (step, timestep) in enumerate(zip(plan.steps, scheduler.timesteps, strict=True)):
-            seen = scheduler.scale_model_input(latents, timestep).to(dtype)
+            scaled = scheduler.scale_model_input(latents, timestep).to(dtype)
             feedback: dict[str, Any] = {} if plain else {"t_post": later[index], "feedback": step.feedback}
-            output = model(torch.cat([seen, seen]) if guidance else seen, timestep=times[index], **feedback, **call)
+            output = model(torch.cat([scaled] * 2) if guidance else scaled, timestep=times[index], **feedback, **call)
             # a copy even in float32: the next replay of a CUDA graph overwrites what the model gave
             epsilon = output.sample[:, : adapter.latent[0]].to(torch.float32, copy=True)
             del output
@@ -112,6 +115,10 @@ def placed(model: nn.Module, device: str) -> Iterator[None]:
             yield
     finally:
         model.to("cpu")
+
+
+def _joined(tensors: Sequence[Tensor]) -> Tensor:
+    return torch.cat(list(tensors))
 
 
 def scheduler_of(config: Mapping[str, Any]) -> Any:

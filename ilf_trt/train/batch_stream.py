@@ -1,75 +1,68 @@
-"""What training takes from data: a stream of batches that can be opened at any iteration, and one from memory."""
+"""The batches that training reads: a batch, the protocol of a stream, and the stream over rows in memory."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Protocol
 
 import torch
 from torch import Tensor
 
 from ilf_trt.errors import InvalidRequest
-from ilf_trt.train.shuffle import Order
+from ilf_trt.train.shuffle import Shuffle
 
 
 @dataclass(frozen=True, slots=True)
 class Batch:
-    """x0 (B, C, H, W) and the backbone's own arguments for B rows."""
+    """B rows: x0 (B, C, H, W), and the conditions of the same rows under their port names."""
 
     x0: Tensor
-    call: dict[str, Any]
+    conditions: dict[str, Tensor]
 
     def part(self, rows: slice, device: torch.device) -> "Batch":
         """Some of the rows, on `device`."""
-        moved: dict[str, Any] = _each(self.call, lambda value: value[rows].to(device, non_blocking=True))
-        return Batch(self.x0[rows].to(device, non_blocking=True), moved)
+        conditions = {name: value[rows].to(device, non_blocking=True) for name, value in self.conditions.items()}
+        return Batch(self.x0[rows].to(device, non_blocking=True), conditions)
 
-    def without(self, dropped: Tensor, null: Mapping[str, Tensor]) -> "Batch":
-        """The rows in `dropped` (B,) ask for nothing: their arguments are those of `null`, one row each."""
-        call = dict(self.call)
-        for name, nothing in null.items():
-            value = call[name]
-            mask = dropped.reshape(-1, *[1] * (value.ndim - 1))
-            call[name] = torch.where(mask, nothing.to(value), value)
-        return Batch(self.x0, call)
-
-
-Pulled = tuple[int, Sequence[str], Batch]
-"""An iteration, counted from 1, the keys of this process's rows, and the rows."""
+    def without_condition(self, drop_mask: Tensor, null: Mapping[str, Tensor]) -> "Batch":
+        """Replace the conditions of the rows in `drop_mask` (B,) by `null`, which has one row of each."""
+        conditions = dict(self.conditions)
+        for name, null_row in null.items():
+            value = conditions[name]
+            mask = drop_mask.reshape(-1, *[1] * (value.ndim - 1))
+            conditions[name] = torch.where(mask, null_row.to(value), value)
+        return Batch(self.x0, conditions)
 
 
-class Feed(Protocol):
-    """The same iteration gives the same rows in every run; process `rank` of `world` gets its stretch of them."""
+StreamItem = tuple[int, Sequence[str], Batch]
+"""An iteration, counted from 1; the keys of this process's rows; the rows."""
+
+
+class BatchStream(Protocol):
+    """A source of batches. An iteration has the same rows in every run; each process gets its own part of them."""
 
     @property
     def null(self) -> Mapping[str, Tensor] | None:
-        """The arguments of one row that asks for nothing, where the backbone itself does not know them."""
+        """The conditions of one row that asks for nothing; None if the data has none, as data with labels."""
 
-    def stream(self, *, start_iteration: int, rank: int, world: int) -> Iterator[Pulled]:
-        """Endless from `start_iteration`."""
+    def batches(self, *, start_iteration: int, rank: int, world: int) -> Iterator[StreamItem]:
+        """The batches of process `rank` of `world`, from `start_iteration` on, without end."""
 
 
-class MemoryFeed:
-    """All rows in memory; every epoch has its own order, a pure function of the seed."""
+class MemoryStream:
+    """A stream over rows in memory, in the order of `Shuffle`. Raises InvalidRequest if there is no row."""
 
     def __init__(self, rows: Batch, *, global_batch: int, seed: int, null: Mapping[str, Tensor] | None = None) -> None:
         if not len(rows.x0):
             raise InvalidRequest("the data holds no picture; give at least one")
         self.rows, self.global_batch = rows, global_batch
-        self.null, self.order = null, Order(len(rows.x0), seed)
+        self.null, self.shuffle = null, Shuffle(len(rows.x0), seed)
 
-    def stream(self, *, start_iteration: int, rank: int, world: int) -> Iterator[Pulled]:
+    def batches(self, *, start_iteration: int, rank: int, world: int) -> Iterator[StreamItem]:
         size = self.global_batch // world
         iteration = start_iteration
         while True:
             first = (iteration - 1) * self.global_batch + rank * size
-            chosen = torch.from_numpy(self.order.rows(first, size))
-            call: dict[str, Any] = _each(self.rows.call, lambda value: value[chosen])  # noqa: B023
-            yield iteration, [str(int(row)) for row in chosen], Batch(self.rows.x0[chosen], call)
+            rows = torch.from_numpy(self.shuffle.rows(first, size))
+            conditions = {name: value[rows] for name, value in self.rows.conditions.items()}
+            yield iteration, [str(int(row)) for row in rows], Batch(self.rows.x0[rows], conditions)
             iteration += 1
-
-
-def _each(value: Any, change: Any) -> Any:
-    """`change` on every tensor of nested tables."""
-    if isinstance(value, Mapping):
-        return {name: _each(inner, change) for name, inner in value.items()}
-    return change(value) if isinstance(value, Tensor) else value

@@ -1,18 +1,17 @@
-"""The state of a training: checkpoints written whole or not at all, the last few and the best, and going on from one.
+"""The checkpoints of a training: each is whole or absent, the last few and the best stay, and a training resumes.
 
-Each is a folder `steps/NNNNNNNN` and itself an ILF checkpoint, with the optimizer beside: safetensors and JSON only.
-Where a running mean is served, that is what the ILF checkpoint holds, and the weights that train lie beside as well.
+A checkpoint is a folder `steps/NNNNNNNN`. It is an ILF checkpoint with the optimizer's state in it, safetensors and
+JSON only. With a running mean (`optimisation.ema`), the ILF checkpoint holds the mean, and `raw.safetensors` holds the
+weights that train.
 """
 
 import json
-import os
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
-from uuid import uuid4
 
 import torch
 from safetensors import SafetensorError
@@ -20,19 +19,24 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from torch.optim import Optimizer
 
-from ilf_trt.errors import CheckpointError, InvalidRequest
+from ilf_trt.errors import CheckpointError, InvalidRequest, one_line
+from ilf_trt.files import remove_folder, sweep_folder, whole_file, whole_folder, whole_link
 from ilf_trt.model.checkpoint import FACTS_FILE, WEIGHTS_FILE, load_feedback, read_json_object, save_feedback, save_ilf
 from ilf_trt.model.ilf_model import ILFModel
 from ilf_trt.train.recipe import Recipe
 
 SCHEMA = 1
 STATE_FILE, OPTIMIZER_FILE, RAW_FILE = "state.json", "optimizer.safetensors", "raw.safetensors"
-STEPS_FOLDER, BEST_LINK, PARTIAL = "steps", "best", ".partial-"
+STEPS_FOLDER, BEST_LINK = "steps", "best"
+MOMENTS = ("step", "exp_avg", "exp_avg_sq")
 
 
 @dataclass(slots=True)
-class Standing:
-    """Where a training stands: what it needs beside weights and moments; the window is since the last checkpoint."""
+class TrainingState:
+    """The progress of a training, which a checkpoint stores with weights and moments.
+
+    `loss_total` sums over all iterations, the window over those since the last checkpoint. `best` is the lowest metric.
+    """
 
     iteration: int = 0
     loss_total: float = 0.0
@@ -43,17 +47,18 @@ class Standing:
 
     @property
     def mean_loss(self) -> float:
-        """Over all iterations so far."""
+        """The mean over all iterations so far."""
         return self.loss_total / max(1, self.iteration)
 
     def add(self, loss: float) -> None:
+        """Count one iteration with its loss."""
         self.iteration += 1
         self.loss_total += loss
         self.window_sum += loss
         self.window_count += 1
 
-    def judge(self, value: float) -> None:
-        """Take `value` of the metric at this iteration, and begin the next window."""
+    def note_metric(self, value: float) -> None:
+        """Note the metric of this iteration, and begin the next window."""
         if self.best is None or value < self.best:
             self.best, self.best_iteration = value, self.iteration
         self.window_sum, self.window_count = 0.0, 0
@@ -61,185 +66,156 @@ class Standing:
 
 @dataclass(frozen=True, slots=True)
 class Base:
-    """The frozen model: where it is found again, and its fingerprint."""
+    """The frozen model: its folder or hub id, and the sha256 of its weights."""
 
     source: str
     sha256: str
 
 
-class States:
-    """The checkpoints of one training under a folder."""
+class Checkpoints:
+    """The checkpoints of one training, under `folder`."""
 
     def __init__(self, folder: Path, recipe: Recipe, base: Base) -> None:
         self.folder, self.recipe, self.base = folder, recipe, base
         self.steps = folder / STEPS_FOLDER
 
     def save(
-        self, standing: Standing, model: ILFModel, optimizer: Optimizer, scaler: dict[str, Any], *, served: ILFModel
+        self,
+        state: TrainingState,
+        model: ILFModel,
+        optimizer: Optimizer,
+        scaler: dict[str, Any],
+        *,
+        served_model: ILFModel,
     ) -> Path:
-        """Write a checkpoint, point `best` at the best, remove what is neither it nor one of the last few.
+        """Write a checkpoint, then `tidy`. `served_model` is `model` itself, or holds the running mean.
 
-        Raises CheckpointError when it cannot be written; what was there before is whole.
+        Raises CheckpointError if the disk refuses; older checkpoints stay whole.
         """
-        place = self.steps / f"{standing.iteration:08d}"
-        state = {
+        place = self._place(state.iteration)
+        table = {
             "schema": SCHEMA,
-            "standing": asdict(standing),
+            "standing": asdict(state),
             "scaler": scaler,
             "base_sha256": self.base.sha256,
             "recipe": self.recipe.as_json(),
         }
-        with written_whole(place) as draft:
-            facts = {"iteration": standing.iteration, "mean_loss": standing.mean_loss, **self.recipe.facts()}
-            save_ilf(served, draft, base=self.base.source, base_sha256=self.base.sha256, training=facts)
-            save_file(_flat(optimizer, model), draft / OPTIMIZER_FILE)
-            if served is not model:
+        with _checkpoint_errors(place), whole_folder(place, replace=True, sync=True) as draft:
+            facts = {"iteration": state.iteration, "mean_loss": state.mean_loss, **self.recipe.facts()}
+            save_ilf(served_model, draft, base=self.base.source, base_sha256=self.base.sha256, training=facts)
+            save_file(_optimizer_tensors(optimizer, model), draft / OPTIMIZER_FILE)
+            if served_model is not model:
                 save_feedback(model, draft / RAW_FILE)
-            (draft / STATE_FILE).write_text(json.dumps(state, indent=2) + "\n")
-        self.tidy(standing)
+            (draft / STATE_FILE).write_text(json.dumps(table, indent=2) + "\n")
+        self.tidy(state)
         return place
 
-    def numbers(self) -> list[int]:
-        """The iterations of whole checkpoints, ascending."""
+    def iterations(self) -> list[int]:
+        """The iterations of all whole checkpoints, ascending."""
         if not self.steps.is_dir():
             return []
         return sorted(int(path.name) for path in self.steps.iterdir() if path.name.isdecimal())
 
-    def chosen(self, resume: str) -> Path | None:
-        """The checkpoint to go on from: `auto` the last if any, `none`, or a path; raises InvalidRequest."""
-        there = self.numbers()
+    def resume_point(self, resume: str) -> Path | None:
+        """The checkpoint that `--resume` names: `auto` is the last one if any, `none` is none, else a folder.
+
+        Raises InvalidRequest for a folder without a checkpoint, and if later checkpoints would be overwritten.
+        """
+        iterations = self.iterations()
         if resume == "auto":
-            return self.steps / f"{there[-1]:08d}" if there else None
+            return self._place(iterations[-1]) if iterations else None
         if resume == "none":
-            if there:
+            if iterations:
                 raise InvalidRequest(
-                    f"{self.folder} holds a training up to iteration {there[-1]}; pass --resume auto to go on, "
-                    "or another --output"
+                    f"{self.folder} holds a training up to iteration {iterations[-1]}; pass --resume auto to resume "
+                    "it, or another --output"
                 )
             return None
         path = Path(resume)
         if not (path / STATE_FILE).is_file():
             raise InvalidRequest(f"--resume {resume}: no {STATE_FILE} in it; give auto, none or a folder under steps/")
         path = path.resolve()
-        if there and path.name.isdecimal() and there[-1] > int(path.name):
+        if iterations and path.name.isdecimal() and iterations[-1] > int(path.name):
             raise InvalidRequest(
-                f"{self.folder} holds later checkpoints, up to iteration {there[-1]}; pass --resume auto, "
+                f"{self.folder} holds later checkpoints, up to iteration {iterations[-1]}; pass --resume auto, "
                 "or another --output"
             )
         return path
 
     def load(
-        self, path: Path, model: ILFModel, optimizer: Optimizer, *, served: ILFModel
-    ) -> tuple[Standing, dict[str, Any]]:
-        """Read a checkpoint into `model`, `served` and `optimizer`; its standing and the scaler's state.
+        self, path: Path, model: ILFModel, optimizer: Optimizer, *, served_model: ILFModel
+    ) -> tuple[TrainingState, dict[str, Any]]:
+        """Read a checkpoint into `model`, `served_model` and `optimizer`; return its state and that of the scaler.
 
-        Raises CheckpointError when a file is missing or damaged, or it is of another recipe or base, naming the field.
+        Raises CheckpointError if a file is missing or damaged, or if the recipe or the base differs.
         """
-        state = read_json_object(path / STATE_FILE)
+        table = read_json_object(path / STATE_FILE)
         try:
-            if state["schema"] != SCHEMA:
-                raise CheckpointError(f"{path}: schema {state['schema']}, this version reads {SCHEMA}")
-            standing, scaler = Standing(**state["standing"]), dict(state["scaler"])
-            sha256, recipe = str(state["base_sha256"]), Recipe.from_table(state["recipe"])
+            if table["schema"] != SCHEMA:
+                raise CheckpointError(f"{path}: schema {table['schema']}, this version reads {SCHEMA}")
+            state, scaler = TrainingState(**table["standing"]), dict(table["scaler"])
+            sha256, recipe = str(table["base_sha256"]), Recipe.from_table(table["recipe"])
         except (KeyError, TypeError, ValueError) as error:
-            raise CheckpointError(f"{path / STATE_FILE} is damaged ({error}); {_back(path)}") from error
+            raise CheckpointError(f"{path / STATE_FILE} is damaged ({error}); {_advice(path)}") from error
         for name, mine, theirs in self.recipe.differences(recipe):
             raise CheckpointError(
-                f"{path} is of another recipe: {name} is {theirs!r} there and {mine!r} here; set it back, "
+                f"{path} is of another recipe: {name} is {theirs!r} there and {mine!r} here; set {name} back, "
                 "or start anew in another --output"
             )
         if sha256 != self.base.sha256:
             raise CheckpointError(
                 f"{path} was trained on another base: its weights hash to {sha256[:12]}…, those of "
-                f"{self.base.source} to {self.base.sha256[:12]}…; set model.base to the one it was trained on"
+                f"{self.base.source} to {self.base.sha256[:12]}…; set model.base to the base of that training"
             )
-        load_feedback(served, path / WEIGHTS_FILE)
-        if served is not model:
+        load_feedback(served_model, path / WEIGHTS_FILE)
+        if served_model is not model:
             load_feedback(model, path / RAW_FILE)
         try:
-            _unflat(load_file(path / OPTIMIZER_FILE), optimizer, model)
+            _load_optimizer(load_file(path / OPTIMIZER_FILE), optimizer, model)
         except (OSError, SafetensorError, KeyError) as error:
-            raise CheckpointError(f"{path / OPTIMIZER_FILE} is damaged ({error}); {_back(path)}") from error
-        return standing, scaler
+            raise CheckpointError(f"{path / OPTIMIZER_FILE} is damaged ({error}); {_advice(path)}") from error
+        return state, scaler
 
-    def finish(self, standing: Standing) -> None:
-        """Put the last checkpoint's model into the folder itself, where `ilf-trt build` takes it."""
-        last = self.steps / f"{standing.iteration:08d}"
-        for name in (WEIGHTS_FILE, FACTS_FILE):  # the facts last: with them it is a checkpoint
-            part = self.folder / f".{name}{PARTIAL}{os.getpid()}"
-            with _translated(self.folder):
-                shutil.copyfile(last / name, part)
-                _sync(part)
-                part.replace(self.folder / name)
+    def finish(self, state: TrainingState) -> None:
+        """Copy the model of the last checkpoint into the folder itself, where `ilf-trt build` reads it."""
+        last = self._place(state.iteration)
+        for name in (WEIGHTS_FILE, FACTS_FILE):  # the facts last: with them the folder is a checkpoint
+            with _checkpoint_errors(self.folder), whole_file(self.folder / name) as draft:
+                shutil.copyfile(last / name, draft)
 
-    def tidy(self, standing: Standing) -> None:
-        """Point `best` at the best and remove what is not kept, and what a process that died left half-written."""
-        numbers = self.numbers()
-        best = self.steps / f"{standing.best_iteration:08d}"
-        with _translated(self.folder):
+    def tidy(self, state: TrainingState) -> None:
+        """Point `best` at the best; remove old checkpoints, and the drafts of killed processes."""
+        best = self._place(state.best_iteration)
+        with _checkpoint_errors(self.folder):
             if best.is_dir():
-                link = self.folder / f".{BEST_LINK}{PARTIAL}{os.getpid()}"
-                link.unlink(missing_ok=True)
-                link.symlink_to(Path(STEPS_FOLDER) / best.name)
-                link.replace(self.folder / BEST_LINK)
-            for number in numbers[: -self.recipe.checkpoint.keep]:
-                if number != standing.best_iteration:
-                    remove(self.steps / f"{number:08d}")
-            for stale in (*self.steps.glob(f".*{PARTIAL}*"), *self.folder.glob(f".*{PARTIAL}*")):
-                whole = stale.is_dir() and not stale.is_symlink()
-                shutil.rmtree(stale, ignore_errors=True) if whole else stale.unlink(missing_ok=True)
+                whole_link(self.folder / BEST_LINK, Path(STEPS_FOLDER) / best.name)
+            for iteration in self.iterations()[: -self.recipe.checkpoint.keep]:
+                if iteration != state.best_iteration:
+                    remove_folder(self._place(iteration))
+            for folder in (self.steps, self.folder):
+                sweep_folder(folder)
+
+    def _place(self, iteration: int) -> Path:
+        return self.steps / f"{iteration:08d}"
 
 
 @contextmanager
-def written_whole(place: Path) -> Iterator[Path]:
-    """A hidden folder beside `place` that takes its name once all of it is on the disk; raises CheckpointError."""
-    draft = place.parent / f".{place.name}{PARTIAL}{uuid4().hex[:8]}"
-    try:
-        with _translated(place):
-            draft.mkdir(parents=True)
-            yield draft
-            for path in draft.iterdir():
-                _sync(path)
-            _sync(draft)
-            remove(place)
-            draft.rename(place)
-            _sync(place.parent)
-    finally:
-        shutil.rmtree(draft, ignore_errors=True)
-
-
-def remove(folder: Path) -> None:
-    """Remove a checkpoint: out of sight first, so that no half of it is ever taken for a whole."""
-    if folder.is_dir():
-        hidden = folder.parent / f".{folder.name}{PARTIAL}{uuid4().hex[:8]}"
-        folder.rename(hidden)
-        shutil.rmtree(hidden)
-
-
-@contextmanager
-def _translated(place: Path) -> Iterator[None]:
+def _checkpoint_errors(place: Path) -> Iterator[None]:
+    """Turn what the disk refuses into a CheckpointError that names `place`."""
     try:
         yield
     except (OSError, SafetensorError) as error:
-        reason = (isinstance(error, OSError) and error.strerror) or str(error)
         raise CheckpointError(
-            f"cannot write checkpoint {place}: {reason}; make room there, then run the same command with --resume auto"
+            f"cannot write checkpoint {place}: {one_line(error)}; make room there, then run the same command with "
+            "--resume auto"
         ) from error
 
 
-def _sync(path: Path) -> None:
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
+def _advice(path: Path) -> str:
+    return f"remove {path.name} to resume from the checkpoint before"
 
 
-def _back(path: Path) -> str:
-    return f"remove {path.name} to go on from the one before"
-
-
-def _flat(optimizer: Optimizer, model: ILFModel) -> dict[str, Tensor]:
+def _optimizer_tensors(optimizer: Optimizer, model: ILFModel) -> dict[str, Tensor]:
     """The moments by parameter name: `block.ff.….exp_avg`."""
     names: dict[Tensor, str] = {parameter: name for name, parameter in model.feedback.named_parameters()}
     return {
@@ -249,14 +225,15 @@ def _flat(optimizer: Optimizer, model: ILFModel) -> dict[str, Tensor]:
     }
 
 
-def _unflat(flat: dict[str, Tensor], optimizer: Optimizer, model: ILFModel) -> None:
+def _load_optimizer(tensors: dict[str, Tensor], optimizer: Optimizer, model: ILFModel) -> None:
+    """Raises KeyError for a moment that is missing, of another shape or not finite."""
     names: dict[Tensor, str] = {parameter: name for name, parameter in model.feedback.named_parameters()}
     table = optimizer.state_dict()
-    order = [parameter for group in optimizer.param_groups for parameter in group["params"]]
-    for index, parameter in enumerate(order):
-        moments = ("step", "exp_avg", "exp_avg_sq")
-        found = {moment: flat[f"{names[parameter]}.{moment}"] for moment in moments}
-        if found["exp_avg"].shape != parameter.shape or not all(bool(torch.isfinite(x).all()) for x in found.values()):
+    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    for index, parameter in enumerate(parameters):
+        moments = {moment: tensors[f"{names[parameter]}.{moment}"] for moment in MOMENTS}
+        finite = all(bool(torch.isfinite(value).all()) for value in moments.values())
+        if moments["exp_avg"].shape != parameter.shape or not finite:
             raise KeyError(f"{names[parameter]} has another shape, or is not finite")
-        table["state"][index] = found
+        table["state"][index] = moments
     optimizer.load_state_dict(table)

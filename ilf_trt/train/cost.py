@@ -1,17 +1,21 @@
-"""What a training will cost, counted on shapes alone: parameters, memory, arithmetic, hours; no weight is needed."""
+"""The cost of a training: parameters, memory, arithmetic and hours, counted on shapes without weights."""
 
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
-import diffusers
 import torch
 from torch import Tensor, nn
 from torch.autograd.graph import saved_tensors_hooks
 from torch.utils.flop_counter import FlopCounterMode
 
+from ilf_trt.contract.ports import PICTURES, Role
+from ilf_trt.errors import InvalidRequest
 from ilf_trt.model.backbone import Backbone
-from ilf_trt.model.backbones import adapter_of_kind
+from ilf_trt.model.backbones import adapter_of_class, adapter_of_kind
+from ilf_trt.model.checkpoint import base_source
 from ilf_trt.model.surgery import attach
 from ilf_trt.train.batch_stream import Batch
 from ilf_trt.train.losses import Objective
@@ -19,15 +23,15 @@ from ilf_trt.train.recipe import Loss, LossKind, Recipe, TrainPrecision
 
 TRAIN_TIMES = 1000
 BYTES = {TrainPrecision.FP32: 4, TrainPrecision.BF16: 2, TrainPrecision.FP16: 2}
-MOMENTS, WHOLE = 2, 4
+MOMENTS, FLOAT32_BYTES = 2, 4
 TERA, HOUR_S = 1e12, 3600.0
 
 
 @dataclass(frozen=True, slots=True)
 class Cost:
-    """Bytes are of one process; FLOP (two a multiply-add) of the whole batch, what is recomputed included.
+    """Bytes of one process; FLOP of the whole batch, two for a multiply-add, with recomputation.
 
-    `activations_bytes` is an estimate: what autograd keeps for the rows that run at once, attention fused.
+    `activations_bytes` is an estimate: the tensors that autograd keeps for the rows that run at once, attention fused.
     """
 
     frozen_parameters: int
@@ -46,8 +50,19 @@ class Cost:
         return self.step_flop * self.iterations
 
     def hours(self, rate_tflops: float) -> float:
-        """At a rate over all devices."""
+        """The hours at `rate_tflops` TFLOP/s over all devices together."""
         return self.total_flop / (rate_tflops * TERA) / HOUR_S
+
+
+def cost_of_recipe(recipe: Recipe, processes: int) -> Cost:
+    """The cost on the backbone of the recipe: its `model.kind` and `model.config`, or those of its base on the disk.
+
+    Raises InvalidRequest if neither is there, and as `cost_of` does.
+    """
+    kind, config = recipe.model.kind, recipe.model.config
+    if kind is None or not config:
+        kind, config = _base_config(recipe.model.base)
+    return cost_of(recipe, kind, config, world=processes)
 
 
 def cost_of(recipe: Recipe, kind: str, config: Mapping[str, Any], *, world: int = 1) -> Cost:
@@ -59,11 +74,11 @@ def cost_of(recipe: Recipe, kind: str, config: Mapping[str, Any], *, world: int 
     rows = optimisation.rows_at_once(world)
     options = {name: value for name, value in config.items() if not name.startswith("_")}
     with torch.device("meta"):
-        backbone = getattr(diffusers, adapter_of_kind(kind).model_class)(**options)
+        backbone = adapter_of_kind(kind).model_type(**options)
     nn.Module.to(backbone, "meta")  # position embeddings come from numpy
     model = attach(backbone, recipe.model.loop, initialisation=recipe.model.initialisation)
-    frozen = sum(parameter.numel() for parameter in backbone.parameters())
-    trained = sum(parameter.numel() for parameter in model.feedback.parameters())
+    frozen_parameters = sum(parameter.numel() for parameter in backbone.parameters())
+    trained_parameters = sum(parameter.numel() for parameter in model.feedback.parameters())
     width = BYTES[compute.precision]
     means = int(optimisation.ema > 0)
 
@@ -71,57 +86,66 @@ def cost_of(recipe: Recipe, kind: str, config: Mapping[str, Any], *, world: int 
     alphas = torch.empty(TRAIN_TIMES, device="meta")
     objective = Objective(model, alphas, recipe.loss, recompute=compute.gradient_checkpointing)
     with FlopCounterMode(display=False) as counter:
-        _row(objective, model.adapter, recipe.model.text_tokens).backward()
-    whole = Objective(model, alphas, Loss(LossKind.NONE, recipe.loss.second_pass, 0.0))  # a teacher keeps nothing
-    kept = _kept_bytes(whole, model.adapter, recipe.model.text_tokens)
+        _row_loss(objective, model.adapter, recipe.model.text_tokens).backward()
+    student = Objective(model, alphas, Loss(LossKind.NONE, recipe.loss.second_pass, 0.0))  # a teacher keeps nothing
+    row_bytes = _row_bytes(student, model.adapter, recipe.model.text_tokens)
     if compute.gradient_checkpointing:
         blocks = 1 + len(model.adapter.blocks) - model.loop.begin
         tokens = model.adapter.grid[0] * model.adapter.grid[1] * model.adapter.width
-        kept = kept // blocks + blocks * tokens * WHOLE
+        row_bytes = row_bytes // blocks + blocks * tokens * FLOAT32_BYTES
     return Cost(
-        frozen_parameters=frozen,
-        trained_parameters=trained,
-        frozen_bytes=frozen * width,
-        trained_bytes=trained * WHOLE * (2 + means),  # with gradients
-        optimizer_bytes=trained * WHOLE * MOMENTS,
-        activations_bytes=kept * rows,
-        checkpoint_bytes=trained * WHOLE * (1 + means + MOMENTS),
+        frozen_parameters=frozen_parameters,
+        trained_parameters=trained_parameters,
+        frozen_bytes=frozen_parameters * width,
+        trained_bytes=trained_parameters * FLOAT32_BYTES * (2 + means),  # with gradients
+        optimizer_bytes=trained_parameters * FLOAT32_BYTES * MOMENTS,
+        activations_bytes=row_bytes * rows,
+        checkpoint_bytes=trained_parameters * FLOAT32_BYTES * (1 + means + MOMENTS),
         rows_at_once=rows,
         step_flop=float(counter.get_total_flops() * optimisation.batch_size),
         iterations=optimisation.iterations,
     )
 
 
-def _row(objective: Objective, adapter: Backbone, text_tokens: int) -> Tensor:
-    """The loss of one row of shapes."""
+def _base_config(base: str) -> tuple[str, dict[str, Any]]:
+    """Kind and config of a base on the disk."""
+    folder = Path(base_source(base))
+    for path in (folder / "config.json", folder / "transformer" / "config.json"):
+        if path.is_file():
+            config = json.loads(path.read_text())
+            return adapter_of_class(str(config.get("_class_name"))).kind, config
+    raise InvalidRequest(
+        f"base {base} is not on this disk; for a dry run give model.kind and [model.config] in the recipe"
+    )
+
+
+def _row_loss(objective: Objective, adapter: Backbone, text_tokens: int) -> Tensor:
+    """The loss of one row, on shapes."""
     x0 = torch.empty(1, *adapter.latent, device="meta")
-    call: dict[str, Any] = {"class_labels": torch.zeros(1, dtype=torch.long, device="meta")}
-    if adapter.kind != "dit":
-        sizes = {"resolution": (1, 2), "aspect_ratio": (1, 1)}
-        length = text_tokens or 1
-        call = {
-            "encoder_hidden_states": torch.empty(1, length, adapter.text_channels, device="meta"),  # type: ignore[attr-defined]
-            "encoder_attention_mask": torch.ones(1, length, device="meta"),
-            "added_cond_kwargs": {name: torch.ones(shape, device="meta") for name, shape in sizes.items()},
-        }
+    conditions = {
+        port.name: torch.zeros(
+            port.resolve({PICTURES: 1}), dtype=torch.long if port.role is Role.LABEL else None, device="meta"
+        )
+        for port in adapter.conditioning(text_tokens or 1).own
+    }
     time = torch.zeros(1, dtype=torch.long, device="meta")
-    return objective.total(objective(Batch(x0, call), time, torch.empty_like(x0), torch.zeros(1, device="meta")))
+    return objective.total(objective(Batch(x0, conditions), time, torch.empty_like(x0), torch.zeros(1, device="meta")))
 
 
-def _kept_bytes(objective: Objective, adapter: Backbone, text_tokens: int) -> int:
-    """What autograd keeps of one row: no weights, and no attention matrices, which a fused attention never makes."""
+def _row_bytes(objective: Objective, adapter: Backbone, text_tokens: int) -> int:
+    """The bytes that autograd keeps for one row, without weights and attention matrices: fused attention makes none."""
     weights = {p.untyped_storage()._cdata for p in (*objective.parameters(), *objective.buffers())}
     tokens = adapter.grid[0] * adapter.grid[1]
-    kept: dict[int, int] = {}
+    bytes_by_storage: dict[int, int] = {}
 
     def keep(tensor: Tensor) -> Tensor:
         storage = tensor.untyped_storage()
         matrix = tensor.ndim >= 3 and tensor.shape[-2] == tokens and tensor.shape[-1] in (tokens, text_tokens)
         if storage._cdata not in weights and not matrix:
-            kept[storage._cdata] = storage.nbytes()
+            bytes_by_storage[storage._cdata] = storage.nbytes()
         return tensor
 
     with saved_tensors_hooks(keep, lambda tensor: tensor):
-        loss = _row(objective, adapter, text_tokens)
+        loss = _row_loss(objective, adapter, text_tokens)
     assert loss.requires_grad
-    return sum(kept.values())
+    return sum(bytes_by_storage.values())

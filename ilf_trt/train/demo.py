@@ -1,7 +1,6 @@
-"""The demo: a small DiT on scikit-learn's real 8x8 digits, and the feedback block trained on it."""
+"""The demo: trains a small DiT on scikit-learn's real 8x8 digits, then its feedback block."""
 
 import shutil
-from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -9,16 +8,17 @@ import torch.nn.functional as F
 from diffusers import DiTTransformer2DModel, DPMSolverMultistepScheduler
 from torch import Tensor
 
+from ilf_trt.contract.progress import Progress, no_progress
 from ilf_trt.errors import CheckpointError
 from ilf_trt.model.checkpoint import BASE_FOLDER, base_scheduler, fingerprint, save_ilf
 from ilf_trt.model.ilf_model import ILFModel
 from ilf_trt.model.surgery import attach
 from ilf_trt.train.batch_stream import Batch
 from ilf_trt.train.checkpoints import Base
-from ilf_trt.train.data.digits import CLASSES, batches, digits_feed
-from ilf_trt.train.loop import Setting, facts_of
+from ilf_trt.train.data.digits import CLASSES, digit_batches, digits_stream
+from ilf_trt.train.loop import RunSetup, facts_of
 from ilf_trt.train.loop import train as train_feedback
-from ilf_trt.train.losses import noised
+from ilf_trt.train.losses import add_noise
 from ilf_trt.train.recipe import Recipe
 
 TRAINING_FOLDER = "training"
@@ -26,11 +26,10 @@ BASE_BATCH = 128
 BASE_ITERATIONS = 10_000
 BASE_LEARNING_RATE = 1.5e-3
 WARMUP = 500
-Progress = Callable[[str, int, int, float], None]
 
 
 def new_base() -> DiTTransformer2DModel:
-    """The untrained base: 12 blocks, width 64, 16 tokens, 10 classes and the null class; adaptive norms from zero."""
+    """The untrained base: 12 blocks, width 64, 16 tokens, 10 classes and the null class; adaptive norms at zero."""
     model = DiTTransformer2DModel(
         num_attention_heads=4,
         attention_head_dim=16,
@@ -45,7 +44,7 @@ def new_base() -> DiTTransformer2DModel:
 
 
 def start_from_zero(model: DiTTransformer2DModel) -> None:
-    """Put the adaptive norms and the head of an untrained DiT at zero, in place."""
+    """Set the adaptive norms and the head of an untrained DiT to zero, in place."""
     for block in model.transformer_blocks:
         torch.nn.init.zeros_(block.norm1.linear.weight)
         torch.nn.init.zeros_(block.norm1.linear.bias)
@@ -66,11 +65,12 @@ def train(
     base_iterations: int | None = None,
     feedback_iterations: int | None = None,
     threads: int = 1,
-    progress: Progress | None = None,
+    progress: Progress = no_progress,
 ) -> None:
-    """Train base and feedback block into `output`; 0 base iterations keep the base that lies there.
+    """Train base and feedback block into `output`. With 0 base iterations, train the feedback on the base in `output`.
 
-    One thread by default: sums are then taken in one order, and a seed gives the same weights again.
+    One torch thread takes sums in one order, so a seed gives the same weights again; more threads change the rounding.
+    Raises CheckpointError if there is no base to keep, MissingDependency without scikit-learn.
     """
     if base_iterations == 0 and not (output / BASE_FOLDER).is_dir():
         raise CheckpointError(f"{output} holds no base to keep; leave out --base-iterations 0")
@@ -85,7 +85,7 @@ def train(
         torch.set_num_threads(before)
 
 
-def train_base(output: Path, *, seed: int, iterations: int, progress: Progress | None = None) -> None:
+def train_base(output: Path, *, seed: int, iterations: int, progress: Progress = no_progress) -> None:
     """Train the base and write it as a diffusers folder: `transformer/` and `scheduler/` under `output`."""
     torch.manual_seed(seed)
     model = new_base().eval()
@@ -94,17 +94,16 @@ def train_base(output: Path, *, seed: int, iterations: int, progress: Progress |
     rate = torch.optim.lr_scheduler.OneCycleLR(
         optimizer, BASE_LEARNING_RATE, total_steps=iterations, pct_start=min(0.3, WARMUP / iterations)
     )
-    stream = batches(BASE_BATCH, seed)
+    batches = digit_batches(BASE_BATCH, seed)
     for iteration in range(1, iterations + 1):
-        loss = _base_loss(model, next(stream), scheduler.alphas_cumprod)
+        loss = _base_loss(model, next(batches), scheduler.alphas_cumprod)
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
         rate.step()
-        if progress:
-            progress("base", iteration, iterations, loss.item())
-    shutil.rmtree(output / TRAINING_FOLDER, ignore_errors=True)  # what was trained on the base that lay here
+        progress("base", iteration, iterations, f"loss {loss.item():.4f}")
+    shutil.rmtree(output / TRAINING_FOLDER, ignore_errors=True)  # it belongs to the old base
     model.save_pretrained(output / BASE_FOLDER)
     scheduler.save_pretrained(output / "scheduler")
 
@@ -113,30 +112,29 @@ def _base_loss(model: DiTTransformer2DModel, batch: Batch, alphas_cumprod: Tenso
     size, times = len(batch.x0), len(alphas_cumprod)
     time = ((torch.arange(size) + torch.rand(1)) / size * times).long()  # stratified: a steadier gradient
     noise = torch.randn_like(batch.x0)
-    return F.mse_loss(model(noised(batch.x0, noise, time, alphas_cumprod), time, **batch.call).sample, noise)
+    return F.mse_loss(model(add_noise(batch.x0, noise, time, alphas_cumprod), time, **batch.conditions).sample, noise)
 
 
-def train_demo_feedback(output: Path, recipe: Recipe, *, progress: Progress | None = None) -> ILFModel:
-    """Train the feedback block on the base under `output` and write the ILF checkpoint beside it.
+def train_demo_feedback(output: Path, recipe: Recipe, *, progress: Progress = no_progress) -> ILFModel:
+    """Train the feedback block on the base under `output`, and write the ILF checkpoint to `output`.
 
-    The training's own files lie in `training/`; one that was stopped goes on.
+    The training keeps its own files in `training/`, and resumes from them.
     """
     base = DiTTransformer2DModel.from_pretrained(output / BASE_FOLDER, use_safetensors=True, low_cpu_mem_usage=False)
-    steps = recipe.optimisation.iterations
     model = attach(base, recipe.model.loop, initialisation=recipe.model.initialisation)
     source = str((output / BASE_FOLDER).resolve())
     outcome = train_feedback(
         model,
         recipe,
-        digits_feed(global_batch=recipe.optimisation.batch_size, seed=recipe.seed),
-        Setting(
+        digits_stream(global_batch=recipe.optimisation.batch_size, seed=recipe.seed),
+        RunSetup(
             output / TRAINING_FOLDER,
             Base(source, fingerprint(base)),
             base_scheduler(source),
             cpu=True,
             labels=tuple(range(CLASSES)),
         ),
-        progress=None if progress is None else lambda i, loss: progress("feedback", i, steps, loss),
+        progress=progress,
     )
     save_ilf(model, output, base=BASE_FOLDER, training=facts_of(recipe, outcome))
     return model

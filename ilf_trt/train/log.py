@@ -1,4 +1,4 @@
-"""What a training leaves to look at: JSON lines, TensorBoard where it is installed, and grids of samples."""
+"""The log of a training: JSON lines, TensorBoard if it is installed, and grids of samples."""
 
 import json
 import logging
@@ -14,32 +14,35 @@ from torch import Tensor
 
 from ilf_trt.contract.plan import make_plan
 from ilf_trt.errors import InvalidRequest
+from ilf_trt.files import whole_file
 from ilf_trt.model.ilf_model import ILFModel
-from ilf_trt.model.sampling import generate
+from ilf_trt.model.sampling import sample
 from ilf_trt.train.losses import autocasting
 from ilf_trt.train.recipe import Logging
 
 LOG_FILE, TENSORBOARD_FOLDER, SAMPLES_FOLDER = "log.jsonl", "tensorboard", "samples"
-PARTIAL = ".partial"
 SMALLEST_PICTURE = 64
+PIXEL_CHANNELS = (1, 3)
 logger = logging.getLogger(__name__)
 
 
 class TrainingLog:
-    """A context: one line an entry, in `log.jsonl` and in TensorBoard; lines after `iteration` are dropped first."""
+    """A context that writes entries to `log.jsonl`, one line each, and to TensorBoard.
+
+    First it drops the lines after `iteration`. Raises InvalidRequest if `log.jsonl` is no log of a training.
+    """
 
     def __init__(self, folder: Path, iteration: int) -> None:
         path = folder / LOG_FILE
-        kept = [line for line in _lines(path) if json.loads(line)["iteration"] <= iteration]
-        beside = folder / f".{LOG_FILE}{PARTIAL}"
-        beside.write_text("".join(f"{line}\n" for line in kept))
-        beside.replace(path)  # a process that dies here leaves the old log
+        lines = [line for line in _read_lines(path) if json.loads(line)["iteration"] <= iteration]
+        with whole_file(path) as draft:
+            draft.write_text("".join(f"{line}\n" for line in lines))
         self._file = path.open("a")
         self._board: Any = None
         try:
             board = import_module("torch.utils.tensorboard")
         except ImportError:
-            logger.info("tensorboard is not installed, the log is %s alone; pip install 'ilf-trt[train]'", path)
+            logger.info("tensorboard is not installed, so the log is only %s; pip install 'ilf-trt[train]'", path)
         else:
             self._board = board.SummaryWriter(str(folder / TENSORBOARD_FOLDER), purge_step=iteration + 1)
 
@@ -52,21 +55,18 @@ class TrainingLog:
             self._board.close()
 
     def write(self, iteration: int, facts: dict[str, Any]) -> None:
-        """Numbers, and lists of numbers that TensorBoard gets one by one."""
+        """Write numbers, and lists of numbers; TensorBoard gets one tag for each number of a list."""
         self._file.write(json.dumps({"iteration": iteration, **facts}) + "\n")
         self._file.flush()
         if self._board:
             for name, value in facts.items():
-                values = (
-                    {f"{name}/{i}": one for i, one in enumerate(value)} if isinstance(value, list) else {name: value}
-                )
-                for tag, number in values.items():
+                for tag, number in _tags(name, value):
                     self._board.add_scalar(tag, number, iteration)
             self._board.flush()
 
 
 class Sampler:
-    """Grids of samples of a model of classes in pixels: the same labels and noise every time."""
+    """Grids of samples of a model of classes in pixels: the same labels and the same noise every time."""
 
     def __init__(self, folder: Path, settings: Logging, scheduler: dict[str, Any], labels: list[int]) -> None:
         self.folder, self.settings, self.scheduler = folder / SAMPLES_FOLDER, settings, scheduler
@@ -74,21 +74,22 @@ class Sampler:
 
     @staticmethod
     def serves(model: ILFModel) -> bool:
-        """Whether pictures of this model can be shown without a VAE and without text."""
-        return model.adapter.kind == "dit" and model.adapter.latent[0] in (1, 3)
+        """Whether the model makes pictures without a VAE and without text."""
+        has_classes = model.adapter.conditioning(1).classes is not None
+        return has_classes and model.adapter.latent[0] in PIXEL_CHANNELS
 
     def write(self, model: ILFModel, iteration: int, autocast: torch.dtype | None) -> Path:
-        """One PNG, as square as it goes."""
+        """Write one grid as PNG, as square as possible, and return its path."""
         plan = make_plan(self.scheduler, self.settings.steps, blocks=len(model.adapter.blocks), loop=model.loop)
         noise = torch.randn((len(self.labels), *model.adapter.latent), generator=torch.Generator().manual_seed(0))
         device = next(model.parameters()).device
         guidance = self.settings.guidance_scale
         with autocasting(device.type, autocast):
-            pictures = generate(
+            pictures = sample(
                 model,
                 plan,
                 self.scheduler,
-                {"class_labels": self.labels},
+                {port.name: self.labels for port in model.adapter.conditioning(1).own},
                 noise,
                 guidance_scale=guidance,
                 guidance=guidance != 1.0,
@@ -100,29 +101,37 @@ class Sampler:
 
 
 def _grid(pictures: Tensor) -> Image.Image:
-    """(B, 1 or 3, H, W) in [-1, 1] -> one picture, small ones enlarged."""
+    """(B, 1 or 3, H, W) in [-1, 1] -> one image; small pictures are enlarged."""
     count, channels, height, width = pictures.shape
     columns = ceil(count**0.5)
     rows = ceil(count / columns)
-    whole = np.zeros((rows * height, columns * width, channels), np.uint8)
+    grid = np.zeros((rows * height, columns * width, channels), np.uint8)
     for index, picture in enumerate(((pictures.float().cpu().clamp(-1, 1) + 1) * 127.5).round().byte().numpy()):
         top, left = index // columns * height, index % columns * width
-        whole[top : top + height, left : left + width] = picture.transpose(1, 2, 0)
+        grid[top : top + height, left : left + width] = picture.transpose(1, 2, 0)
     scale = ceil(SMALLEST_PICTURE / height)
-    image = Image.fromarray(whole[..., 0] if channels == 1 else whole)
+    image = Image.fromarray(grid[..., 0] if channels == 1 else grid)
     return image.resize((image.width * scale, image.height * scale), Image.Resampling.NEAREST)
 
 
-def _lines(path: Path) -> list[str]:
-    """Whole lines of a log; a line that a dying process cut short is left out, a log of something else refused."""
+def _tags(name: str, value: Any) -> list[tuple[str, Any]]:
+    return (
+        [(f"{name}/{index}", number) for index, number in enumerate(value)]
+        if isinstance(value, list)
+        else [(name, value)]
+    )
+
+
+def _read_lines(path: Path) -> list[str]:
+    """The whole lines of a log. A killed process may have cut the last line short; it is left out."""
     if not path.is_file():
         return []
-    whole = path.read_text().split("\n")[:-1]
-    for line in whole:
+    lines = path.read_text().split("\n")[:-1]
+    for line in lines:
         try:
             json.loads(line)["iteration"]
         except (ValueError, KeyError, TypeError) as error:
             raise InvalidRequest(
                 f"{path} is no log of a training ({error!r}); remove it or pass another --output"
             ) from error
-    return whole
+    return lines

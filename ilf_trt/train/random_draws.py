@@ -1,7 +1,7 @@
-"""What is random in training: each row's time, noise and dropped condition, a pure function of seed, iteration, row.
+"""The random numbers of training: time, noise and dropout of each row, a pure function of seed, iteration and row.
 
-A counter-based generator (Philox) is opened anew for every row, so no state runs along: to resume, or to split a batch
-over processes and parts, makes no difference.
+Every row opens a counter-based generator (Philox), so training carries no generator state. A resumed training draws the
+same numbers, and so does a batch that is split over processes and parts.
 """
 
 from collections.abc import Sequence
@@ -16,25 +16,25 @@ BELOW_ONE = 1 - 2**-24  # a double closer to one is one in float32
 
 
 @dataclass(frozen=True, slots=True)
-class Draws:
-    """time (B,) from 0 on, noise (B, C, H, W) of unit variance, dropped (B,) whether a row loses its condition.
+class RandomDraws:
+    """The random numbers of B rows.
 
-    `share` (B,) in [0, 1) is for what else a loss draws.
+    `time` (B,) counts from 0, `noise` (B, C, H, W) has unit variance, `drop_mask` (B,) says which rows lose their
+    condition, and `share` (B,) in [0, 1) is for other draws of a loss.
     """
 
     time: Tensor
     noise: Tensor
-    dropped: Tensor
+    drop_mask: Tensor
     share: Tensor
 
-    def part(self, rows: slice, device: torch.device) -> "Draws":
-        """Some of the rows, on `device`."""
-        return Draws(
-            *(x[rows].to(device, non_blocking=True) for x in (self.time, self.noise, self.dropped, self.share))
-        )
+    def part(self, rows: slice, device: torch.device) -> "RandomDraws":
+        """The draws of some rows, on `device`."""
+        tensors = (self.time, self.noise, self.drop_mask, self.share)
+        return RandomDraws(*(tensor[rows].to(device, non_blocking=True) for tensor in tensors))
 
 
-def draw(
+def draw_rows(
     seed: int,
     iteration: int,
     rows: range,
@@ -43,14 +43,17 @@ def draw(
     times: int,
     dropout: float,
     purpose: int = TRAINING,
-) -> Draws:
-    """The draws of rows `rows` of the global batch; times are uniform over `times`."""
+) -> RandomDraws:
+    """Draw for the rows `rows` of the global batch; times are uniform over 0 … `times` - 1.
+
+    `latent` is (C, H, W). `purpose` is TRAINING or VALIDATION; each has its own numbers.
+    """
     noise = np.empty((len(rows), *latent), np.float32)
-    time, dropped, share = np.empty(len(rows), np.int64), np.empty(len(rows), bool), np.empty(len(rows), np.float32)
+    time, drop_mask, share = np.empty(len(rows), np.int64), np.empty(len(rows), bool), np.empty(len(rows), np.float32)
     for index, row in enumerate(rows):
-        counter = np.array([0, row, purpose, 0], np.uint64)  # the low word counts up by itself
+        counter = np.array([0, row, purpose, 0], np.uint64)  # the generator counts up in the low word
         random = np.random.Generator(np.random.Philox(key=np.array([seed, iteration], np.uint64), counter=counter))
         first, second, third = random.random(3)
-        time[index], dropped[index], share[index] = int(first * times), second < dropout, min(third, BELOW_ONE)
+        time[index], drop_mask[index], share[index] = int(first * times), second < dropout, min(third, BELOW_ONE)
         random.standard_normal(dtype=np.float32, out=noise[index])
-    return Draws(*(torch.from_numpy(array) for array in (time, noise, dropped, share)))
+    return RandomDraws(*(torch.from_numpy(array) for array in (time, noise, drop_mask, share)))

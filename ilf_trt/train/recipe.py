@@ -1,7 +1,7 @@
-"""The recipe: everything that decides how a feedback block is trained, read from a TOML file."""
+"""The recipe of a training: every setting that decides the weights, read from a TOML file."""
 
 import tomllib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from enum import StrEnum
 from importlib.resources import files
@@ -10,7 +10,7 @@ from typing import Any
 
 from ilf_trt.contract.spec import Initialisation, Loop
 from ilf_trt.errors import InvalidRequest
-from ilf_trt.train.table import _nearest, parsed
+from ilf_trt.train.table import check_at_least, did_you_mean, flat, parse, plain, set_field
 
 FREE_ON_RESUME = (
     "model.base",
@@ -25,7 +25,7 @@ FREE_SECTIONS = ("checkpoint", "logging", "compute", "validation")
 
 
 class LossKind(StrEnum):
-    """What the student is distilled from, besides the noise itself; see `ilf_trt.train.losses`."""
+    """The teacher's target, beside the noise; see `ilf_trt.train.losses`."""
 
     FAST = "fast"
     STANDARD = "standard"
@@ -34,7 +34,7 @@ class LossKind(StrEnum):
 
 
 class SecondPass(StrEnum):
-    """The time that the student's second pass is conditioned on while it trains."""
+    """The time that conditions the student's second pass in training."""
 
     SAME = "t"
     HALF = "t/2"
@@ -42,7 +42,10 @@ class SecondPass(StrEnum):
 
 
 class TrainPrecision(StrEnum):
-    """What the frozen backbone is kept in and matrix products run in; F, s, their moments and the sum stay float32."""
+    """The dtype of the frozen backbone and of matrix products.
+
+    F, s, their moments and the sum that runs through the blocks stay in float32.
+    """
 
     FP32 = "fp32"
     BF16 = "bf16"
@@ -50,7 +53,7 @@ class TrainPrecision(StrEnum):
 
 
 class Metric(StrEnum):
-    """What the best checkpoint is chosen by: the mean loss since the last one, or the loss on fixed draws."""
+    """The measure of the best checkpoint: the mean loss since the last one, or the loss on fixed rows and draws."""
 
     LOSS = "loss"
     VALIDATION = "validation"
@@ -58,7 +61,10 @@ class Metric(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class ModelPart:
-    """`base`: a diffusers folder, a hub id, or `demo`. `kind` and `config` let a dry run do without it."""
+    """The frozen base and the loop in it.
+
+    `base` is a diffusers folder, a hub id, or `demo`. With `kind` and `config`, a dry run needs no base on the disk.
+    """
 
     base: str
     loop: Loop
@@ -68,14 +74,15 @@ class ModelPart:
     initialisation: Initialisation = Initialisation.END
 
     def check(self) -> None:
-        _at_least(0, "model.", text_tokens=self.text_tokens)
+        check_at_least(0, "model.", text_tokens=self.text_tokens)
 
 
 @dataclass(frozen=True, slots=True)
 class Optimisation:
-    """`batch_size` is global: over all processes and all `accumulate` parts. A `clip` of 0 is none.
+    """The optimizer's settings. 0 turns `clip` and `ema` off.
 
-    `ema` is the half-life, in iterations, of a running mean of F and s that is served in their place; 0 is none.
+    `batch_size` is global: the sum over all processes and all `accumulate` parts. `ema` is the half-life, in
+    iterations, of the running mean of F and s. Checkpoints and bundles serve the mean.
     """
 
     iterations: int
@@ -90,12 +97,12 @@ class Optimisation:
 
     def check(self) -> None:
         ones = {"iterations": self.iterations, "batch_size": self.batch_size, "accumulate": self.accumulate}
-        _at_least(1, "optimisation.", **ones)
-        _at_least(0, "optimisation.", lr=self.lr, scale_lr=self.scale_lr, weight_decay=self.weight_decay)
-        _at_least(0, "optimisation.", warm_up=self.warm_up, clip=self.clip, ema=self.ema)
+        check_at_least(1, "optimisation.", **ones)
+        check_at_least(0, "optimisation.", lr=self.lr, scale_lr=self.scale_lr, weight_decay=self.weight_decay)
+        check_at_least(0, "optimisation.", warm_up=self.warm_up, clip=self.clip, ema=self.ema)
 
     def rows_at_once(self, world: int) -> int:
-        """Rows that one process runs at a time; raises InvalidRequest when the batch does not divide."""
+        """Rows that one of `world` processes runs at a time; raises InvalidRequest if the batch does not divide."""
         parts = world * self.accumulate
         if self.batch_size % parts:
             raise InvalidRequest(
@@ -104,17 +111,17 @@ class Optimisation:
             )
         return self.batch_size // parts
 
-    def warmth(self, iteration: int) -> float:
-        """The share of the learning rates at an iteration, from 1: rises over `warm_up` iterations, then stays."""
+    def lr_factor(self, iteration: int) -> float:
+        """The factor of both learning rates: rises linearly over iterations 1 to `warm_up`, then stays at 1."""
         return min(1.0, iteration / self.warm_up) if self.warm_up else 1.0
 
 
 @dataclass(frozen=True, slots=True)
 class Loss:
-    """Weights of both terms, and what the student and the teacher are asked; see `ilf_trt.train.losses`.
+    """The loss: its two terms, their weights, and the times of student and teacher; see `ilf_trt.train.losses`.
 
-    `look_ahead` is how far from t, at most, the teacher's t/2 lies, in times of the noise schedule; 0: at t/2 always.
-    Intervals are those of samplers of `fewest_steps` to `most_steps` steps.
+    `look_ahead` limits the distance of the teacher's time t/2 from t, in times of the noise schedule; 0 sets no limit.
+    Interval distillation draws intervals of samplers with `fewest_steps` to `most_steps` steps.
     """
 
     kind: LossKind
@@ -128,15 +135,15 @@ class Loss:
     most_steps: int = 12
 
     def check(self) -> None:
-        _at_least(0, "loss.", reconstruction=self.reconstruction, distillation=self.distillation)
-        _at_least(0, "loss.", look_ahead=self.look_ahead)
-        _at_least(1, "loss.", fewest_steps=self.fewest_steps)
-        _at_least(2, "loss.", teacher_steps=self.teacher_steps)
-        _at_least(self.fewest_steps, "loss.", most_steps=self.most_steps)
+        check_at_least(0, "loss.", reconstruction=self.reconstruction, distillation=self.distillation)
+        check_at_least(0, "loss.", look_ahead=self.look_ahead)
+        check_at_least(1, "loss.", fewest_steps=self.fewest_steps)
+        check_at_least(2, "loss.", teacher_steps=self.teacher_steps)
+        check_at_least(self.fewest_steps, "loss.", most_steps=self.most_steps)
         if (self.kind is LossKind.INTERVAL) != (self.second_pass is SecondPass.RESCALE):
             raise InvalidRequest(
-                f"loss.kind is {self.kind} and loss.second_pass is {self.second_pass}; {LossKind.INTERVAL} goes with "
-                f"{SecondPass.RESCALE} and nothing else does: i is the length of an interval"
+                f"loss.kind is {self.kind} and loss.second_pass is {self.second_pass}; {LossKind.INTERVAL} needs "
+                f"{SecondPass.RESCALE}, and no other kind takes it: i is the length of an interval"
             )
         if not 0 <= self.condition_dropout <= 1:
             raise InvalidRequest(f"loss.condition_dropout is {self.condition_dropout}, it must be from 0 to 1")
@@ -146,7 +153,7 @@ class Loss:
 
 @dataclass(frozen=True, slots=True)
 class CheckpointPart:
-    """A checkpoint `every` N iterations, the last `keep` of them kept, and the best by `metric`."""
+    """Checkpoints: one `every` N iterations. The training keeps the last `keep` and the best by `metric`."""
 
     every: int = 500
     keep: int = 2
@@ -154,12 +161,15 @@ class CheckpointPart:
     validation_batches: int = 4
 
     def check(self) -> None:
-        _at_least(1, "checkpoint.", every=self.every, keep=self.keep, validation_batches=self.validation_batches)
+        check_at_least(1, "checkpoint.", every=self.every, keep=self.keep, validation_batches=self.validation_batches)
 
 
 @dataclass(frozen=True, slots=True)
 class Logging:
-    """A line `every` N iterations; sample grids of `labels` every `samples_every` (0: none), classes in pixels only."""
+    """The log: a line `every` N iterations, a sample grid of `labels` every `samples_every` iterations (0: none).
+
+    Only models of classes in pixels get sample grids.
+    """
 
     every: int = 50
     samples_every: int = 0
@@ -168,13 +178,13 @@ class Logging:
     guidance_scale: float = 1.0
 
     def check(self) -> None:
-        _at_least(1, "logging.", every=self.every, steps=self.steps)
-        _at_least(0, "logging.", samples_every=self.samples_every, guidance_scale=self.guidance_scale)
+        check_at_least(1, "logging.", every=self.every, steps=self.steps)
+        check_at_least(0, "logging.", samples_every=self.samples_every, guidance_scale=self.guidance_scale)
 
 
 @dataclass(frozen=True, slots=True)
 class Compute:
-    """How the same sums are computed: none of it changes what is trained beyond rounding."""
+    """How the device computes the same sums; these settings change the trained weights by rounding only."""
 
     precision: TrainPrecision = TrainPrecision.FP32
     gradient_checkpointing: bool = False
@@ -182,12 +192,12 @@ class Compute:
     deterministic: bool = True
 
     def check(self) -> None:
-        """Any combination will do."""
+        """All combinations are valid."""
 
 
 @dataclass(frozen=True, slots=True)
 class Recipe:
-    """A whole training; `data` and `validation` are the tables that say where pictures come from."""
+    """A whole training. `data` and `validation` are tables that name the source of the pictures."""
 
     seed: int
     model: ModelPart
@@ -201,10 +211,13 @@ class Recipe:
 
     @classmethod
     def read(cls, name: str, changes: Sequence[str] = ()) -> "Recipe":
-        """A recipe file, or one of the package by name, with `SECTION.KEY=VALUE` changes; raises InvalidRequest."""
+        """Read a recipe file, or a recipe of the package by name, and apply `SECTION.KEY=VALUE` changes.
+
+        Raises InvalidRequest with the name of the recipe.
+        """
         table = read_table(name)
         for change in changes:
-            _set(table, change)
+            set_field(table, change)
         try:
             return cls.from_table(table)
         except InvalidRequest as error:
@@ -213,91 +226,55 @@ class Recipe:
     @classmethod
     def from_table(cls, table: Mapping[str, Any]) -> "Recipe":
         """Raises InvalidRequest for a key that is unknown, missing, of the wrong type or out of its range."""
-        recipe: Recipe = parsed(cls, table, "")
-        return recipe
+        return parse(cls, table)
 
     def check(self) -> None:
-        _at_least(0, "", seed=self.seed)
+        check_at_least(0, "", seed=self.seed)
 
     def as_json(self) -> dict[str, Any]:
-        """Plain data; `from_table` reads it back."""
-        plain: dict[str, Any] = _plain(asdict(self))
-        if plain["model"]["kind"] is None:
-            del plain["model"]["kind"]
-        return plain
+        """Plain data for a JSON file; `from_table` reads it back."""
+        table: dict[str, Any] = plain(asdict(self))
+        if table["model"]["kind"] is None:
+            del table["model"]["kind"]
+        return table
 
     def facts(self) -> dict[str, Any]:
-        """What an ILF checkpoint says about its training."""
-        facts = self.as_json()
-        kept = {name: facts[name] for name in ("seed", "optimisation", "loss", "data", "compute")}
-        return {**kept, "initialisation": facts["model"]["initialisation"]}
+        """The part of the recipe that an ILF checkpoint records."""
+        table = self.as_json()
+        sections = {name: table[name] for name in ("seed", "optimisation", "loss", "data", "compute")}
+        return {**sections, "initialisation": table["model"]["initialisation"]}
 
     def differences(self, other: "Recipe") -> list[tuple[str, Any, Any]]:
-        """Fields with both values in which two recipes differ so that one cannot go on where the other stopped."""
-        here, there = dict(_flat(self.as_json(), "")), dict(_flat(other.as_json(), ""))
+        """The fields that forbid one training to resume the other: name, value here, value in `other`.
+
+        FREE_ON_RESUME and FREE_SECTIONS name the fields that may differ.
+        """
+        mine, theirs = dict(flat(self.as_json())), dict(flat(other.as_json()))
         return [
-            (name, here.get(name), there.get(name))
-            for name in sorted(here.keys() | there.keys())
-            if here.get(name) != there.get(name)
+            (name, mine.get(name), theirs.get(name))
+            for name in sorted(mine.keys() | theirs.keys())
+            if mine.get(name) != theirs.get(name)
             and name not in FREE_ON_RESUME
             and name.partition(".")[0] not in FREE_SECTIONS
         ]
 
 
 def recipe_names() -> list[str]:
-    """The recipes in the package."""
+    """The names of the recipes in the package."""
     folder = files("ilf_trt") / "recipes"
     return sorted(Path(entry.name).stem for entry in folder.iterdir() if entry.name.endswith(".toml"))
 
 
 def read_table(name: str) -> dict[str, Any]:
-    """The TOML of a file, or of a recipe in the package; raises InvalidRequest."""
+    """The TOML table of a file, or of a recipe in the package by name; raises InvalidRequest."""
     path = Path(name)
     if not path.is_file():
-        known = recipe_names()
-        if name not in known:
-            near = _nearest(name, known)
-            raise InvalidRequest(f"recipe {name!r} is neither a file nor one of {', '.join(known)}{near}")
+        names = recipe_names()
+        if name not in names:
+            hint = did_you_mean(name, names)
+            raise InvalidRequest(f"recipe {name!r} is neither a file nor one of {', '.join(names)}{hint}")
         path = Path(str(files("ilf_trt") / "recipes" / f"{name}.toml"))
     try:
         return tomllib.loads(path.read_text())
     except (OSError, ValueError) as error:
         raise InvalidRequest(f"recipe {name} is not readable TOML: {error}; mend that line") from error
-
-
-def _set(table: dict[str, Any], change: str) -> None:
-    name, separator, text = change.partition("=")
-    if not separator or not name.strip():
-        raise InvalidRequest(f"--set {change!r} is not SECTION.KEY=VALUE, such as optimisation.lr=1e-5")
-    try:
-        value = tomllib.loads(f"value = {text}")["value"]
-    except tomllib.TOMLDecodeError:
-        value = text.strip()
-    *sections, key = name.strip().split(".")
-    for section in sections:
-        table = table.setdefault(section, {})
-        if not isinstance(table, dict):
-            raise InvalidRequest(f"--set {change!r}: {section} is no section; give SECTION.KEY=VALUE")
-    table[key] = value
-
-
-def _at_least(low: int, section: str, **values: float) -> None:
-    for name, value in values.items():
-        if value < low:
-            raise InvalidRequest(f"{section}{name} is {value}, it must be at least {low}")
-
-
-def _plain(value: Any) -> Any:
-    if isinstance(value, dict):
-        if value.keys() == {"begin", "end"}:
-            return f"{value['begin']}:{value['end']}"
-        return {name: _plain(inner) for name, inner in value.items()}
-    return value.value if isinstance(value, StrEnum) else value
-
-
-def _flat(table: Mapping[str, Any], prefix: str) -> Iterator[tuple[str, Any]]:
-    for name, value in table.items():
-        if isinstance(value, Mapping):
-            yield from _flat(value, f"{prefix}{name}.")
-        else:
-            yield f"{prefix}{name}", value

@@ -1,64 +1,113 @@
-"""A TOML table read into a dataclass, checked key by key."""
+"""TOML tables and the dataclasses that they describe: read with checks, change one field, write back as plain data."""
 
-from collections.abc import Mapping, Sequence
+import tomllib
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import MISSING, fields, is_dataclass
 from difflib import get_close_matches
 from enum import StrEnum
 from math import isfinite
 from types import NoneType, UnionType
-from typing import Any, get_args, get_origin, get_type_hints
+from typing import Any, TypeVar, get_args, get_origin, get_type_hints
 
 from ilf_trt.contract.spec import Loop
 from ilf_trt.errors import InvalidRequest
 
-WORDS = {int: "a whole number", float: "a finite number", str: "text", bool: "true or false"}
+TYPE_WORDS = {int: "a whole number", float: "a finite number", str: "text", bool: "true or false"}
+T = TypeVar("T")
 
 
-def parsed(kind: Any, table: Mapping[str, Any], where: str) -> Any:
-    """A dataclass from a table, checked key by key, then by its own `check()`; raises InvalidRequest.
+def parse(kind: type[T], table: Mapping[str, Any], where: str = "") -> T:
+    """Make the dataclass `kind` from a table, then call its `check()`.
 
-    `where` stands before a key in what an error says, such as `data.`.
+    `where` is the prefix of a key in messages, such as `data.`. Raises InvalidRequest for a key that is unknown,
+    missing or of the wrong type, and whatever `check()` raises.
     """
-    hints, known = get_type_hints(kind), {one.name: one for one in fields(kind)}
+    options: Any = kind
+    hints, by_name = get_type_hints(kind), {field.name: field for field in fields(options)}
     for name in table:
-        if name not in known:
-            raise InvalidRequest(f"{where}{name} is unknown{_nearest(name, list(known))}; it takes {', '.join(known)}")
+        if name not in by_name:
+            hint = did_you_mean(name, list(by_name))
+            raise InvalidRequest(f"{where}{name} is unknown{hint}; it takes {', '.join(by_name)}")
     values = {}
-    for name, one in known.items():
+    for name, field in by_name.items():
         if name in table:
             values[name] = _value(hints[name], table[name], f"{where}{name}")
-        elif one.default is MISSING and one.default_factory is MISSING:
+        elif field.default is MISSING and field.default_factory is MISSING:
             raise InvalidRequest(f"{where}{name} is missing; set it in the recipe or with --set {where}{name}=…")
-    made = kind(**values)
-    made.check()
-    return made
+    instance = options(**values)
+    instance.check()
+    return instance
+
+
+def set_field(table: dict[str, Any], change: str) -> None:
+    """Apply `SECTION.KEY=VALUE` to a table in place; the value is TOML or else text. Raises InvalidRequest."""
+    name, separator, text = change.partition("=")
+    if not separator or not name.strip():
+        raise InvalidRequest(f"--set {change!r} is not SECTION.KEY=VALUE, such as optimisation.lr=1e-5")
+    try:
+        value = tomllib.loads(f"value = {text}")["value"]
+    except tomllib.TOMLDecodeError:
+        value = text.strip()
+    *sections, key = name.strip().split(".")
+    for section in sections:
+        table = table.setdefault(section, {})
+        if not isinstance(table, dict):
+            raise InvalidRequest(f"--set {change!r}: {section} is no section; give SECTION.KEY=VALUE")
+    table[key] = value
+
+
+def plain(value: Any) -> Any:
+    """JSON data from `dataclasses.asdict`; `parse` reads it back."""
+    if isinstance(value, dict):
+        if value.keys() == {"begin", "end"}:
+            return f"{value['begin']}:{value['end']}"
+        return {name: plain(inner) for name, inner in value.items()}
+    return value.value if isinstance(value, StrEnum) else value
+
+
+def flat(table: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Every value of nested tables with its full key, such as `optimisation.lr`."""
+    for name, value in table.items():
+        if isinstance(value, Mapping):
+            yield from flat(value, f"{prefix}{name}.")
+        else:
+            yield f"{prefix}{name}", value
+
+
+def check_at_least(low: int, where: str, **values: float) -> None:
+    """Raises InvalidRequest for the first value below `low`; `where` is the prefix of its name."""
+    for name, value in values.items():
+        if value < low:
+            raise InvalidRequest(f"{where}{name} is {value}, it must be at least {low}")
+
+
+def did_you_mean(name: str, names: Sequence[str]) -> str:
+    """The end of a message that names the closest of `names`, or nothing."""
+    matches = get_close_matches(name, names, n=1)
+    return f"; did you mean {matches[0]}?" if matches else ""
 
 
 def _value(kind: Any, value: Any, name: str) -> Any:
     if get_origin(kind) is UnionType:
-        (kind,) = (one for one in get_args(kind) if one is not NoneType)
+        (kind,) = (member for member in get_args(kind) if member is not NoneType)
     if kind is Loop:
         return Loop.parse(":".join(map(str, value)) if isinstance(value, list) else str(value))
     if is_dataclass(kind):
-        return parsed(kind, _value(Mapping, value, name), f"{name}.")
+        section: Any = kind
+        return parse(section, _value(Mapping, value, name), f"{name}.")
     if (get_origin(kind) or kind) is Mapping:
         return value if isinstance(value, dict) else _mistyped(name, value, "a table")
     if issubclass(kind, StrEnum):
         if value not in list(kind):
-            near = _nearest(str(value), [one.value for one in kind])
-            raise InvalidRequest(f"{name} is {value!r}, it must be one of {', '.join(kind)}{near}")
+            hint = did_you_mean(str(value), [member.value for member in kind])
+            raise InvalidRequest(f"{name} is {value!r}, it must be one of {', '.join(kind)}{hint}")
         return kind(value)
     if kind is float and type(value) is int:
         value = float(value)
     if type(value) is not kind or (kind is float and not isfinite(value)):
-        return _mistyped(name, value, WORDS[kind])
+        return _mistyped(name, value, TYPE_WORDS[kind])
     return value
 
 
-def _mistyped(name: str, value: Any, wanted: str) -> Any:
-    raise InvalidRequest(f"{name} is {value!r}, it must be {wanted}")
-
-
-def _nearest(name: str, known: Sequence[str]) -> str:
-    near = get_close_matches(name, known, n=1)
-    return f"; did you mean {near[0]}?" if near else ""
+def _mistyped(name: str, value: Any, expected: str) -> Any:
+    raise InvalidRequest(f"{name} is {value!r}, it must be {expected}")

@@ -1,4 +1,4 @@
-"""The arena: where each tensor of a trajectory lies in one allocation on a GPU."""
+"""The arena: one allocation on a GPU, and the place of each tensor of a trajectory in it."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -12,8 +12,10 @@ ITEM_BYTES = {"float32": 4, "float16": 2, "bfloat16": 2, "int32": 4}
 
 @dataclass(frozen=True, slots=True)
 class Slot:
-    """Bytes of one tensor. Rows lie `pitch` apart, so that each is aligned; `dense` is where a graph that writes all
-    rows at once finds them one after another, when that is not the same.
+    """The bytes of one tensor.
+
+    Rows lie `pitch` bytes apart, so that each row is aligned. A graph that writes all rows at once needs them one after
+    another: if `pitch` leaves gaps, `dense` is the offset of a second area without gaps, otherwise it is None.
     """
 
     offset: int
@@ -26,18 +28,22 @@ class Slot:
 
 @dataclass(frozen=True, slots=True)
 class Arena:
-    """`staged_bytes` from the start are what the host writes for each picture, `cleared` what begins at zero."""
+    """The slots of all tensors.
+
+    The host writes the first `input_bytes` for each generation. `zeros` is (offset, size in bytes) of the tensors that
+    are zero at the start of a generation.
+    """
 
     slots: Mapping[str, Slot]
-    staged_bytes: int
-    cleared: tuple[int, int]
+    input_bytes: int
+    zeros: tuple[int, int]
     size_bytes: int
 
 
 def arena_of(route: Route) -> Arena:
-    """Lay out a route's tensors: what the host writes first, so that one copy brings it all; then what is cleared."""
-    staged, fixed = list(route.given), list(route.fixed)
-    others = [name for name in route.tensors if name not in (*staged, *fixed, *PREDICTIONS)]
+    """Lay out a route's tensors: first those that the host writes, so that one copy uploads them; then the zeros."""
+    inputs, constants = list(route.inputs), list(route.fixed)
+    others = [name for name in route.tensors if name not in (*inputs, *constants, *PREDICTIONS)]
     slots: dict[str, Slot] = {}
     end = 0
 
@@ -45,27 +51,28 @@ def arena_of(route: Route) -> Arena:
         nonlocal end
         begin = end
         for name in names:
-            slots[name] = _slot(route.tensors[name], end, written_whole=name in others)
-            end = _aligned(end + slots[name].size_bytes)
+            slots[name] = _slot(route.tensors[name], end, needs_dense_rows=name in others)
+            end = _align(end + slots[name].size_bytes)
             if slots[name].dense is not None:
-                end = _aligned(end + slots[name].row_bytes * slots[name].rows)
+                end = _align(end + slots[name].row_bytes * slots[name].rows)
         return begin, end - begin
 
-    _, staged_bytes = place(staged)
-    cleared = place(list(PREDICTIONS))
-    place(fixed)
+    _, input_bytes = place(inputs)
+    zeros = place(list(PREDICTIONS))
+    place(constants)
     place(others)
-    return Arena(slots, staged_bytes, cleared, end)
+    return Arena(slots, input_bytes, zeros, end)
 
 
-def _slot(tensor: Tensor, offset: int, *, written_whole: bool) -> Slot:
+def _slot(tensor: Tensor, offset: int, *, needs_dense_rows: bool) -> Slot:
     rows = tensor.shape[0] if tensor.by_row else 1
     row_bytes = prod(tensor.shape) * ITEM_BYTES[tensor.dtype] // rows
-    pitch = _aligned(row_bytes) if tensor.by_row else row_bytes
+    pitch = _align(row_bytes) if tensor.by_row else row_bytes
     size_bytes = pitch * rows
-    padded = tensor.by_row and written_whole and pitch != row_bytes
-    return Slot(offset, size_bytes, row_bytes, pitch, rows, _aligned(offset + size_bytes) if padded else None)
+    has_gaps = tensor.by_row and pitch != row_bytes
+    dense = _align(offset + size_bytes) if has_gaps and needs_dense_rows else None
+    return Slot(offset, size_bytes, row_bytes, pitch, rows, dense)
 
 
-def _aligned(size_bytes: int) -> int:
+def _align(size_bytes: int) -> int:
     return -(-size_bytes // ALIGNMENT) * ALIGNMENT

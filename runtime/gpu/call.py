@@ -1,22 +1,28 @@
-"""One graph alone on a GPU, bound once, its tensors in pinned memory on the host."""
+"""A single graph on a GPU, bound once; the host reads and writes its tensors in pinned memory."""
 
 from collections.abc import Mapping
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from math import prod
 
 import numpy as np
 
-from ilf_trt.contract.ports import Graph
+from ilf_trt.contract.ports import Graph, Port
+from ilf_trt.errors import DeviceError
 from ilf_trt.runtime.engine import Array
 from ilf_trt.runtime.gpu.arena import ITEM_BYTES
+from ilf_trt.runtime.gpu.bfloat16 import bfloat16_from_float32, float32_from_bfloat16
 from ilf_trt.runtime.gpu.cuda import Gpu, Memory, Stream
 from ilf_trt.runtime.gpu.engine import DeviceEngine
+from ilf_trt.runtime.gpu.errors import translate_errors
+
+BFLOAT16 = "bfloat16"
 
 
 class DeviceCall:
-    """Fill `inputs`, call it, read `outputs`, which the next call overwrites; it waits until they are there.
+    """Fill `inputs`, call it, read `outputs`, which the next call overwrites.
 
-    For graphs without bfloat16 at their border.
+    A call returns when the outputs are complete. The arrays of a bfloat16 port are float32: each call rounds the inputs
+    to nearest even.
     """
 
     def __init__(
@@ -28,7 +34,7 @@ class DeviceCall:
         graph: Graph,
         sizes: Mapping[str, int],
     ) -> None:
-        """`scratch` is shared with what else runs on the stream. Raises OutOfMemory, EngineError, InvalidRequest."""
+        """All work on `stream` shares `scratch`. Raises OutOfMemory, EngineError, InvalidRequest."""
         self._gpu, self._stream = gpu, stream
         ports = (*graph.inputs, *graph.outputs)
         shapes = {port.name: port.resolve(sizes) for port in ports}
@@ -44,23 +50,41 @@ class DeviceCall:
             context = engine.context({port.name: shapes[port.name] for port in graph.inputs}, stream, scratch)
             stack.callback(context.close)
             self._launch = context.bind({name: memory.address for name, memory in self._memory.items()}, shapes)
+            self._bits = {
+                port.name: self._pinned_array(port.name, shapes[port.name], "uint16")
+                for port in ports
+                if port.dtype == BFLOAT16
+            }
             self.inputs, self.outputs = (
-                {port.name: self._seen(port.name, shapes[port.name], port.dtype) for port in side}
+                {port.name: self._host_array(port, shapes[port.name]) for port in side}
                 for side in (graph.inputs, graph.outputs)
             )
             self._close = stack.pop_all().close
 
     def __call__(self) -> None:
         self._gpu.use()
-        for name in self.inputs:
+        for name, array in self.inputs.items():
+            if name in self._bits:
+                self._bits[name][...] = bfloat16_from_float32(array)
             self._stream.copy(self._memory[name], self._pinned[name])
         self._launch()
         for name in self.outputs:
             self._stream.copy(self._pinned[name], self._memory[name])
         self._stream.sync()
+        for name in self.outputs.keys() & self._bits.keys():
+            self.outputs[name][...] = float32_from_bfloat16(self._bits[name])
 
     def close(self) -> None:
-        self._close()
+        """Free the memory, after the work that still runs; a lost GPU has nothing left to free."""
+        with suppress(DeviceError), translate_errors("a graph call could not be freed"):
+            self._gpu.use()
+            self._stream.sync()
+            self._close()
 
-    def _seen(self, name: str, shape: tuple[int, ...], dtype: str) -> Array:
+    def _host_array(self, port: Port, shape: tuple[int, ...]) -> Array:
+        if port.dtype == BFLOAT16:
+            return np.zeros(shape, port.array_dtype)
+        return self._pinned_array(port.name, shape, port.dtype)
+
+    def _pinned_array(self, name: str, shape: tuple[int, ...], dtype: str) -> Array:
         return np.ndarray(shape, dtype, self._pinned[name].host_bytes())

@@ -1,6 +1,6 @@
-"""CUDA as the runtime uses it: one GPU, its memory, streams, events and graphs, through cuda.core.
+"""CUDA through cuda.core: one GPU, its memory, streams, events and graphs.
 
-What cuda.core and the driver really do cannot be proved without a GPU, so everything that touches them stands here.
+Tests without a GPU cannot prove what cuda.core and the driver do, so only this file calls them.
 """
 
 import ctypes
@@ -13,14 +13,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ilf_trt.contract.target import Architecture
-from ilf_trt.errors import DeviceError, MissingDependency
-from ilf_trt.runtime.gpu.errors import line_of, translated
+from ilf_trt.errors import DeviceError, MissingDependency, one_line
+from ilf_trt.runtime.gpu.errors import translate_errors
 
-ALIGNMENT = 256  # of every address that an engine is given
+ALIGNMENT = 256  # bytes, of every address that an engine reads or writes
 
 
 class Gpu:
-    """One GPU. Threads may share it; each calls `use` before anything else."""
+    """One GPU. Several threads may share it; each thread calls `use` first."""
 
     def __init__(self, device: Any, ordinal: int, driver: tuple[int, ...]) -> None:
         self._device = device
@@ -34,21 +34,21 @@ class Gpu:
     def open(cls, ordinal: int) -> Self:
         """The GPU `cuda:ordinal`, current on this thread.
 
-        Raises MissingDependency without cuda-core, DeviceError when there is no driver, no such GPU, or another process
-        holds it alone.
+        Raises MissingDependency without cuda-core. Raises DeviceError without a driver, without such a GPU, and if
+        another process holds the GPU in exclusive mode.
         """
         try:
             core, system = import_module("cuda.core"), import_module("cuda.core.system")
         except ImportError as error:
             raise MissingDependency(
-                f"device 'cuda:{ordinal}' needs cuda-core and cuda-bindings ({line_of(error)}); pip install "
+                f"device 'cuda:{ordinal}' needs cuda-core and cuda-bindings ({one_line(error)}); pip install "
                 "'ilf-trt[cuda]'"
             ) from error
-        with translated(f"device 'cuda:{ordinal}' cannot be used", "check nvidia-smi, or pass device='cpu'"):
+        with translate_errors(f"device 'cuda:{ordinal}' cannot be used", "check nvidia-smi, or pass device='cpu'"):
             count = len(core.Device.get_all_devices())
             if ordinal >= count:
                 raise DeviceError(
-                    f"device 'cuda:{ordinal}' does not exist, this machine shows {count} GPU{'s' * (count != 1)}; "
+                    f"device 'cuda:{ordinal}' does not exist, this machine has {count} GPU{'s' * (count != 1)}; "
                     + (f"pass cuda:0 to cuda:{count - 1}" if count else "check nvidia-smi, or pass device='cpu'")
                 )
             device = core.Device(ordinal)
@@ -57,38 +57,39 @@ class Gpu:
 
     @property
     def description(self) -> str:
+        """Name, architecture and driver."""
         return f"{self.name}, {self.architecture}, driver {'.'.join(map(str, self.driver)) or 'unknown'}"
 
     def use(self) -> None:
         """Make the GPU current on the calling thread."""
-        with translated("the GPU cannot be used"):
+        with translate_errors("the GPU cannot be used"):
             self._device.set_current()
 
     def stream(self) -> "Stream":
-        """A new stream that waits for no other."""
-        with translated("no stream could be made"):
+        """A new stream that waits for no other stream."""
+        with translate_errors("no stream could be created"):
             return Stream(self._device.create_stream())
 
     def allocate(self, size_bytes: int, stream: "Stream") -> "Memory":
-        """Memory of the GPU for use on `stream`, 256-byte aligned, its content undefined; raises OutOfMemory."""
-        with translated(f"{size_bytes / (1 << 20):.0f} MiB of GPU memory could not be had"):
+        """GPU memory for use on `stream`, 256-byte aligned, with undefined content; raises OutOfMemory."""
+        with translate_errors(f"{size_bytes / (1 << 20):.0f} MiB of GPU memory could not be allocated"):
             return Memory(self._device.allocate(max(size_bytes, 1), stream=stream.core))
 
     def pinned(self, size_bytes: int) -> "Memory":
-        """Memory of the host that the GPU copies from and to without waiting; zero."""
-        with translated(f"{size_bytes / (1 << 20):.0f} MiB of pinned host memory could not be had"):
+        """Zeros in host memory that the GPU copies from and to while the host goes on; raises OutOfMemory."""
+        with translate_errors(f"{size_bytes / (1 << 20):.0f} MiB of pinned host memory could not be allocated"):
             memory = Memory(import_module("cuda.core").LegacyPinnedMemoryResource().allocate(max(size_bytes, 1)))
         memory.host_bytes().fill(0)
         return memory
 
     def event(self) -> Any:
-        """An event whose distance to another is a time: `last - first` in ms, once both are done."""
-        with translated("no event could be made"):
+        """An event that records a time: `last - first` is in ms, after the GPU has passed both."""
+        with translate_errors("no event could be created"):
             return self._device.create_event(options=import_module("cuda.core").EventOptions(timing_enabled=True))
 
 
 class Memory:
-    """An allocation, or a part of one."""
+    """An allocation, or a part of an allocation."""
 
     __slots__ = ("address", "core", "size_bytes")
 
@@ -98,49 +99,52 @@ class Memory:
         self.size_bytes = int(core.size)
 
     def part(self, offset: int, size_bytes: int) -> "Memory":
-        """Some bytes of it; the whole must stay open."""
+        """Some bytes of this memory; this memory must stay open."""
         buffer = import_module("cuda.core").Buffer
         return Memory(buffer.from_handle(self.address + offset, size_bytes, owner=self.core))
 
     def host_bytes(self) -> NDArray[np.uint8]:
-        """Pinned memory as the host sees it; valid until `close`."""
+        """The bytes of pinned memory as an array on the host; valid until `close`."""
         return np.ctypeslib.as_array((ctypes.c_uint8 * self.size_bytes).from_address(self.address))
 
     def close(self) -> None:
+        """Free the memory."""
         self.core.close()
 
 
 class Stream:
-    """Work for the GPU, in order; nothing here waits but `sync`."""
+    """Work for the GPU, in order. Only `sync` waits."""
 
     def __init__(self, core: Any) -> None:
         self.core = core
         self.handle = int(core.handle)
 
     def copy(self, target: Memory, source: Memory) -> None:
-        """Both of one size; between the host's pinned memory and the GPU's, or within either."""
-        with translated("a copy failed"):
+        """Copy memory to memory of the same size; each is on the GPU or in pinned memory of the host."""
+        with translate_errors("a copy failed"):
             target.core.copy_from(source.core, stream=self.core)
 
     def zero(self, target: Memory) -> None:
-        with translated("memory could not be cleared"):
+        """Fill the memory with zeros."""
+        with translate_errors("memory could not be cleared"):
             target.core.fill(0, stream=self.core)
 
     def record(self, event: Any) -> None:
-        with translated("an event could not be recorded"):
+        """Put an event behind the work that is on the stream now."""
+        with translate_errors("an event could not be recorded"):
             self.core.record(event)
 
     def sync(self) -> None:
-        """Wait until all of it is done; what the work itself did wrong is raised here."""
-        with translated("the GPU failed"):
+        """Wait until all work is done; raises the errors of that work."""
+        with translate_errors("the GPU failed"):
             self.core.sync()
 
     def capture(self, enqueue: Callable[[], None]) -> "CapturedGraph":
-        """What `enqueue` puts on this stream as one graph, without running it; other threads go on undisturbed.
+        """The work that `enqueue` puts on this stream, as one graph; it does not run, and other threads go on.
 
-        Raises what `enqueue` raises, and DeviceError when CUDA cannot capture it; the stream is usable afterwards.
+        Raises what `enqueue` raises, and DeviceError if CUDA cannot capture the work. The stream stays usable.
         """
-        with translated("the trajectory could not be captured"):
+        with translate_errors("the trajectory could not be captured"):
             builder = self.core.create_graph_builder()
             try:
                 builder.begin_building("thread_local")
@@ -148,7 +152,7 @@ class Stream:
                 builder.end_building()
                 graph = builder.complete()
             except BaseException:
-                with suppress(Exception):  # it ends a capture that is still open, and says that it was invalid
+                with suppress(Exception):  # `close` ends an open capture, and raises because the capture is invalid
                     builder.close()
                 raise
             builder.close()
@@ -156,26 +160,29 @@ class Stream:
             return CapturedGraph(graph, self)
 
     def close(self) -> None:
+        """Free the stream."""
         self.core.close()
 
 
 class CapturedGraph:
-    """Work that was captured from a stream and is launched there as one."""
+    """Work of a stream as one CUDA graph."""
 
     def __init__(self, core: Any, stream: Stream) -> None:
         self._core = core
         self._stream = stream
 
     def launch(self) -> None:
-        with translated("a captured trajectory could not be launched"):
+        """Put the whole graph on its stream."""
+        with translate_errors("a captured trajectory could not be launched"):
             self._core.launch(self._stream.core)
 
     def close(self) -> None:
+        """Free the graph."""
         self._core.close()
 
 
 def upload(gpu: Gpu, stream: Stream, target: Memory, array: NDArray[Any]) -> None:
-    """Bring an array to the GPU and wait until it is there; `target` has its size."""
+    """Copy an array to `target`, memory of the same size on the GPU; return when the copy is complete."""
     pinned = gpu.pinned(array.nbytes)
     try:
         pinned.host_bytes()[: array.nbytes] = np.frombuffer(np.ascontiguousarray(array).tobytes(), np.uint8)
@@ -188,5 +195,5 @@ def upload(gpu: Gpu, stream: Stream, target: Memory, array: NDArray[Any]) -> Non
 def _driver(system: Any) -> tuple[int, ...]:
     try:
         return tuple(system.get_kernel_mode_driver_version())
-    except RuntimeError:  # a container that was given a GPU, but not NVML
+    except RuntimeError:  # a container that has a GPU, but not NVML
         return ()

@@ -1,27 +1,21 @@
-"""A bundle on one GPU: its engines and constants there once, and sessions that run them on streams of their own."""
+"""A bundle on one GPU: one copy of its engines and constants, and sessions that run them on separate streams."""
 
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack, suppress
 from functools import partial
-from math import prod
 from threading import Lock
-from typing import Any
-
-import numpy as np
-from numpy.typing import NDArray
 
 from ilf_trt.contract.bundle import Bundle
 from ilf_trt.contract.manifest import Manifest
-from ilf_trt.contract.ports import Graph, Port
+from ilf_trt.contract.ports import Graph
 from ilf_trt.contract.target import Library
 from ilf_trt.errors import DeviceError
-from ilf_trt.runtime.engine import Array
-from ilf_trt.runtime.gpu.arena import ITEM_BYTES
+from ilf_trt.runtime.engine import EngineKind
 from ilf_trt.runtime.gpu.call import DeviceCall
-from ilf_trt.runtime.gpu.compatibility import EngineKind, library_for
+from ilf_trt.runtime.gpu.compatibility import library_for
 from ilf_trt.runtime.gpu.cuda import Gpu, Memory, Stream, upload
 from ilf_trt.runtime.gpu.engine import DeviceEngine
-from ilf_trt.runtime.gpu.errors import translated
+from ilf_trt.runtime.gpu.errors import translate_errors
 from ilf_trt.runtime.gpu.onnxruntime_cuda import OnnxRuntimeCudaEngine
 from ilf_trt.runtime.gpu.tensorrt import TensorRT
 from ilf_trt.runtime.gpu.trajectory import DeviceTrajectory
@@ -29,11 +23,11 @@ from ilf_trt.runtime.route import route_of
 from ilf_trt.runtime.session import KEPT_TRAJECTORIES, Session
 from ilf_trt.runtime.trajectory import Job
 
-BFLOAT16 = "bfloat16"
-
 
 class Device:
-    """Engines on one GPU, shared by the sessions."""
+    """Engines on one GPU; all sessions share them."""
+
+    on_gpu = True
 
     def __init__(
         self,
@@ -47,7 +41,7 @@ class Device:
         library: str,
         one_stream: bool,
     ) -> None:
-        """`closing` frees all that is given; `one_stream` when the engines run on `stream` only."""
+        """`closing` frees all the other arguments. `one_stream` says that the engines run only on `stream`."""
         self.engines = engines
         self.description = f"{gpu.description}, {library}"
         self.max_sessions = 1 if one_stream else None
@@ -62,17 +56,18 @@ class Device:
     def open(
         cls, bundle: Bundle, ordinal: int, kind: EngineKind | None, *, graphs: Sequence[str] | None = None
     ) -> "Device":
-        """Check that the bundle's engines fit, then load them, or some; a failure frees what was loaded.
+        """Check that the bundle's engines fit this machine, then load all, or those of `graphs`.
 
-        Raises MissingDependency, DeviceError and its kinds, EngineError, BundleError, PortMismatch.
+        A failure frees everything. Raises MissingDependency, DeviceError and its subclasses, EngineError, BundleError,
+        PortMismatch.
         """
         gpu = Gpu.open(ordinal)
         manifest = bundle.manifest
-        opened: dict[Library, TensorRT] = {}
+        runtimes: dict[Library, TensorRT] = {}
 
         def version_of(library: Library) -> str:
-            opened[library] = TensorRT(library)
-            return opened[library].version
+            runtimes[library] = TensorRT(library)
+            return runtimes[library].version
 
         library = library_for(manifest, gpu, kind, version_of)
         with ExitStack() as stack:
@@ -87,7 +82,7 @@ class Device:
                 if library is None:
                     engine = OnnxRuntimeCudaEngine(graph, bundle.graph_path(graph.name), gpu=gpu, stream=stream)
                 else:
-                    engine = opened[library].load(graph, files[graph.name], stream)
+                    engine = runtimes[library].load(graph, files[graph.name], stream)
                 stack.callback(engine.close)
                 engines[graph.name] = engine
             constants = {}
@@ -95,7 +90,7 @@ class Device:
                 constants[name] = gpu.allocate(array.nbytes, stream)
                 stack.callback(constants[name].close)
                 upload(gpu, stream, constants[name], array)
-            name = "ONNX Runtime" if library is None else f"{library} {opened[library].version}"
+            name = "ONNX Runtime" if library is None else f"{library} {runtimes[library].version}"
             return cls(
                 gpu,
                 engines,
@@ -107,8 +102,11 @@ class Device:
                 one_stream=library is None,
             )
 
-    def session(self, kept: int = KEPT_TRAJECTORIES) -> Session:
-        """A session with a stream and scratch memory of its own, as much of it as any of the engines may need."""
+    def session(self, max_trajectories: int = KEPT_TRAJECTORIES) -> Session:
+        """A new session; the last `max_trajectories` trajectories stay bound.
+
+        The session has its own stream and its own scratch memory, as large as the neediest engine requires.
+        """
         self._gpu.use()
         with ExitStack() as stack:
             stream = self._stream
@@ -120,61 +118,26 @@ class Device:
             if scratch_bytes:
                 scratch = self._gpu.allocate(scratch_bytes, stream)
                 stack.callback(scratch.close)
-            bind_call = partial(DeviceCall, self._gpu, stream, scratch, self.engines)
-            return Session(partial(self._bind, stream, scratch), bind_call, stack.pop_all().close, kept=kept)
-
-    def run(self, graph: Graph, arrays: Mapping[str, Array], outputs: Mapping[str, Array]) -> None:
-        """One run of a graph, from the arrays of its inputs into those of its outputs; bfloat16 stands in float32."""
-        self._gpu.use()
-        stream, ports = self._stream, (*graph.inputs, *graph.outputs)
-        given = {**arrays, **outputs}
-        shapes = {port.name: given[port.name].shape for port in ports}
-        with ExitStack() as stack:
-
-            def memory(port: Port) -> Memory:
-                made = self._gpu.allocate(prod(shapes[port.name]) * ITEM_BYTES[port.dtype], stream)
-                stack.callback(made.close)
-                return made
-
-            places = {port.name: memory(port) for port in ports}
-            for port in graph.inputs:
-                upload(self._gpu, stream, places[port.name], _stored(arrays[port.name], port.dtype))
-            engine = self.engines[graph.name]
-            scratch = None
-            if engine.scratch_bytes:
-                scratch = self._gpu.allocate(engine.scratch_bytes, stream)
-                stack.callback(scratch.close)
-            context = engine.context({port.name: shapes[port.name] for port in graph.inputs}, stream, scratch)
-            stack.callback(context.close)
-            context.bind({name: place.address for name, place in places.items()}, shapes)()
-            for port in graph.outputs:
-                _download(self._gpu, stream, places[port.name], outputs[port.name], port.dtype)
+            return Session(
+                partial(self._bind, stream, scratch),
+                partial(self._bind_call, stream, scratch),
+                stack.pop_all().close,
+                max_trajectories=max_trajectories,
+            )
 
     def close(self) -> None:
-        with suppress(DeviceError), translated("the GPU could not be given back"):
+        """Free engines and constants; the sessions must be closed."""
+        with suppress(DeviceError), translate_errors("the GPU could not be freed"):
             self._gpu.use()
             self._closing.close()
 
     def _bind(self, stream: Stream, scratch: Memory | None, job: Job) -> DeviceTrajectory:
+        self._gpu.use()
         with self._binding:
             route = route_of(self._manifest, job)
             return DeviceTrajectory(self._gpu, self.engines, self._constants, route, stream, scratch)
 
-
-def _download(gpu: Gpu, stream: Stream, source: Memory, array: Array, dtype: str) -> None:
-    pinned = gpu.pinned(source.size_bytes)
-    try:
-        stream.copy(pinned, source)
-        stream.sync()
-        stored = pinned.host_bytes().view(np.uint16 if dtype == BFLOAT16 else dtype).reshape(array.shape)
-        array[:] = (stored.astype(np.uint32) << 16).view(np.float32) if dtype == BFLOAT16 else stored
-    finally:
-        pinned.close()
-
-
-def _stored(array: Array, dtype: str) -> NDArray[Any]:
-    """An array as the GPU keeps it: numpy has no bfloat16, so its upper 16 bits are rounded to nearest even."""
-    if dtype != BFLOAT16:
-        return array.astype(dtype, copy=False)
-    bits = np.ascontiguousarray(array, np.float32).view(np.uint32)
-    return ((bits + (0x7FFF + ((bits >> 16) & 1))) >> 16).astype(np.uint16)
+    def _bind_call(self, stream: Stream, scratch: Memory | None, graph: Graph, sizes: Mapping[str, int]) -> DeviceCall:
+        self._gpu.use()
+        with self._binding:
+            return DeviceCall(self._gpu, stream, scratch, self.engines, graph, sizes)

@@ -1,4 +1,4 @@
-"""The seam between the runtime and an engine library on a GPU."""
+"""What the runtime expects of an engine library on a GPU."""
 
 from collections.abc import Mapping
 from typing import Protocol
@@ -9,36 +9,37 @@ from ilf_trt.runtime.gpu.cuda import Memory, Stream
 
 
 class DeviceEngine(Protocol):
-    """One graph on a GPU, its weights there once; several sessions may share it.
+    """One graph on a GPU, with one copy of its weights; several sessions may share it.
 
-    `scratch_bytes` is what any run may need beside its ports; `capturable`, whether its library lets runs become part
-    of a CUDA graph at all.
+    `scratch_bytes` is the most memory that a run needs in addition to its ports. `capturable` says whether the library
+    allows its runs in a CUDA graph.
     """
 
     capturable: bool
 
     @property
     def graph(self) -> Graph:
-        """The border that the engine was checked against."""
+        """The ports that the engine was checked against."""
 
     @property
-    def scratch_bytes(self) -> int: ...
+    def scratch_bytes(self) -> int:
+        """Bytes of scratch memory that `context` needs."""
 
     def context(self, shapes: Mapping[str, tuple[int, ...]], stream: Stream, scratch: Memory | None) -> "DeviceContext":
-        """Something that runs the graph on `stream`, in `scratch`, with inputs of just these shapes."""
+        """A context that runs the graph on `stream`, in `scratch`, with inputs of exactly these shapes."""
 
     def close(self) -> None:
         """Free the engine; its contexts must be closed."""
 
 
 class DeviceContext(Protocol):
-    """An engine with its shapes set."""
+    """An engine with fixed shapes."""
 
     def bind(self, addresses: Mapping[str, int], shapes: Mapping[str, tuple[int, ...]]) -> Launch:
-        """A call that puts one run on the stream, every port at its address; it waits for nothing."""
+        """A call that puts one run on the stream, with every port at its address; the call does not wait."""
 
     def check_capturable(self) -> None:
-        """Raise EngineError when the library says that these runs cannot become part of a CUDA graph."""
+        """Raise EngineError if the library says that these runs cannot be part of a CUDA graph."""
 
     def close(self) -> None:
-        """Free the context; no launch may be called afterwards."""
+        """Free the context; nobody may call its launches afterwards."""

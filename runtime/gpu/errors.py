@@ -1,11 +1,10 @@
-"""What CUDA or an engine library said went wrong, as an error of this package."""
+"""Turns the errors of CUDA and of the engine libraries into errors of this package."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from ilf_trt.errors import DeviceError, DeviceLost, IlfError, OutOfMemory
+from ilf_trt.errors import DeviceError, DeviceLost, IlfError, OutOfMemory, one_line
 
-WORDS = 400
 FULL = ("CUDA_ERROR_OUT_OF_MEMORY", "OutOfMemory", "out of memory", "Out of memory")
 STICKY = (
     "CUDA_ERROR_ILLEGAL_ADDRESS",
@@ -28,28 +27,26 @@ STICKY = (
 
 
 @contextmanager
-def translated(what: str, hint: str = "") -> Iterator[None]:
-    """Turn a foreign exception of the block into ours: OutOfMemory, DeviceLost or DeviceError."""
+def translate_errors(what: str, hint: str = "") -> Iterator[None]:
+    """Turn a foreign exception of the block into OutOfMemory, DeviceLost or DeviceError."""
     try:
         yield
     except IlfError:
         raise
     except Exception as error:
-        raise device_error(what, line_of(error), hint) from error
+        raise device_error(what, error, hint) from error
 
 
-def device_error(what: str, reason: str, hint: str = "") -> DeviceError:
-    """Ours for what CUDA or an engine library said, by the name of the error in it."""
-    if any(words in reason for words in FULL):
+def device_error(what: str, error: BaseException | str, hint: str = "") -> DeviceError:
+    """The error of this package for one of CUDA or an engine library, by the error name in its text."""
+    reason = one_line(error)
+    text = str(error) or reason
+    if any(words in text for words in FULL):
         return OutOfMemory(
-            f"{what}: GPU memory is full ({reason}); free some, ask for fewer pictures or sessions, or close a pipeline"
+            f"{what}: GPU memory is full ({reason}); free some, pass fewer pictures or sessions, or close a pipeline"
         )
-    if any(name in reason for name in STICKY):
-        return DeviceLost(f"{what}: {reason}; CUDA is unusable in this process from now on, start it anew")
-    if "DEVICE_UNAVAILABLE" in reason:
-        hint = "another process holds the GPU for itself: end it, or set the GPU's compute mode to default"
+    if any(name in text for name in STICKY):
+        return DeviceLost(f"{what}: {reason}; CUDA is unusable in this process from now on; start it anew")
+    if "DEVICE_UNAVAILABLE" in text:
+        hint = "another process holds the GPU: end it, or set the GPU's compute mode to default"
     return DeviceError(f"{what}: {reason}" + (f"; {hint}" if hint else ""))
-
-
-def line_of(error: BaseException) -> str:
-    return " ".join(str(error).split())[:WORDS] or type(error).__name__

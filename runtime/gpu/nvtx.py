@@ -1,4 +1,4 @@
-"""NVTX ranges, which name the runs on a profiler's timeline; without the nvtx package they are nothing."""
+"""NVTX ranges, which name the runs on a profiler's timeline; they do nothing without the nvtx package."""
 
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
@@ -6,8 +6,8 @@ from typing import Any
 DOMAIN = "ilf-trt"
 
 
-def range_of(name: str) -> AbstractContextManager[Any]:
-    """A range to enter as often as one likes."""
+def nvtx_range(name: str) -> AbstractContextManager[Any]:
+    """A range that may be entered many times."""
     try:
         import nvtx
     except ImportError:

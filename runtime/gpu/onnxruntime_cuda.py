@@ -1,4 +1,4 @@
-"""ONNX Runtime on a GPU, for GPUs that the bundle has no engines for, and as a cross-check of those that it has."""
+"""Runs a graph in ONNX Runtime on a GPU: for a GPU without engines in the bundle, and to cross-check engines."""
 
 from collections.abc import Mapping
 from contextlib import redirect_stdout
@@ -9,10 +9,10 @@ from typing import Any
 import numpy as np
 
 from ilf_trt.contract.ports import Graph
-from ilf_trt.errors import DeviceLost, EngineError, IlfError, MissingDependency, OutOfMemory
+from ilf_trt.errors import DeviceLost, EngineError, IlfError, MissingDependency, OutOfMemory, one_line
 from ilf_trt.runtime.engine import Launch
 from ilf_trt.runtime.gpu.cuda import Gpu, Memory, Stream
-from ilf_trt.runtime.gpu.errors import device_error, line_of
+from ilf_trt.runtime.gpu.errors import device_error
 from ilf_trt.runtime.onnxruntime_engine import FATAL_ONLY, check_border
 
 PROVIDER = "CUDAExecutionProvider"
@@ -26,17 +26,18 @@ ELEMENT_TYPES: dict[str, Any] = {
 
 
 class OnnxRuntimeCudaEngine:
-    """A graph in an ONNX Runtime session that lives on one stream.
+    """A graph in an ONNX Runtime session on one stream.
 
-    The library ties a session to its stream, so all that use this engine take turns on it; its own memory pool serves
-    as scratch. It is never captured: the library synchronises and allocates in ways of its own.
+    The library ties a session to its stream, so all users of this engine share that stream, one at a time. The
+    library's memory pool is the scratch memory. A CUDA graph cannot hold the runs, because the library synchronises and
+    allocates during a run.
     """
 
     scratch_bytes = 0
     capturable = False
 
     def __init__(self, graph: Graph, path: Path, *, gpu: Gpu, stream: Stream) -> None:
-        """Load `path`; raises MissingDependency without its CUDA provider, EngineError, PortMismatch, OutOfMemory."""
+        """Load `path`; raises MissingDependency without the CUDA provider, EngineError, PortMismatch, OutOfMemory."""
         try:
             import onnxruntime
         except ImportError as error:
@@ -45,7 +46,7 @@ class OnnxRuntimeCudaEngine:
             raise MissingDependency(
                 "this ONNX Runtime has no CUDA; pip uninstall onnxruntime, pip install 'onnxruntime-gpu[cuda,cudnn]'"
             )
-        with redirect_stdout(StringIO()):  # it prints what it misses, which the session then says better
+        with redirect_stdout(StringIO()):  # it prints the missing libraries; the session reports them better
             onnxruntime.preload_dlls()
         options = onnxruntime.SessionOptions()
         options.log_severity_level = FATAL_ONLY
@@ -55,10 +56,10 @@ class OnnxRuntimeCudaEngine:
                 path, options, providers=[(PROVIDER, on_gpu), "CPUExecutionProvider"]
             )
         except Exception as error:
-            raise _translated(f"ONNX Runtime refused {path}", error, "build the bundle anew") from error
+            raise _foreign_error(f"ONNX Runtime refused {path}", error, "build the bundle anew") from error
         if PROVIDER not in self._session.get_providers():
             raise EngineError(
-                "ONNX Runtime could not start CUDA; pip install 'onnxruntime-gpu[cuda,cudnn]' brings what it needs"
+                "ONNX Runtime could not start CUDA; pip install 'onnxruntime-gpu[cuda,cudnn]' for its libraries"
             )
         self._options = onnxruntime.RunOptions()
         self._options.add_run_config_entry("disable_synchronize_execution_providers", "1")
@@ -69,7 +70,7 @@ class OnnxRuntimeCudaEngine:
     def context(
         self, shapes: Mapping[str, tuple[int, ...]], stream: Stream, scratch: Memory | None
     ) -> "OnnxRuntimeCudaContext":
-        """The session itself: it takes any shapes, and must be run on the stream that it was loaded with."""
+        """A context for the session, which takes any shapes; `stream` must be the stream of the constructor."""
         if self._session is None:
             raise EngineError(f"{self.graph.name}: the engine is closed; load the bundle again")
         return OnnxRuntimeCudaContext(self._session, self._options, self.graph, self._gpu.ordinal)
@@ -79,7 +80,7 @@ class OnnxRuntimeCudaEngine:
 
 
 class OnnxRuntimeCudaContext:
-    """Runs of one session on memory that is named by address."""
+    """Runs one session on memory addresses."""
 
     def __init__(self, session: Any, options: Any, graph: Graph, ordinal: int) -> None:
         self._session = session
@@ -89,30 +90,29 @@ class OnnxRuntimeCudaContext:
 
     def bind(self, addresses: Mapping[str, int], shapes: Mapping[str, tuple[int, ...]]) -> Launch:
         binding = self._session.io_binding()
-        for ports, place in ((self._graph.inputs, binding.bind_input), (self._graph.outputs, binding.bind_output)):
+        for ports, bind in ((self._graph.inputs, binding.bind_input), (self._graph.outputs, binding.bind_output)):
             for port in ports:
                 element = ELEMENT_TYPES[port.dtype]
-                place(port.name, "cuda", self._ordinal, element, shapes[port.name], addresses[port.name])
+                bind(port.name, "cuda", self._ordinal, element, shapes[port.name], addresses[port.name])
         session, options, name = self._session, self._options, self._graph.name
 
         def launch() -> None:
             try:
                 session.run_with_iobinding(binding, options)
             except Exception as error:
-                raise _translated(f"ONNX Runtime failed in graph {name}", error, "") from error
+                raise _foreign_error(f"ONNX Runtime failed in graph {name}", error, "") from error
 
         return launch
 
     def check_capturable(self) -> None:
-        """It is never asked."""
+        """Do nothing: `capturable` is False, so nobody captures these runs."""
 
     def close(self) -> None:
         self._session = None
 
 
-def _translated(what: str, error: Exception, hint: str) -> IlfError:
-    reason = line_of(error)
-    on_gpu = device_error(what, reason)
-    if isinstance(on_gpu, OutOfMemory | DeviceLost):
-        return on_gpu
-    return EngineError(f"{what}: {reason}" + (f"; {hint}" if hint else ""))
+def _foreign_error(what: str, error: Exception, hint: str) -> IlfError:
+    gpu_error = device_error(what, error)
+    if isinstance(gpu_error, OutOfMemory | DeviceLost):
+        return gpu_error
+    return EngineError(f"{what}: {one_line(error)}" + (f"; {hint}" if hint else ""))

@@ -1,4 +1,4 @@
-"""A graph as a TensorRT or TensorRT-RTX engine on one GPU; one code path, the library's module is a parameter."""
+"""Runs a graph as a TensorRT or TensorRT-RTX engine on one GPU; the module of the library is a parameter."""
 
 import logging
 from collections.abc import Mapping
@@ -18,10 +18,11 @@ from ilf_trt.errors import (
     MissingDependency,
     OutOfMemory,
     PortMismatch,
+    one_line,
 )
 from ilf_trt.runtime.engine import Launch
 from ilf_trt.runtime.gpu.cuda import ALIGNMENT, Memory, Stream
-from ilf_trt.runtime.gpu.errors import device_error, line_of
+from ilf_trt.runtime.gpu.errors import device_error
 
 log = logging.getLogger(__name__)
 
@@ -37,15 +38,15 @@ PROFILE = 0
 
 
 class TensorRT:
-    """The library on this machine: one runtime, and the words it last complained with."""
+    """The library on this machine: one runtime, and the last errors that it logged."""
 
     def __init__(self, library: Library) -> None:
-        """Raises MissingDependency when the library is not installed."""
+        """Raises MissingDependency if the library is not installed."""
         try:
             self.module: Any = import_module(library.module)
         except (ImportError, OSError) as error:
             raise MissingDependency(
-                f"the bundle's {library} engines need {library.module} ({line_of(error)}); pip install "
+                f"the bundle's {library} engines need {library.module} ({one_line(error)}); pip install "
                 f"'ilf-trt[{library}]'"
             ) from error
         self.library = library
@@ -54,27 +55,29 @@ class TensorRT:
         self._runtime: Any = None
 
     def load(self, graph: Graph, path: Path, stream: Stream) -> "TensorRTEngine":
-        """The engine in `path`, onto the GPU of `stream`; raises EngineError, OutOfMemory, DeviceLost, PortMismatch."""
+        """The engine in `path` on the GPU of `stream`; raises EngineError, OutOfMemory, DeviceLost, PortMismatch."""
         if self._runtime is None:
             self._runtime = self.module.Runtime(self._logger)
-        self._logger.heard.clear()
+        self._logger.errors.clear()
         try:
             with path.open("rb") as file, mmap(file.fileno(), 0, access=ACCESS_READ) as plan:
                 engine = self._runtime.deserialize_cuda_engine(plan)
         except ValueError as error:  # an empty file cannot be mapped
-            raise EngineError(f"{path} is no {self.library} engine ({error}); compile the bundle anew") from error
+            raise EngineError(
+                f"{path} is no {self.library} engine ({one_line(error)}); compile the bundle anew"
+            ) from error
         if engine is None:
             raise self.error(f"{graph.name}: {self.library} refused {path}", "compile the bundle anew with", stream)
         return TensorRTEngine(graph, engine, self)
 
     def error(self, what: str, hint: str, stream: Stream) -> EngineError | DeviceError:
-        """What the library complained of, or what CUDA did: an error that outlasts the call is the GPU's.
+        """The error for a call that failed: the GPU's error if the stream is broken, else the library's.
 
-        It is asked through the stream: to wait for the whole GPU would end what other threads capture.
+        This method waits for the stream only. To wait for the whole GPU would break the captures of other threads.
         """
-        heard = tuple(self._logger.heard) or ("it gave no reason",)
-        self._logger.heard.clear()
-        for reason in heard:
+        reasons = tuple(self._logger.errors) or ("the library gave no reason",)
+        self._logger.errors.clear()
+        for reason in reasons:
             error = device_error(what, reason)
             if isinstance(error, OutOfMemory | DeviceLost):
                 return error
@@ -83,28 +86,27 @@ class TensorRT:
         except DeviceLost:
             raise
         except DeviceError:
-            log.debug("the stream cannot be asked while it captures")
-        reason = heard[0]
-        return EngineError(f"{what}: {reason}; {hint} --target {self.library}")
+            log.debug("a stream cannot report its errors during a capture")
+        return EngineError(f"{what}: {one_line(reasons[0])}; {hint} --target {self.library}")
 
 
 class TensorRTEngine:
-    """One engine; its weights are on the GPU once, however many contexts run it."""
+    """One engine; all its contexts share one copy of the weights on the GPU."""
 
     capturable = True
 
     def __init__(self, graph: Graph, engine: Any, library: TensorRT) -> None:
-        """Raises PortMismatch when the engine's border is not the graph's."""
+        """Raises PortMismatch if the engine has other ports than `graph`."""
         self.graph = graph
         self._engine = engine
         self._library = library
-        self._check_border()
+        self._check_ports()
         self.scratch_bytes = int(engine.device_memory_size_v2)
 
     def context(
         self, shapes: Mapping[str, tuple[int, ...]], stream: Stream, scratch: Memory | None
     ) -> "TensorRTContext":
-        """Something that runs the engine on `stream` with inputs of just these shapes, in `scratch`.
+        """A context that runs the engine on `stream`, in `scratch`, with inputs of exactly these shapes.
 
         Raises InvalidRequest for a shape outside the engine's profile, EngineError, OutOfMemory.
         """
@@ -115,7 +117,7 @@ class TensorRTEngine:
                 self._check_profile(port.name, shapes[port.name])
         context = self._engine.create_execution_context(self._strategy())
         if context is None:
-            raise self.error("no execution context could be made", stream)
+            raise self.error("no execution context could be created", stream)
         for name, shape in shapes.items():
             if not context.set_input_shape(name, shape):
                 raise self.error(f"shape {shape} of {name} was refused", stream)
@@ -127,16 +129,16 @@ class TensorRTEngine:
         return TensorRTContext(self, context, stream)
 
     def error(self, what: str, stream: Stream) -> EngineError | DeviceError:
-        """The library's complaint about this engine."""
+        """The library's error about this engine."""
         return self._library.error(f"{self.graph.name}: {what}", "compile the bundle anew with", stream)
 
     def close(self) -> None:
         self._engine = None
 
     def _strategy(self) -> Any:
-        """Contexts in memory that is given to them; from TensorRT-RTX with kernels for their shapes at once.
+        """Contexts use the caller's memory; those of TensorRT-RTX compile the kernels for their shapes at once.
 
-        It would compile those while generic ones run, and a capture would keep the generic ones.
+        By default, TensorRT-RTX runs generic kernels while it compiles. A capture would keep the generic kernels.
         """
         trt = self._library.module
         strategy = trt.ExecutionContextAllocationStrategy.USER_MANAGED
@@ -147,26 +149,26 @@ class TensorRTEngine:
         config.dynamic_shapes_kernel_specialization_strategy = trt.DynamicShapesKernelSpecializationStrategy.EAGER
         return config
 
-    def _check_border(self) -> None:
+    def _check_ports(self) -> None:
         engine, trt = self._engine, self._library.module
-        found = {}
+        got = {}
         for index in range(engine.num_io_tensors):
             name = engine.get_tensor_name(index)
             side = "input" if engine.get_tensor_mode(name) == trt.TensorIOMode.INPUT else "output"
             dtype = engine.get_tensor_dtype(name).name
             host = engine.get_tensor_location(name) != trt.TensorLocation.DEVICE
             shape = tuple(int(size) for size in engine.get_tensor_shape(name))
-            found[name] = (side, DTYPES.get(dtype, dtype), "host" if host else "device", shape)
-        wanted = {
+            got[name] = (side, DTYPES.get(dtype, dtype), "host" if host else "device", shape)
+        expected = {
             port.name: (side, port.dtype, "device", tuple(-1 if isinstance(dim, str) else dim for dim in port.shape))
             for side, ports in (("input", self.graph.inputs), ("output", self.graph.outputs))
             for port in ports
         }
-        for name in sorted(found.keys() | wanted.keys()):
-            if not _agree(found.get(name), wanted.get(name)):
+        for name in sorted(got.keys() | expected.keys()):
+            if not _agree(got.get(name), expected.get(name)):
                 raise PortMismatch(
-                    f"{self.graph.name}: port {name!r} is {_words(found.get(name))}, the manifest says "
-                    f"{_words(wanted.get(name))}; compile the bundle anew"
+                    f"{self.graph.name}: port {name!r} is {_text(got.get(name))}, the manifest says "
+                    f"{_text(expected.get(name))}; compile the bundle anew"
                 )
 
     def _check_profile(self, name: str, shape: tuple[int, ...]) -> None:
@@ -174,13 +176,13 @@ class TensorRTEngine:
         if not all(a <= n <= b for a, n, b in zip(low, shape, high, strict=True)):
             what = "the plan's times" if name == "times" else name
             raise InvalidRequest(
-                f"{self.graph.name}: {what} have shape {shape}, the engine takes {low} to {high}; ask for less, or "
-                "compile the bundle anew " + ("with such a plan in it" if name == "times" else "with another --batch")
+                f"{self.graph.name}: {what} have shape {shape}, the engine takes {low} to {high}; pass fewer, or "
+                "compile the bundle anew " + ("from a plan with as many" if name == "times" else "with another --batch")
             )
 
 
 class TensorRTContext:
-    """One engine with its shapes set; the addresses change from run to run."""
+    """One engine with fixed shapes; the addresses may change from run to run."""
 
     def __init__(self, engine: TensorRTEngine, context: Any, stream: Stream) -> None:
         self._engine = engine
@@ -189,58 +191,58 @@ class TensorRTContext:
         self._addresses: dict[str, int] = {}
 
     def bind(self, addresses: Mapping[str, int], shapes: Mapping[str, tuple[int, ...]]) -> Launch:
-        """A call that puts one run on the stream; raises PortMismatch for an address that is not 256-byte aligned."""
+        """A call that puts one run on the stream; raises PortMismatch if an address is not 256-byte aligned."""
         for name, address in addresses.items():
             if address % ALIGNMENT:
                 raise PortMismatch(f"{self._engine.graph.name}: {name} lies at {address:#x}, not 256-byte aligned")
-        own = dict(addresses)
+        addresses = dict(addresses)
 
         def launch() -> None:
-            context, now = self._context, self._addresses
-            for name, address in own.items():
-                if now.get(name) != address:
+            context, current = self._context, self._addresses
+            for name, address in addresses.items():
+                if current.get(name) != address:
                     if not context.set_tensor_address(name, address):
                         raise self._engine.error(f"the address of {name} was refused", self._stream)
-                    now[name] = address
+                    current[name] = address
             if not context.execute_async_v3(self._stream.handle):
                 raise self._engine.error("the run failed", self._stream)
 
         return launch
 
     def check_capturable(self) -> None:
-        """Only TensorRT-RTX can be asked."""
-        asked = getattr(self._context, "is_stream_capturable", None)
-        if asked is not None and not asked(self._stream.handle):
+        """Raise EngineError if TensorRT-RTX says so; TensorRT has no such question."""
+        is_capturable = getattr(self._context, "is_stream_capturable", None)
+        if is_capturable is not None and not is_capturable(self._stream.handle):
             raise EngineError(f"the library says that graph {self._engine.graph.name} cannot be captured")
 
     def close(self) -> None:
         self._context = None
 
 
-def _agree(found: tuple[Any, ...] | None, wanted: tuple[Any, ...] | None) -> bool:
-    """Equal, but for a size that the engine fixes where the graph leaves it open: a build for one batch."""
-    if found is None or wanted is None or found[:3] != wanted[:3] or len(found[3]) != len(wanted[3]):
+def _agree(got: tuple[Any, ...] | None, expected: tuple[Any, ...] | None) -> bool:
+    """Whether two ports are equal; an engine for one batch may fix a size that the graph leaves open."""
+    if got is None or expected is None or got[:3] != expected[:3] or len(got[3]) != len(expected[3]):
         return False
-    return all(want in (-1, got) for got, want in zip(found[3], wanted[3], strict=True))
+    return all(size in (-1, fixed) for fixed, size in zip(got[3], expected[3], strict=True))
 
 
-def _words(port: tuple[Any, ...] | None) -> str:
+def _text(port: tuple[Any, ...] | None) -> str:
     return f"{port[1]} {port[0]} {port[3]} on the {port[2]}" if port else "missing"
 
 
 def _logger_of(module: Any) -> Any:
     class Logger(module.ILogger):  # type: ignore[misc]
-        """Hands the library's words on to logging, and keeps its complaints."""
+        """Passes the library's messages to logging, and collects its errors."""
 
         def __init__(self) -> None:
             module.ILogger.__init__(self)
-            self.heard: list[str] = []
+            self.errors: list[str] = []
 
         def log(self, severity: Any, message: str) -> None:
             with suppress(Exception):  # called from C++
-                words = " ".join(message.split())
+                line = " ".join(message.split())
                 if severity in (module.ILogger.Severity.ERROR, module.ILogger.Severity.INTERNAL_ERROR):
-                    self.heard.append(words)
-                log.debug("%s", words)
+                    self.errors.append(line)
+                log.debug("%s", line)
 
     return Logger()

@@ -1,4 +1,4 @@
-"""A trajectory on a GPU: bound once, captured as one CUDA graph, replayed without a copy or a wait inside."""
+"""A trajectory on a GPU: bound once, then captured as one CUDA graph that runs without a copy or a wait inside."""
 
 import logging
 from collections.abc import Mapping, Sequence
@@ -12,23 +12,25 @@ from numpy.typing import NDArray
 from ilf_trt.errors import DeviceError, DeviceLost, EngineError
 from ilf_trt.runtime.engine import Array, Launch
 from ilf_trt.runtime.gpu.arena import arena_of
-from ilf_trt.runtime.gpu.array import DeviceArray, borrowed, is_on_gpu
+from ilf_trt.runtime.gpu.array import DeviceArray, memory_from_dlpack
 from ilf_trt.runtime.gpu.cuda import CapturedGraph, Gpu, Memory, Stream, upload
 from ilf_trt.runtime.gpu.engine import DeviceContext, DeviceEngine
-from ilf_trt.runtime.gpu.errors import translated
-from ilf_trt.runtime.gpu.nvtx import range_of
+from ilf_trt.runtime.gpu.errors import translate_errors
+from ilf_trt.runtime.gpu.nvtx import nvtx_range
 from ilf_trt.runtime.route import COEFFICIENT_ROWS, LAST, LATENTS, Route, Run, View
+from ilf_trt.runtime.start_noise import is_on_gpu
 from ilf_trt.runtime.timings import Timings
-from ilf_trt.runtime.trajectory import Watch
+from ilf_trt.runtime.trajectory import RunOptions, Watch
 
 log = logging.getLogger(__name__)
 
 
 class DeviceTrajectory:
-    """A route in one allocation of a GPU, with pinned memory for what goes in and out.
+    """A route in one allocation of a GPU, with pinned memory for its inputs and its result.
 
-    The first generation enqueues run by run, as the libraries need before a capture; then the whole is captured, and
-    every later generation is one launch. Where a capture is refused, runs go on being enqueued.
+    The first generation enqueues run by run, because the libraries need that before a capture. Then CUDA captures all
+    runs as one graph, and every later generation is one launch. If CUDA refuses the capture, later generations enqueue
+    run by run too.
     """
 
     def __init__(
@@ -40,7 +42,7 @@ class DeviceTrajectory:
         stream: Stream,
         scratch: Memory | None,
     ) -> None:
-        """Raises OutOfMemory, EngineError, and InvalidRequest when a plan or batch does not fit an engine."""
+        """Raises OutOfMemory, EngineError, and InvalidRequest if the plan or the batch does not fit an engine."""
         self._gpu = gpu
         self._route = route
         self._stream = stream
@@ -51,12 +53,12 @@ class DeviceTrajectory:
         with ExitStack() as stack:
             self._memory = gpu.allocate(arena.size_bytes, stream)
             stack.callback(self._memory.close)
-            self._staging = gpu.pinned(arena.staged_bytes)
-            stack.callback(self._staging.close)
-            self._landing = gpu.pinned(self._slots[route.result].size_bytes)
-            stack.callback(self._landing.close)
-            self._staged = self._memory.part(0, arena.staged_bytes)
-            self._cleared = self._memory.part(*arena.cleared)
+            self._pinned_inputs = gpu.pinned(arena.input_bytes)
+            stack.callback(self._pinned_inputs.close)
+            self._pinned_result = gpu.pinned(self._slots[route.result].size_bytes)
+            stack.callback(self._pinned_result.close)
+            self._inputs = self._memory.part(0, arena.input_bytes)
+            self._zeros = self._memory.part(*arena.zeros)
             self._start, self._result = self._part(LATENTS[0]), self._part(route.result)
             self._first = gpu.event()
             stack.callback(self._first.close)
@@ -64,7 +66,7 @@ class DeviceTrajectory:
             stack.callback(self._last.close)
 
             stream.zero(self._memory)
-            self._fields = {name: self._field(name) for name in route.given}
+            self._fields = {name: self._field(name) for name in route.inputs}
             for name, array in route.fixed.items():
                 upload(gpu, stream, self._part(name), array)
             self._fields[COEFFICIENT_ROWS][:, 1:7] = [step.solver for step in route.plan.steps]
@@ -75,13 +77,13 @@ class DeviceTrajectory:
                     self._contexts[run.graph] = engines[run.graph].context(shapes, stream, scratch)
                     stack.callback(self._contexts[run.graph].close)
             self._runs = [self._bound(run, constants) for run in route.runs]
-            self._spread = self._spreads()
-            self._ranges = [
-                range_of(run.graph if run.step is None else f"step {run.step} {run.graph}") for run in route.runs
+            self._row_copies = self._copies_of_rows()
+            self._run_ranges = [
+                nvtx_range(run.graph if run.step is None else f"step {run.step} {run.graph}") for run in route.runs
             ]
-            self._range = range_of(f"trajectory of {len(route.plan.steps)} steps")
+            self._range = nvtx_range(f"trajectory of {len(route.plan.steps)} steps")
             self._capturable = all(engines[graph].capturable for graph in self._contexts)
-            stack.callback(self._close_late)
+            stack.callback(self._close_graph)
             self._close = stack.pop_all().close
 
     def run(
@@ -89,45 +91,52 @@ class DeviceTrajectory:
         noise: Any,
         conditions: Mapping[str, Array],
         guidance_scale: float,
-        *,
-        profile: bool,
-        on_device: bool,
-        watch: Watch | None = None,
+        options: RunOptions,
     ) -> tuple[NDArray[np.float32] | DeviceArray, Timings]:
+        """See `Trajectory.run`. With `on_device` the latents are a DeviceArray; `profile` times every graph run.
+
+        A profile or a watch makes the trajectory enqueue run by run. Raises InvalidRequest for foreign latents that do
+        not fit, EngineError, DeviceError and its subclasses.
+        """
         begin = perf_counter_ns()
+        on_device, watch = options.on_device, options.watch
         self._gpu.use()
-        given = borrowed(noise, self._latent_shape, self._gpu, self._stream) if is_on_gpu(noise) else None
-        landing = self._gpu.allocate(self._result.size_bytes, self._stream) if on_device else self._landing
+        foreign = None
+        if is_on_gpu(noise):
+            foreign = memory_from_dlpack(noise, self._latent_shape, self._gpu, self._stream)
+        target = self._gpu.allocate(self._result.size_bytes, self._stream) if on_device else self._pinned_result
         try:
-            as_it_is = given is not None and self._route.plan.initial_scale == 1
-            self._stage(noise if given is None or as_it_is else self._fetched(given), conditions, guidance_scale)
-            self._stream.copy(self._staged, self._staging)
-            if given is not None and as_it_is:
-                self._stream.copy(self._start, given)
-            graph = None if profile or watch is not None else self._graph
-            marks = self._marks_for_profile() if profile else []
+            needs_scaling = self._route.plan.initial_scale != 1
+            if foreign is not None and needs_scaling:
+                noise = self._download_noise(foreign)
+            self._write_inputs(noise, conditions, guidance_scale)
+            self._stream.copy(self._inputs, self._pinned_inputs)
+            if foreign is not None and not needs_scaling:
+                self._stream.copy(self._start, foreign)
+            graph = None if options.profile or watch is not None else self._graph
+            marks = self._events_of_profile() if options.profile else []
             self._stream.record(self._first)
-            then = perf_counter_ns()
+            launch_begin = perf_counter_ns()
             if graph is None:
                 self._enqueue(marks, watch)
             else:
                 with self._range:
                     graph.launch()
-            launch_us = (perf_counter_ns() - then) / 1e3
+            launch_us = (perf_counter_ns() - launch_begin) / 1e3
             self._stream.record(self._last)
-            self._stream.copy(landing, self._result)
+            self._stream.copy(target, self._result)
             self._stream.sync()
         except BaseException:
-            with suppress(Exception):  # nothing may still write to memory that is freed next
+            with suppress(Exception):  # the GPU may still write to the memory that this block frees
                 self._stream.sync()
             if on_device:
-                landing.close()
+                target.close()
             raise
         latents: NDArray[np.float32] | DeviceArray
         if on_device:
-            latents = DeviceArray(landing, self._latent_shape, self._gpu)
+            latents = DeviceArray(target, self._latent_shape, self._gpu)
         else:
-            latents = landing.host_bytes().view(np.float32).reshape(self._latent_shape).copy()
+            latents = target.host_bytes().view(np.float32).reshape(self._latent_shape).copy()
         total_ms = (perf_counter_ns() - begin) / 1e6
         graph_ms, step_ms = self._profile(marks)
         device_ms = float(self._last - self._first)
@@ -139,15 +148,15 @@ class DeviceTrajectory:
         return latents, timings
 
     def close(self) -> None:
-        """Free everything, after what still runs; on a GPU that is lost there is nothing left to free."""
-        with suppress(DeviceError), translated("a trajectory could not be freed"):
+        """Free everything, after the work that still runs; a lost GPU has nothing left to free."""
+        with suppress(DeviceError), translate_errors("a trajectory could not be freed"):
             self._gpu.use()
             self._stream.sync()
             self._runs.clear()
             self._close()
 
-    def _close_late(self) -> None:
-        """What was made after the binding."""
+    def _close_graph(self) -> None:
+        """Free what exists only after the first generations: the CUDA graph and the events of a profile."""
         if self._graph is not None:
             self._graph.close()
         for mark in self._marks:
@@ -157,28 +166,28 @@ class DeviceTrajectory:
     def _latent_shape(self) -> tuple[int, ...]:
         return self._route.tensors[LATENTS[0]].shape
 
-    def _stage(self, noise: Any, conditions: Mapping[str, Array], guidance_scale: float) -> None:
+    def _write_inputs(self, noise: Any, conditions: Mapping[str, Array], guidance_scale: float) -> None:
         for name, value in conditions.items():
             self._fields[name][:] = value
         if isinstance(noise, np.ndarray):
             np.multiply(noise, np.float32(self._route.plan.initial_scale), out=self._fields[LATENTS[0]])
         self._fields[COEFFICIENT_ROWS][:, 0] = guidance_scale
 
-    def _fetched(self, given: Memory) -> NDArray[np.float32]:
-        """Start noise that is on the GPU, for the host to scale."""
-        self._stream.copy(self._landing, given)
+    def _download_noise(self, foreign: Memory) -> NDArray[np.float32]:
+        """Start noise that lies on the GPU, for the host to scale."""
+        self._stream.copy(self._pinned_result, foreign)
         self._stream.sync()
-        return self._landing.host_bytes().view(np.float32).reshape(self._latent_shape)
+        return self._pinned_result.host_bytes().view(np.float32).reshape(self._latent_shape)
 
     def _enqueue(self, marks: Sequence[Any] = (), watch: Watch | None = None) -> None:
-        self._stream.zero(self._cleared)
+        self._stream.zero(self._zeros)
         if marks:
             self._stream.record(marks[0])
         for index, launch in enumerate(self._runs):
-            with self._ranges[index]:
+            with self._run_ranges[index]:
                 launch()
             if index == 0:
-                for target, source in self._spread:
+                for target, source in self._row_copies:
                     self._stream.copy(target, source)
             if marks:
                 self._stream.record(marks[index + 1])
@@ -195,9 +204,9 @@ class DeviceTrajectory:
             raise
         except (DeviceError, EngineError) as error:
             self._capturable = False
-            log.warning("this plan is enqueued run by run, it could not be captured as one CUDA graph: %s", error)
+            log.warning("this plan runs without a CUDA graph, run by run, because it could not be captured: %s", error)
 
-    def _marks_for_profile(self) -> list[Any]:
+    def _events_of_profile(self) -> list[Any]:
         while len(self._marks) <= len(self._runs):
             self._marks.append(self._gpu.event())
         return self._marks
@@ -227,8 +236,8 @@ class DeviceTrajectory:
             return self._memory.address + slot.offset + view.row * slot.pitch
         return self._memory.address + (slot.offset if slot.dense is None else slot.dense)
 
-    def _spreads(self) -> list[tuple[Memory, Memory]]:
-        """Copies that put the rows of a table where each is aligned, after `cond` wrote them one after another."""
+    def _copies_of_rows(self) -> list[tuple[Memory, Memory]]:
+        """Copies (target, source) of table rows from the dense area that `cond` writes to their aligned addresses."""
         return [
             (
                 self._memory.part(slot.offset + row * slot.pitch, slot.row_bytes),
@@ -243,7 +252,7 @@ class DeviceTrajectory:
         return self._memory.part(self._slots[name].offset, self._slots[name].size_bytes)
 
     def _field(self, name: str) -> NDArray[Any]:
-        """A tensor in the pinned memory, to write to."""
+        """A tensor in the pinned memory of the inputs."""
         tensor, slot = self._route.tensors[name], self._slots[name]
         item_bytes = np.dtype(tensor.dtype).itemsize
         strides = [item_bytes]
@@ -251,4 +260,4 @@ class DeviceTrajectory:
             strides.insert(0, strides[0] * size)
         if tensor.by_row:
             strides[0] = slot.pitch
-        return np.ndarray(tensor.shape, tensor.dtype, self._staging.host_bytes(), slot.offset, tuple(strides))
+        return np.ndarray(tensor.shape, tensor.dtype, self._pinned_inputs.host_bytes(), slot.offset, tuple(strides))

@@ -1,4 +1,4 @@
-"""Pictures from latents: one at a time, and a large one in overlapping tiles whose borders are blended."""
+"""Decodes latents to pictures, one at a time; a large picture in overlapping tiles with blended borders."""
 
 from collections.abc import Callable
 
@@ -6,21 +6,22 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ilf_trt.contract.spec import DecoderSpec
-from ilf_trt.runtime.picture.resize import resized_and_cropped
+from ilf_trt.runtime.picture.resize import resize_and_crop
+from ilf_trt.runtime.session import Session
 
 Floats = NDArray[np.float32]
-OVERLAP = 0.25  # of a tile's side that neighbours share
+OVERLAP = 0.25  # share of a tile's side that two neighbours have in common
 
 
 class Decoder:
-    """Runs graph `decode`; what `run` gives is overwritten by its next call."""
+    """Runs graph `decode` on each picture, or on each tile of a large picture."""
 
     def __init__(self, run: Callable[[Floats], Floats], spec: DecoderSpec) -> None:
-        """`run` takes latents (1, C, h, w) of the graph's size and gives shades (1, H, W, 3)."""
+        """`run` turns latents (1, C, h, w) into shades (1, H, W, 3); its next call may overwrite them."""
         self._run, self._spec = run, spec
 
     def decode(self, latents: Floats, size: tuple[int, int] | None = None) -> NDArray[np.uint8]:
-        """latents (B, C, h, w) -> pixels (B, H, W, 3), scaled and cropped to `size` (height, width) if it is given."""
+        """latents (B, C, h, w) -> pixels (B, H, W, 3), scaled and cropped to `size` (height, width) if there is one."""
         scale = self._spec.scale
         count, _, height, width = latents.shape
         pixels = np.empty((count, *(size or (height * scale, width * scale)), 3), np.uint8)
@@ -28,7 +29,7 @@ class Decoder:
             one = latents[index : index + 1]
             shades = self._tiled(one[0])[None] if self._is_large(one) else self._run(one)
             if size is not None:
-                shades = resized_and_cropped(shades, *size)
+                shades = resize_and_crop(shades, *size)
             np.nan_to_num(shades, copy=False)
             np.clip(shades, 0, 255, out=shades)
             np.rint(shades, out=shades)
@@ -39,33 +40,44 @@ class Decoder:
         return bool(self._spec.tile) and max(latents.shape[2:]) > self._spec.tile
 
     def _tiled(self, latent: Floats) -> Floats:
-        """latent (C, h, w) -> shades (H, W, 3), tile by tile, each fading into the one above and the one to its left.
+        """latent (C, h, w) -> shades (H, W, 3); each tile fades into the tile above it and the tile to its left.
 
-        As diffusers' AutoencoderKL decodes in tiles: they share a quarter of a side, the last ones are smaller.
+        The tiles are those of diffusers' AutoencoderKL: neighbours share a quarter of a side, the last are smaller.
         """
         scale, tile = self._spec.scale, self._spec.tile
-        step, shared = int(tile * (1 - OVERLAP)), int(tile * scale * OVERLAP)
-        kept = tile * scale - shared
+        step, overlap = int(tile * (1 - OVERLAP)), int(tile * scale * OVERLAP)
+        side = tile * scale - overlap
         _, height, width = latent.shape
-        made = np.empty((height * scale, width * scale, 3), np.float32)
+        picture = np.empty((height * scale, width * scale, 3), np.float32)
         above: list[Floats] = []
         for row, top in enumerate(range(0, height, step)):
             tiles: list[Floats] = []
             for column, left in enumerate(range(0, width, step)):
                 shades = self._run(latent[None, :, top : top + tile, left : left + tile])[0].copy()
                 if row:
-                    _fade(above[column], shades, shared)
+                    _fade(above[column], shades, overlap)
                 if column:
-                    _fade(tiles[-1].swapaxes(0, 1), shades.swapaxes(0, 1), shared)
+                    _fade(tiles[-1].swapaxes(0, 1), shades.swapaxes(0, 1), overlap)
                 tiles.append(shades)
-                place = made[top * scale : top * scale + kept, left * scale : left * scale + kept]
-                place[:] = shades[: place.shape[0], : place.shape[1]]
+                corner = picture[top * scale : top * scale + side, left * scale : left * scale + side]
+                corner[:] = shades[: corner.shape[0], : corner.shape[1]]
             above = tiles
-        return made
+        return picture
 
 
-def _fade(before: Floats, after: Floats, shared: int) -> None:
-    """Blend the last rows of `before` into the first of `after`, in place."""
-    shared = min(len(before), len(after), shared)
-    weight = (np.arange(shared, dtype=np.float32) / shared)[:, None, None]
-    after[:shared] = before[len(before) - shared :] * (1 - weight) + after[:shared] * weight
+def decode_tile(session: Session, spec: DecoderSpec, tile: Floats) -> Floats:
+    """One run of graph `decode` in a session: latents (1, C, h, w) -> shades (1, H, W, 3), valid until the next run."""
+    height, width = tile.shape[2:]
+    symbols = {"H": height, "W": width}
+    symbols |= {f"{spec.scale}{name}": side * spec.scale for name, side in symbols.items()}
+    call = session.call(spec.graph, symbols)
+    call.inputs["latents"][:] = tile
+    call()
+    return call.outputs["shades"]
+
+
+def _fade(before: Floats, after: Floats, overlap: int) -> None:
+    """Blend the last rows of `before` into the first rows of `after`, in place."""
+    overlap = min(len(before), len(after), overlap)
+    weight = (np.arange(overlap, dtype=np.float32) / overlap)[:, None, None]
+    after[:overlap] = before[len(before) - overlap :] * (1 - weight) + after[:overlap] * weight

@@ -1,4 +1,4 @@
-"""Pixels from the latents of a pixel-space model, and a grid of them as a PNG."""
+"""Turns latents of a pixel-space model into pixels, and pixels into a PNG grid."""
 
 from pathlib import Path
 from typing import Any
@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ilf_trt.errors import InvalidRequest
+from ilf_trt.errors import InvalidRequest, one_line
 
 TILE = 64
 GAP = 4
@@ -14,7 +14,7 @@ BACKGROUND = 32
 
 
 def pixels_from_latents(latents: NDArray[np.float32]) -> NDArray[np.uint8]:
-    """latents (B, C, H, W) in [-1, 1], C 1 or 3 -> pixels (B, H, W, C), NaN black; else InvalidRequest."""
+    """latents (B, C, H, W) in [-1, 1], C 1 or 3 -> pixels (B, H, W, C), NaN black; InvalidRequest for another C."""
     channels = latents.shape[1]
     if channels not in (1, 3):
         raise InvalidRequest(
@@ -26,7 +26,7 @@ def pixels_from_latents(latents: NDArray[np.float32]) -> NDArray[np.uint8]:
 
 
 def grid(pixels: NDArray[np.uint8], columns: int) -> NDArray[np.uint8]:
-    """pixels (B, H, W, C) -> one picture (H', W', C), every tile at least 64 pixels high, without smoothing."""
+    """pixels (B, H, W, C) -> one picture (H', W', C) of all; each is enlarged to 64 rows or more, without smoothing."""
     if columns < 1:
         raise InvalidRequest(f"columns is {columns}, it must be at least 1")
     zoom = max(1, -(-TILE // pixels.shape[1]))
@@ -50,9 +50,9 @@ def image_of(pixels: NDArray[np.uint8]) -> Any:
 
 
 def save_png(path: Path, sheet: NDArray[np.uint8]) -> None:
-    """Write a picture (H, W, C) as PNG; raises InvalidRequest when the place is not writable."""
+    """Write a picture (H, W, C) as PNG; raises InvalidRequest if the file cannot be written."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         image_of(sheet).save(path, format="PNG")
     except OSError as error:
-        raise InvalidRequest(f"cannot write {path}: {error.strerror or error}; choose another --output") from error
+        raise InvalidRequest(f"cannot write {path}: {one_line(error)}; choose another --output") from error

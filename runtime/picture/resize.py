@@ -1,4 +1,4 @@
-"""Sizes of pictures: the model's own that is nearest to the asked one, and pixels brought from the one to the other."""
+"""Scales and crops pictures from the native size of the model to the requested size."""
 
 import numpy as np
 from numpy.typing import NDArray
@@ -7,11 +7,12 @@ from ilf_trt.errors import InvalidRequest
 from ilf_trt.runtime.picture.size import check_sides
 
 
-def resized_and_cropped(pixels: NDArray[np.float32], height: int, width: int) -> NDArray[np.float32]:
-    """pixels (B, H, W, 3), float32 -> (B, height, width, 3): scaled to cover the asked size, then cut to its centre.
+def resize_and_crop(pixels: NDArray[np.float32], height: int, width: int) -> NDArray[np.float32]:
+    """pixels (B, H, W, 3), float32 -> (B, height, width, 3): scaled to cover the requested size, then cropped.
 
-    Bilinear between the centres of pixels and without smoothing, as diffusers' `resize_and_crop_tensor`. Pixels that
-    have the asked size are returned as they are, not copied. Raises InvalidRequest for other pixels and a side below 1.
+    The crop is the centre. The scaling is bilinear between pixel centres, without smoothing, as in diffusers'
+    `resize_and_crop_tensor`. If the pixels have the requested size, the same array returns, not a copy. Raises
+    InvalidRequest for pixels of another shape or dtype, and for a side below 1.
     """
     check_sides(height, width)
     if pixels.dtype != np.float32 or pixels.ndim != 4 or pixels.shape[3] != 3 or 0 in pixels.shape[1:3]:
@@ -20,20 +21,22 @@ def resized_and_cropped(pixels: NDArray[np.float32], height: int, width: int) ->
         return pixels
     # Diffusers rounds the product down: 1472 * (1480 / 1472) makes 1479 columns, and its crop leaves 1 column of them.
     ratio = max(height / pixels.shape[1], width / pixels.shape[2])
-    covering = [max(int(had * ratio), asked) for had, asked in zip(pixels.shape[1:3], (height, width), strict=True)]
+    covering = [max(int(old * ratio), new) for old, new in zip(pixels.shape[1:3], (height, width), strict=True)]
     above, below, down = _neighbours(pixels.shape[1], covering[0], height)
     left, right, across = _neighbours(pixels.shape[2], covering[1], width)
     rows = _between(pixels[:, above], pixels[:, below], down[:, None, None])  # (B, height, W, 3)
     return _between(rows[:, :, left], rows[:, :, right], across[:, None])  # (B, height, width, 3)
 
 
-def _neighbours(had: int, covering: int, asked: int) -> tuple[NDArray[np.intp], NDArray[np.intp], NDArray[np.float32]]:
-    """The two pixels of `had` between which each of the middle `asked` of `covering` lies, and its distance from the
-    first, 0 to 1; each (asked,)."""
-    places = np.arange(asked) + (covering - asked) // 2
-    centres = np.clip((places + 0.5) * (had / covering) - 0.5, 0, had - 1)
+def _neighbours(old: int, covering: int, new: int) -> tuple[NDArray[np.intp], NDArray[np.intp], NDArray[np.float32]]:
+    """The two old pixels around each new pixel, and its distance from the first, 0 to 1; each (new,).
+
+    An axis of `old` pixels is scaled to `covering` pixels; the new ones are the middle `new` of those.
+    """
+    indices = np.arange(new) + (covering - new) // 2
+    centres = np.clip((indices + 0.5) * (old / covering) - 0.5, 0, old - 1)
     first = centres.astype(np.intp)
-    return first, np.minimum(first + 1, had - 1), (centres - first).astype(np.float32)
+    return first, np.minimum(first + 1, old - 1), (centres - first).astype(np.float32)
 
 
 def _between(a: NDArray[np.float32], b: NDArray[np.float32], weight: NDArray[np.float32]) -> NDArray[np.float32]:

@@ -1,4 +1,4 @@
-"""The frame of a picture: the size that is asked for, and the size that is made."""
+"""Picture sizes: the requested size, and the nearest size that the model was trained on."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -7,18 +7,23 @@ from dataclasses import dataclass
 from ilf_trt.contract.manifest import Manifest
 from ilf_trt.errors import InvalidRequest
 
+Size = tuple[int, int]  # height, width
+
 
 @dataclass(frozen=True, slots=True)
-class Frame:
-    """Pixels (height, width) that are asked for and that are made, and the made one's latent (H, W) in cells."""
+class PictureSize:
+    """The requested and the native size in pixels, and the native size in latent cells; each (height, width).
 
-    asked: tuple[int, int]
-    made: tuple[int, int]
-    cells: tuple[int, int]
+    The model makes the native size. The runtime then scales and crops the picture to the requested size.
+    """
+
+    requested: Size
+    native: Size
+    cells: Size
 
     @classmethod
-    def of(cls, manifest: Manifest, size: Sequence[int] | None, *, binning: bool) -> "Frame":
-        """The bundle's default without a size. `binning` brings a size to the nearest that the model was trained on.
+    def of(cls, manifest: Manifest, size: Sequence[int] | None, *, binning: bool) -> "PictureSize":
+        """The sizes for a request; without `size`, the bundle's default. `binning` picks the nearest trained size.
 
         Raises InvalidRequest for a size that the bundle was not built for.
         """
@@ -27,51 +32,32 @@ class Frame:
         if size is None:
             default = (spec.latent[1] * facts.cell, spec.latent[2] * facts.cell)
             return cls(default, default, spec.latent[1:])
-        asked = _checked(size)
-        made = bin_of(*asked, facts.bins) if binning and facts.bins else asked
-        if made not in sizes:
-            words = ", ".join(map(_words, sizes))
-            through = f" (made as {_words(made)})" if made != asked else ""
+        requested = _size_in_pixels(size)
+        native = bin_of(*requested, facts.bins) if binning and facts.bins else requested
+        if native not in sizes:
+            through = f" (made as {_text(native)})" if native != requested else ""
             raise InvalidRequest(
-                f"size {_words(asked)}{through} is not among the bundle's {words}; the nearest is "
-                f"{_words(nearest(*made, sizes))}, or build it with --size"
+                f"size {_text(requested)}{through} is not among the bundle's {', '.join(map(_text, sizes))}; the "
+                f"nearest is {_text(nearest(*native, sizes))}, or build the bundle with --size"
             )
-        return cls(asked, made, (made[0] // facts.cell, made[1] // facts.cell))
-
-
-def _checked(size: Sequence[int]) -> tuple[int, int]:
-    try:
-        height, width = size
-        whole = int(height) == height and int(width) == width and height > 0 and width > 0
-    except (TypeError, ValueError):
-        whole = False
-    if not whole:
-        raise InvalidRequest(f"size is {size!r}, expected (height, width) in pixels, such as (512, 768)")
-    return int(height), int(width)
-
-
-def _words(size: tuple[int, int]) -> str:
-    return f"{size[0]}x{size[1]}"
-
-
-Size = tuple[int, int]  # height, width
+        return cls(requested, native, (native[0] // facts.cell, native[1] // facts.cell))
 
 
 def bin_of(height: int, width: int, bins: Mapping[str, Size]) -> Size:
-    """The size among `bins`, keyed by height / width as text, whose key is nearest to the asked ratio.
+    """The size among `bins` whose key, height / width as text, is nearest to the requested ratio.
 
-    Of two keys equally near the first one counts, as in diffusers' `classify_height_width_bin`. Raises InvalidRequest
-    for a side below 1, and without bins.
+    If two keys are equally near, the first one wins, as in diffusers' `classify_height_width_bin`. Raises
+    InvalidRequest for a side below 1, and without bins.
     """
     check_sides(height, width)
     if not bins:
-        raise InvalidRequest("this model has no bins of aspect ratios; ask for one of its own sizes")
+        raise InvalidRequest("this model has no bins of aspect ratios; pass one of the bundle's sizes")
     ratio = height / width
     return bins[min(bins, key=lambda key: abs(float(key) - ratio))]
 
 
 def nearest(height: int, width: int, sizes: Sequence[Size]) -> Size:
-    """The one of `sizes` nearest to the asked by the logarithm of its aspect ratio, among equals by its area.
+    """The one of `sizes` nearest to the requested size: first by the logarithm of its aspect ratio, then by its area.
 
     Raises InvalidRequest for a side below 1, and without sizes.
     """
@@ -86,5 +72,21 @@ def nearest(height: int, width: int, sizes: Sequence[Size]) -> Size:
 
 
 def check_sides(height: int, width: int) -> None:
+    """Raise InvalidRequest for a side below 1."""
     if height < 1 or width < 1:
-        raise InvalidRequest(f"a picture of {height} x {width} pixels has no pixels; ask for sides of at least 1")
+        raise InvalidRequest(f"a picture of {height} x {width} pixels has no pixels; pass sides of at least 1")
+
+
+def _size_in_pixels(size: Sequence[int]) -> Size:
+    try:
+        height, width = size
+        whole = int(height) == height and int(width) == width and height > 0 and width > 0
+    except (TypeError, ValueError):
+        whole = False
+    if not whole:
+        raise InvalidRequest(f"size is {size!r}, expected (height, width) in pixels, such as (512, 768)")
+    return int(height), int(width)
+
+
+def _text(size: Size) -> str:
+    return f"{size[0]}x{size[1]}"

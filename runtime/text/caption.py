@@ -1,4 +1,4 @@
-"""A caption made ready for the tokenizer: lower-cased, or cleaned of what captions from the web carry along."""
+"""Prepares a caption for the tokenizer: lowers its case, or removes the debris of web captions."""
 
 import html
 import re
@@ -6,11 +6,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from urllib.parse import unquote_plus
 
-from ilf_trt.errors import InvalidRequest, MissingDependency
+from ilf_trt.errors import InvalidRequest, MissingDependency, one_line
 
-PASSES = 2  # a pass can uncover what the next one removes
-MOST_JOINTS = 3  # of more dashes and underscores than this, all join the words of a title and become spaces
-SHOWN = 60  # characters of a caption in a message
+PASSES = 2  # the first pass can uncover text that the second one removes
+MOST_JOINTS = 3  # in a caption with more dashes and underscores, all of them join words and become spaces
+EXCERPT_CHARS = 60  # of a caption in a message
 
 DOMAIN = r"[a-z0-9.\-]+\.(?:com?|ru|net|org|edu|gov|it)[\w/\-]*\b/?(?!@)"
 SCHEME_END = r"(?:/{1,3}|[a-z0-9%])"
@@ -19,113 +19,113 @@ NUMBER = r"\d+\.?\d*"
 
 
 @dataclass(frozen=True, slots=True)
-class Rule:
-    """`what` a caption is rid of: `after` stands wherever `pattern` did."""
+class Substitution:
+    """Removes `what` from a caption: `replacement` takes the place of every match of `pattern`."""
 
     what: str
     pattern: re.Pattern[str]
-    after: str
+    replacement: str
 
 
-def rule(what: str, pattern: str, after: str = "") -> Rule:
-    return Rule(what, re.compile(pattern), after)
+def substitution(what: str, pattern: str, replacement: str = "") -> Substitution:
+    return Substitution(what, re.compile(pattern), replacement)
 
 
-# The rules run in this order. Those of MARKUP see text in lower case; HTML entities bring capitals back later.
+# The substitutions run in this order. Those of MARKUP see lower case; HTML entities bring capitals back later.
 MARKUP = (
-    rule("the mark of a person, which is no tag", "<person>", "person"),
-    rule("web addresses, and https: itself", rf"\b(?:https?:{SCHEME_END}|{DOMAIN})"),
-    rule("web addresses that the rule above brought together", rf"\b(?:www:{SCHEME_END}|{DOMAIN})"),
+    substitution("the mark of a person, which is no tag", "<person>", "person"),
+    substitution("web addresses, and https: itself", rf"\b(?:https?:{SCHEME_END}|{DOMAIN})"),
+    substitution("web addresses that the substitution above brought together", rf"\b(?:www:{SCHEME_END}|{DOMAIN})"),
 )
 TEXT = (
-    rule("names of accounts", r"@\w+"),
-    rule("Chinese characters, their strokes, enclosed and squared forms, hexagrams", "[\u31c0-\u9fff]+"),
-    rule(
+    substitution("names of accounts", r"@\w+"),
+    substitution("Chinese characters, their strokes, enclosed and squared forms, hexagrams", "[\u31c0-\u9fff]+"),
+    substitution(
         "dashes of every script",
         "[-\u058a\u05be\u1400\u1806\u2010-\u2015\u2e17\u2e1a\u2e3a\u2e3b\u2e40\u301c\u3030\u30a0"
         "\ufe31\ufe32\ufe58\ufe63\uff0d]+",
         "-",
     ),
-    rule("double quotation marks of every kind", "[`\u00b4\u00ab\u00bb\u201c\u201d\u00a8]", '"'),
-    rule("single quotation marks of every kind", "[\u2018\u2019]", "'"),
-    rule("escaped quotation marks", "&quot;?"),
-    rule("escaped ampersands", "&amp"),
-    rule("IP addresses", r"\d{1,3}(?:\.\d{1,3}){3}", " "),
-    rule("the clock time at the end of an article", r"\d:\d\d\s+\Z"),
-    rule("line breaks that were written out", r"\\n", " "),
-    rule("numbers after #, except of 4 digits", r"#(?:\d{1,3}|\d{5,})\b"),
-    rule("long numbers", r"\b\d{6,}\b"),
-    rule("names of media files with all that is written onto them", rf"(?<!\S)\S+\.{MEDIA}"),
-    rule("repeated quotation marks", "[\"']{2,}", '"'),
-    rule("dots of omission", r"\.{2,}", " "),
-    rule("ornaments and brackets", r"[#®•©™&@·º½¾¿¡§~()\[\]{}|\\/*]+", " "),
-    rule("dots that stand alone", r"\s+\.\s+", " "),
+    substitution("double quotation marks of every kind", "[`\u00b4\u00ab\u00bb\u201c\u201d\u00a8]", '"'),
+    substitution("single quotation marks of every kind", "[\u2018\u2019]", "'"),
+    substitution("escaped quotation marks", "&quot;?"),
+    substitution("escaped ampersands", "&amp"),
+    substitution("IP addresses", r"\d{1,3}(?:\.\d{1,3}){3}", " "),
+    substitution("the clock time at the end of an article", r"\d:\d\d\s+\Z"),
+    substitution("line breaks that were written out", r"\\n", " "),
+    substitution("numbers after #, except of 4 digits", r"#(?:\d{1,3}|\d{5,})\b"),
+    substitution("long numbers", r"\b\d{6,}\b"),
+    substitution("names of media files with all that is written onto them", rf"(?<!\S)\S+\.{MEDIA}"),
+    substitution("repeated quotation marks", "[\"']{2,}", '"'),
+    substitution("dots of omission", r"\.{2,}", " "),
+    substitution("ornaments and brackets", r"[#®•©™&@·º½¾¿¡§~()\[\]{}|\\/*]+", " "),
+    substitution("dots that stand alone", r"\s+\.\s+", " "),
 )
-JOINTS = rule("dashes and underscores between the words of a title", "[-_]", " ")
-REPAIRED = (
-    rule("identifiers as jc6640", r"\b[a-zA-Z]{1,3}\d{3,15}\b"),
-    rule("identifiers as jc6640vc", r"\b[a-zA-Z]+\d+[a-zA-Z]+\b"),
-    rule("identifiers as 6640vc231", r"\b\d+[a-zA-Z]+\d+\b"),
-    rule("offers to ship", r"(?:worldwide\s+)?(?:free\s+)?shipping"),
-    rule("offers to download", r"(?:free\s)?download(?:\sfree)?"),
-    rule("requests to click", r"\bclick\s(?:for|on)\s\w+"),
-    rule("names of media formats", rf"\b{MEDIA}(?:\simages?)?"),
-    rule("page numbers", r"\bpage\s+\d+\b"),
-    rule("identifiers of letters and digits in turn", r"\b\d*[a-zA-Z]+\d+[a-zA-Z]+\d+[a-zA-Z\d]*\b", " "),
-    rule("sizes, with a Latin x, a Cyrillic one or a times sign", rf"\b{NUMBER}[xх×]{NUMBER}\b"),
-    rule("the space before a colon", r"\b\s+:\s+", ": "),
-    rule("the missing space after a comma, dot or slash", r"(?<=\D[,./])\b", " "),
-    rule("repeated space", r"\s+", " "),
+JOINTS = substitution("dashes and underscores between the words of a title", "[-_]", " ")
+AFTER_REPAIR = (
+    substitution("identifiers as jc6640", r"\b[a-zA-Z]{1,3}\d{3,15}\b"),
+    substitution("identifiers as jc6640vc", r"\b[a-zA-Z]+\d+[a-zA-Z]+\b"),
+    substitution("identifiers as 6640vc231", r"\b\d+[a-zA-Z]+\d+\b"),
+    substitution("offers to ship", r"(?:worldwide\s+)?(?:free\s+)?shipping"),
+    substitution("offers to download", r"(?:free\s)?download(?:\sfree)?"),
+    substitution("requests to click", r"\bclick\s(?:for|on)\s\w+"),
+    substitution("names of media formats", rf"\b{MEDIA}(?:\simages?)?"),
+    substitution("page numbers", r"\bpage\s+\d+\b"),
+    substitution("identifiers of letters and digits in turn", r"\b\d*[a-zA-Z]+\d+[a-zA-Z]+\d+[a-zA-Z\d]*\b", " "),
+    substitution("sizes, with a Latin x, a Cyrillic one or a times sign", rf"\b{NUMBER}[xх×]{NUMBER}\b"),
+    substitution("the space before a colon", r"\b\s+:\s+", ": "),
+    substitution("the missing space after a comma, dot or slash", r"(?<=\D[,./])\b", " "),
+    substitution("repeated space", r"\s+", " "),
 )
 # Space at an end hides it from these: diffusers strips the caption here, and drops the stripped one.
 ENDS = (
-    rule("quotation marks around the whole", "\\A[\"'](.+)[\"']\\Z", r"\1"),
-    rule("a mark at the beginning", r"\A['_,\-:;]"),
-    rule("a mark at the end", r"['_,\-:+]\Z"),
-    rule("a single word that begins with a dot", r"\A\.\S+\Z"),
+    substitution("quotation marks around the whole", "\\A[\"'](.+)[\"']\\Z", r"\1"),
+    substitution("a mark at the beginning", r"\A['_,\-:;]"),
+    substitution("a mark at the end", r"['_,\-:+]\Z"),
+    substitution("a single word that begins with a dot", r"\A\.\S+\Z"),
 )
 
 
-def prepared(caption: str, *, clean: bool) -> str:
-    """`caption` as PixArt's pipelines of diffusers 0.42 give it to the tokenizer (`_text_preprocessing`).
+def prepare_caption(caption: str, *, clean: bool) -> str:
+    """The text that PixArt's pipelines of diffusers 0.42 pass to the tokenizer (`_text_preprocessing`).
 
-    Without `clean` it is lower-cased and stripped. With it, it is rid of markup, addresses, file names, identifiers,
-    advertisements and Chinese characters; the time grows with the square of the longest stretch without a space.
-    Raises MissingDependency when cleaning without beautifulsoup4 or ftfy, and InvalidRequest for a caption that
-    cannot be read as HTML.
+    Without `clean`, the function only lowers the case and strips spaces. With `clean`, it also removes markup,
+    addresses, file names, identifiers, advertisements and Chinese characters; its time grows with the square of the
+    longest stretch without a space. Raises MissingDependency for `clean` without beautifulsoup4 or ftfy, and
+    InvalidRequest if the caption cannot be parsed as HTML.
     """
     if not clean:
         return caption.lower().strip()
     for _ in range(PASSES):
-        caption = _cleaned(caption)
+        caption = _clean(caption)
     return caption
 
 
-def _cleaned(caption: str) -> str:
+def _clean(caption: str) -> str:
     try:
         import ftfy
         from bs4 import BeautifulSoup
         from bs4.builder import ParserRejectedMarkup
     except ImportError as error:
         raise MissingDependency(f"cleaning captions needs {error.name}; pip install 'ilf-trt[captions]'") from error
-    text = _applied(MARKUP, unquote_plus(caption).strip().lower())
+    text = _apply(MARKUP, unquote_plus(caption).strip().lower())
     try:
-        # An empty element in front adds no text, and keeps bs4 from warning that a caption looks like a file name, an
-        # address or XML. Python's filter of warnings would do it too, but it belongs to all threads.
-        text = _applied(TEXT, BeautifulSoup(f"<br/>{text}", features="html.parser").text)
+        # An empty element in front adds no text. It stops bs4 from warning that the caption looks like a file name, an
+        # address or XML. Python's warning filter could do the same, but all threads share that filter.
+        text = _apply(TEXT, BeautifulSoup(f"<br/>{text}", features="html.parser").text)
         if len(JOINTS.pattern.findall(text)) > MOST_JOINTS:
-            text = _applied((JOINTS,), text)
+            text = _apply((JOINTS,), text)
         text = html.unescape(html.unescape(ftfy.fix_text(text)))
     except (ParserRejectedMarkup, ValueError) as error:
-        shown = caption[:SHOWN] + "…" * (len(caption) > SHOWN)
+        last_line = str(error).splitlines()[-1]
         raise InvalidRequest(
-            f"caption {shown!r} cannot be read as HTML ({str(error).splitlines()[-1].strip()}); "
-            "take its '<!' and '&#' out, or do not clean it"
+            f"caption {one_line(caption, EXCERPT_CHARS)!r} cannot be parsed as HTML ({one_line(last_line)}); "
+            "remove '<!' and '&#' from it, or do not clean it"
         ) from error
-    return _applied(ENDS, _applied(REPAIRED, text)).strip()
+    return _apply(ENDS, _apply(AFTER_REPAIR, text)).strip()
 
 
-def _applied(rules: Sequence[Rule], text: str) -> str:
-    for each in rules:
-        text = each.pattern.sub(each.after, text)
+def _apply(substitutions: Sequence[Substitution], text: str) -> str:
+    for each in substitutions:
+        text = each.pattern.sub(each.replacement, text)
     return text

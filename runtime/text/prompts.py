@@ -8,13 +8,15 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ilf_trt.contract.ports import NEGATIVE, PICTURES
-from ilf_trt.contract.spec import Batch, TextSpec
+from ilf_trt.contract.conditioning import negative
+from ilf_trt.contract.manifest import Manifest
+from ilf_trt.contract.ports import PICTURES, Role
+from ilf_trt.contract.spec import TextSpec
 from ilf_trt.errors import InvalidRequest
-from ilf_trt.runtime.batches import chunks_of
+from ilf_trt.runtime.batches import run_batches
 from ilf_trt.runtime.session import Session
-from ilf_trt.runtime.text.caption import prepared
-from ilf_trt.runtime.text.tokenizer import Encoded, Tokens
+from ilf_trt.runtime.text.caption import prepare_caption
+from ilf_trt.runtime.text.tokenizer import Encoding, Tokenizer
 
 log = logging.getLogger(__name__)
 
@@ -42,54 +44,54 @@ class Prompts:
             )
         return cls(positive, against, clean)
 
-    def read(self, text: str) -> str:
+    def prepared(self, text: str) -> str:
         """A text as the model reads it."""
-        return prepared(text, clean=self.clean)
+        return prepare_caption(text, clean=self.clean)
 
 
 @dataclass(frozen=True, slots=True)
-class Embedded:
-    """Conditions (text, text_mask, and the same of the negative prompts), and what was cut off of each prompt."""
+class EmbeddedText:
+    """Conditions by port (text and mask, and the negative ones), and what was cut off of each prompt."""
 
     conditions: dict[str, NDArray[np.float32]]
     cut: tuple[str, ...]
 
 
 def embed(
-    prompts: Prompts, tokens: Tokens, spec: TextSpec, batch: Batch, session: Session, *, guided: bool
-) -> Embedded:
-    """Embed every different text once; the negative ones only where `guided`."""
-    read = tuple(map(prompts.read, prompts.positive))
-    against = tuple(map(prompts.read, prompts.negative)) if guided else ()
-    texts = tuple(dict.fromkeys((*read, *against)))
-    encoded = tokens.encode(texts)
+    prompts: Prompts, tokenizer: Tokenizer, spec: TextSpec, manifest: Manifest, session: Session, *, guided: bool
+) -> EmbeddedText:
+    """Embed every different text once; the negative ones only if `guided`."""
+    positive = tuple(map(prompts.prepared, prompts.positive))
+    against = tuple(map(prompts.prepared, prompts.negative)) if guided else ()
+    texts = tuple(dict.fromkeys((*positive, *against)))
+    encoding = tokenizer.encode(texts)
     embeddings = np.empty((len(texts), spec.tokens, spec.channels), np.float32)
-    for chunk in chunks_of(len(texts), batch):
+    for chunk in run_batches(len(texts), manifest.batch):
         call = session.call(spec.graph, {PICTURES: chunk.rows})
-        call.inputs["ids"][:] = chunk.of(encoded.ids)
-        call.inputs["ids_mask"][:] = chunk.of(encoded.mask)
+        call.inputs["ids"][:] = chunk.take(encoding.ids)
+        call.inputs["ids_mask"][:] = chunk.take(encoding.mask)
         call()
         embeddings[chunk.begin : chunk.end] = call.outputs["text"][: chunk.pictures]
-    place = {text: index for index, text in enumerate(texts)}
-    conditions: dict[str, Any] = {}
-    for prefix, asked in (("", read), (NEGATIVE, against)):
-        if asked:
-            rows = [place[text] for text in asked]
-            conditions[f"{prefix}text"] = embeddings[rows]
-            conditions[f"{prefix}text_mask"] = encoded.mask[rows]
-    cut = _report(encoded, [place[text] for text in read], spec)
-    return Embedded(conditions, cut)
+    row_of = {text: row for row, text in enumerate(texts)}
+    names = [port.name for port in manifest.spec.conditioning.own if port.role in (Role.TEXT, Role.MASK)]
+
+    def conditions(of: tuple[str, ...]) -> dict[str, Any]:
+        rows = [row_of[text] for text in of]
+        return dict(zip(names, (embeddings[rows], encoding.mask[rows]), strict=True))
+
+    own = conditions(positive) | (negative(conditions(against)) if guided else {})
+    return EmbeddedText(own, _report(encoding, [row_of[text] for text in positive], spec))
 
 
-def _report(encoded: Encoded, rows: list[int], spec: TextSpec) -> tuple[str, ...]:
-    cut = tuple(encoded.cut[row] for row in rows)
+def _report(encoding: Encoding, rows: list[int], spec: TextSpec) -> tuple[str, ...]:
+    cut = tuple(encoding.overflow[row] for row in rows)
     for text in dict.fromkeys(filter(None, cut)):
-        log.warning("the prompt is longer than the model's %d tokens; not seen: %r", spec.tokens, text)
+        log.warning("the prompt is longer than the model's %d tokens; the model does not see: %r", spec.tokens, text)
     return cut
 
 
-def _texts(name: str, given: Prompt) -> tuple[str, ...]:
-    texts = (given,) if isinstance(given, str) else tuple(given)
+def _texts(name: str, value: Prompt) -> tuple[str, ...]:
+    texts = (value,) if isinstance(value, str) else tuple(value)
     if not texts:
         raise InvalidRequest(f"{name} is an empty list; give at least one text")
     for text in texts:

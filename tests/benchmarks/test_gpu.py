@@ -1,11 +1,15 @@
 """The benchmark of a GPU host, as far as it goes without one: the dry run, what it keeps, what its parts compute."""
 
+import contextlib
 import csv
+import io
+import logging
 import subprocess
 import sys
+import warnings
+from collections.abc import Callable
 from importlib import import_module
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -14,19 +18,19 @@ import torch
 
 from benchmarks import checkout, record, tables
 from benchmarks.rivals import eager, unsplit
-from benchmarks.speed import gpu_pieces, gpu_tables, hoisting, rows
+from benchmarks.speed import gpu, gpu_pieces, gpu_tables, hoisting, rows
 from benchmarks.speed import machine as speed_machine
 from ilf_trt import attach
 from ilf_trt.assembly.conductor import BuildResult
+from ilf_trt.contract.arrays import row_conditions
 from ilf_trt.contract.bundle import Bundle
-from ilf_trt.contract.conditions import row_conditions
 from ilf_trt.contract.plan import SCHEDULERS, cached_block_forwards, make_plan
 from ilf_trt.contract.spec import Loop, Precision
 from ilf_trt.contract.target import Architecture, EngineOptions, Library
 from ilf_trt.engines.profiles import profile_of
 from ilf_trt.errors import DeviceError, InvalidRequest
 from ilf_trt.export.segments import spec_of
-from ilf_trt.model.sampling import generate
+from ilf_trt.model.sampling import sample
 from ilf_trt.runtime import Pipeline
 from tests.conftest import BLOCKS, LOOP, TEXT_CHANNELS, TEXT_TOKENS, small_dit, small_pixart
 from tests.ilf_trt.model.test_sampling import dit_conditions, noise_of, pixart_conditions
@@ -53,9 +57,25 @@ ENGINE_ROWS = ("one graph a step", "five graphs", "ilf-trt ILF")
 NUMBERS = ("denoise_p50_ms", "denoise_p95_ms", "end_to_end_ms", "faster_than_eager_20", "cold_load_s", "block_forwards")
 
 
-def run(*arguments: object) -> subprocess.CompletedProcess[str]:
+def started(*arguments: object) -> subprocess.CompletedProcess[str]:
+    """The benchmark as it is called, in a process of its own."""
     command = [sys.executable, "-m", "benchmarks.speed.gpu", *map(str, arguments)]
     return subprocess.run(command, capture_output=True, text=True, check=False, timeout=TIMEOUT_S, cwd=ROOT)
+
+
+def run(*arguments: object) -> tuple[int, str]:
+    """The benchmark in this process, which has torch loaded: its exit code and what it printed."""
+    said = io.StringIO()
+    with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stdout(said), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        patch.setattr(sys, "argv", ["gpu", *map(str, arguments)])
+        patch.setattr(rows, "LEAST_REPEATS", 2)
+        try:
+            code = gpu.main()
+        finally:
+            logging.disable(logging.NOTSET)
+            torch.compiler.reset()
+    return code, said.getvalue()
 
 
 def rows_of(path: Path) -> list[dict[str, str]]:
@@ -71,10 +91,10 @@ def results() -> dict[str, bytes]:
 def dry(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
     """The whole dry run: its folder and what it said."""
     folder, before = tmp_path_factory.mktemp("gpu") / "dry", results()
-    done = run("--dry-run", "--output", folder, "--library", "tensorrt", "onnxruntime")
-    assert done.returncode == 0, done.stderr
+    code, said = run("--dry-run", "--output", folder, "--library", "tensorrt", "onnxruntime")
+    assert code == 0
     assert results() == before
-    return folder, done.stdout
+    return folder, said
 
 
 # --- the dry run
@@ -136,14 +156,14 @@ def test_a_dry_run_holds_every_graph_and_both_plans_against_torch(dry: tuple[Pat
 def test_the_same_call_again_makes_nothing_twice(dry: tuple[Path, str]) -> None:
     folder = dry[0]
     before = {path.name: path.read_bytes() for path in folder.glob("*.csv")}
-    done = run("--dry-run", "--output", folder, "--library", "tensorrt", "onnxruntime")
-    assert done.returncode == 0, done.stderr
+    code, said = run("--dry-run", "--output", folder, "--library", "tensorrt", "onnxruntime")
+    assert code == 0
     assert {path.name: path.read_bytes() for path in folder.glob("*.csv")} == before
-    assert "left for another call: 0" in done.stdout
+    assert "left for another call: 0" in said
 
 
 def test_a_call_stops_at_its_deadline_and_says_what_is_left(tmp_path: Path) -> None:
-    done = run("--dry-run", "--output", tmp_path, "--piece", "facts", "build", "latency", "--minutes", 0)
+    done = started("--dry-run", "--output", tmp_path, "--piece", "facts", "build", "latency", "--minutes", 0)
     assert done.returncode == 0, done.stderr
     assert {row["what"] for row in rows_of(tmp_path / "gpu-facts.csv")} >= {"matmul fp16", "matmul fp8"}
     assert not (tmp_path / "gpu-build.csv").exists()
@@ -289,7 +309,7 @@ def test_cached_blocks_run_as_often_as_the_papers_cost_says(kind: str) -> None:
             hook.remove()
     assert ran == sum(costs) < plan.block_forwards
     assert torch.equal(first, again)
-    plain = generate(backbone, plan, SOLVER, conditions, noise, guidance_scale=GUIDANCE)
+    plain = sample(backbone, plan, SOLVER, conditions, noise, guidance_scale=GUIDANCE)
     assert not torch.allclose(first, plain)
 
 
@@ -341,10 +361,20 @@ def test_the_distance_to_the_reference_is_of_its_range() -> None:
 # --- one graph a step
 
 
-def unsplit_of(build: BuildResult, backbone: Any, folder: Path) -> tuple[ModuleType, Bundle, Path]:
-    path = folder / "unsplit.onnx"
-    unsplit.export_unsplit(attach(backbone, LOOP), build.bundle.manifest, path)
-    return unsplit, build.bundle, path
+@pytest.fixture(scope="module")
+def wholes(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str, BuildResult], Path]:
+    """The one graph of a step, beside the five of a build."""
+
+    made: dict[str, Path] = {}
+
+    def exported(kind: str, built: BuildResult) -> Path:
+        if kind not in made:
+            made[kind] = tmp_path_factory.mktemp(kind) / "unsplit.onnx"
+            backbone = small_dit() if kind == "dit" else small_pixart(sized=True)
+            unsplit.export_unsplit(attach(backbone, LOOP), built.bundle.manifest, made[kind])
+        return made[kind]
+
+    return exported
 
 
 def conditions_of(bundle: Bundle, pictures: int) -> dict[str, Any]:
@@ -369,10 +399,10 @@ def test_one_graph_a_step_gives_what_five_give(
     tmp_path: Path,
     machine: Machine,
     compiled: Compiled,
+    wholes: Callable[[str, BuildResult], Path],
 ) -> None:
     built: BuildResult = request.getfixturevalue(f"{kind}_build")
-    backbone = small_dit() if kind == "dit" else small_pixart(sized=True)
-    unsplit, bundle, whole = unsplit_of(built, backbone, tmp_path)
+    bundle, whole = built.bundle, wholes(kind, built)
     if library is not None:
         bundle = Bundle.open(compiled(built.bundle.path, library))
         graph = unsplit.unsplit_graph({each.name: each for each in bundle.manifest.graphs})

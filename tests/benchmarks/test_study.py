@@ -28,7 +28,7 @@ from ilf_trt import attach, save_ilf
 from ilf_trt.contract.plan import SCHEDULERS, Ratio, Rule, make_plan
 from ilf_trt.contract.spec import Loop
 from ilf_trt.model.checkpoint import load_backbone
-from ilf_trt.model.sampling import generate
+from ilf_trt.model.sampling import sample
 from tests.conftest import BLOCKS, CLASSES, LOOP, small_dit
 
 SOLVER = SCHEDULERS["dpmsolver++"]
@@ -283,7 +283,7 @@ def test_a_trace_leads_to_the_same_picture_as_generation(feedback: str) -> None:
     list(trace.run(plan, SOLVER, labels, noise))
     seen: list[torch.Tensor] = []
     model.register_forward_hook(lambda _m, _i, output: seen.append(output.sample[:, : model.adapter.latent[0]]))
-    generate(model, plan, SOLVER, {"class_labels": labels}, noise, guidance_scale=1.0, guidance=False)
+    sample(model, plan, SOLVER, {"class_labels": labels}, noise, guidance_scale=1.0, guidance=False)
     assert torch.allclose(last[-1], seen[-1], **FLOAT32)
 
 

@@ -1,5 +1,6 @@
 """Engines that the tests share, built once a session by the real TensorRT-RTX, and libraries that fail as asked."""
 
+import os
 import shutil
 import textwrap
 from collections.abc import Callable
@@ -16,7 +17,7 @@ import torch
 from ilf_trt import load_ilf, save_ilf
 from ilf_trt.assembly.conductor import BuildResult, build, compile_bundle
 from ilf_trt.assembly.options import BuildOptions
-from ilf_trt.contract.spec import Batch, Precision
+from ilf_trt.contract.spec import BatchRange, Precision
 from ilf_trt.contract.target import Architecture, EngineOptions, Library
 from ilf_trt.engines.builder import BuildRequest
 from ilf_trt.engines.job import ask
@@ -33,8 +34,8 @@ RTX = EngineOptions(Library.TENSORRT_RTX, (ADA,))
 BLOCKS = 3
 LOOP = (1, 1)
 STEPS = {"steps": 2, "feedback": "all", "verify": False}
-DYNAMIC = Batch(1, 2, 4)
-FIXED = Batch(1, 1, 1)
+DYNAMIC = BatchRange(1, 2, 4)
+FIXED = BatchRange(1, 1, 1)
 
 # Stands before the real library on the worker's path, and gives the builder another way to end.
 FAILING = """
@@ -51,13 +52,13 @@ VARYING: Profile = {"x": ((1, 64), (4, 64), (8, 64))}
 
 
 @dataclass
-class Told:
-    """What a build said while it ran."""
+class ProgressRecord:
+    """The progress calls of a build."""
 
     stages: list[str] = field(default_factory=list)
     steps: list[tuple[str, int, int]] = field(default_factory=list)
 
-    def tell(self, phase: str, done: int, total: int) -> None:
+    def tell(self, phase: str, done: int, total: int, detail: str = "", /) -> None:
         self.steps.append((phase, done, total))
 
 
@@ -66,7 +67,7 @@ class Built:
     """A build with engines, its own cache beside it, and what it was built from."""
 
     result: BuildResult
-    told: Told
+    progress: ProgressRecord
     checkpoint: Path
     cache: Path
     options: BuildOptions
@@ -87,11 +88,11 @@ class Built:
 def build_with_engines(checkpoint: Path, **options: Any) -> Built:
     """A build that is not verified, for sm89 unless `options` say otherwise; builds of one checkpoint share a cache."""
     cache = checkpoint.parent / "cache"
-    told = Told()
+    progress = ProgressRecord()
     settings = BuildOptions(**{**STEPS, "engines": RTX, "cache": cache, **options})
     output = checkpoint.parent / f"{settings.precision}.ilf"
-    result = build(str(checkpoint), output, settings, progress=told.stages.append, tell=told.tell)
-    return Built(result, told, checkpoint, cache, settings)
+    result = build(str(checkpoint), output, settings, progress=progress.stages.append, tell=progress.tell)
+    return Built(result, progress, checkpoint, cache, settings)
 
 
 def retrained(checkpoint: Path, folder: Path) -> Path:
@@ -119,24 +120,18 @@ def dit_fp16(thin_dit: Path) -> Built:
 
 
 @pytest.fixture(scope="session")
-def dit_bf16(thin_dit: Path) -> Built:
-    """BF16, a fixed batch, in the cache of dit_fp16."""
-    return build_with_engines(thin_dit, precision=Precision.BF16, batch=FIXED)
-
-
-@pytest.fixture(scope="session")
 def dit_fp8(thin_dit: Path) -> Built:
     """FP8 but for the attentions' outputs, dynamic batch, in the cache of dit_fp16."""
     return build_with_engines(thin_dit, precision=Precision.FP8, batch=DYNAMIC, fp8_exclude=("*.to_out.0",))
 
 
 @pytest.fixture(scope="session")
-def pixart_fp16(tmp_path_factory: pytest.TempPathFactory) -> Built:
-    """FP16, a fixed batch, masked text whose keys and values are made once a picture."""
+def pixart_bf16(tmp_path_factory: pytest.TempPathFactory) -> Built:
+    """BF16, a fixed batch, masked text whose keys and values are computed once a picture."""
     folder = tmp_path_factory.mktemp("thin_pixart") / "checkpoint"
     checkpoint = write_checkpoint(folder, small_pixart(sized=False, num_layers=BLOCKS), LOOP)
     return build_with_engines(
-        checkpoint, precision=Precision.FP16, batch=FIXED, text_tokens=TEXT_TOKENS, hoist_text=True
+        checkpoint, precision=Precision.BF16, batch=FIXED, text_tokens=TEXT_TOKENS, hoist_text=True
     )
 
 
@@ -167,10 +162,10 @@ def graph_request(folder: Path, text: str, **changes: Any) -> BuildRequest:
     return replace(request, **changes)
 
 
-def build_graph(folder: Path, text: str, told: Told | None = None, **changes: Any) -> EngineReport:
+def build_graph(folder: Path, text: str, progress: ProgressRecord | None = None, **changes: Any) -> EngineReport:
     """The report of the engine at `folder`/graph.engine."""
     request = graph_request(folder, text, **changes)
-    tell = (told or Told()).tell
+    tell = (progress or ProgressRecord()).tell
     return EngineReport.from_json(ask(Library(request.library), {"do": "build", "engine": request.as_json()}, tell))
 
 
@@ -188,7 +183,7 @@ def failing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], 
         place.mkdir(parents=True)
         body = textwrap.indent(textwrap.dedent(statements), " " * 8).strip()
         (place / "__init__.py").write_text(FAILING.format(body=body))
-        monkeypatch.setenv("PYTHONPATH", str(place.parent))
+        monkeypatch.setenv("PYTHONPATH", str(place.parent), prepend=os.pathsep)
 
     return write
 
@@ -203,13 +198,13 @@ class Worker:
     def ask(self, library: Library, request: dict[str, Any], tell: object = None) -> dict[str, Any]:
         if request["do"] == "probe":
             return self.facts.as_json()
-        wanted = BuildRequest.from_json(request["engine"])
-        assert Path(wanted.engine).is_absolute()
-        assert Path(wanted.onnx).is_absolute()
-        self.built.append(wanted.graph)
-        Path(wanted.engine).write_bytes(f"{wanted.graph} {len(self.built)}".encode())
-        size = Path(wanted.engine).stat().st_size
-        return EngineReport(wanted.graph, wanted.precision, 0.1, 1.0, size, 0, {}, wanted.expected, ()).as_json()
+        build = BuildRequest.from_json(request["engine"])
+        assert Path(build.engine).is_absolute()
+        assert Path(build.onnx).is_absolute()
+        self.built.append(build.graph)
+        Path(build.engine).write_bytes(f"{build.graph} {len(self.built)}".encode())
+        size = Path(build.engine).stat().st_size
+        return EngineReport(build.graph, build.precision, 0.1, 1.0, size, 0, {}, build.expected, ()).as_json()
 
 
 @pytest.fixture

@@ -7,7 +7,7 @@ import pytest
 
 from ilf_trt.engines.builder import BuildRequest
 from ilf_trt.errors import EngineError
-from tests.engines.conftest import PRODUCT, VARYING, Told, build_graph, graph_request
+from tests.engines.conftest import PRODUCT, VARYING, ProgressRecord, build_graph, graph_request
 
 HELD_MIB = 512  # a worker for a small graph needs half of it
 ONNX_TYPES = {"float": "fp32", "float16": "fp16", "bfloat16": "bf16"}
@@ -95,10 +95,10 @@ def test_a_timing_cache_that_is_damaged_is_written_anew(tmp_path: Path) -> None:
 
 
 def test_progress_is_told_to_its_end(tmp_path: Path) -> None:
-    told = Told()
-    build_graph(tmp_path, product(), told, profile=VARYING)
-    assert all(0 <= done <= total for _, done, total in told.steps)
-    last = {phase: (done, total) for phase, done, total in told.steps}
+    progress = ProgressRecord()
+    build_graph(tmp_path, product(), progress, profile=VARYING)
+    assert all(0 <= done <= total for _, done, total in progress.steps)
+    last = {phase: (done, total) for phase, done, total in progress.steps}
     assert all(done == total for done, total in last.values())
     assert len(last) > 1
 
@@ -137,7 +137,7 @@ def test_fp8_for_a_gpu_without_it_is_refused_by_the_gpus_name(tmp_path: Path) ->
 
 def test_a_workspace_that_is_too_small_is_called_so(tmp_path: Path) -> None:
     message = refused(tmp_path, product("float16"), profile=VARYING, workspace_bytes=1)
-    assert "built no engine" in message
+    assert "could not build the engine" in message
     assert "workspace" in message
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from ilf_trt.assembly.build_cache import DAY_S, Store
+from ilf_trt.assembly.build_cache import DAY_S, BuildCache
 from ilf_trt.cli import FAILED, INTERRUPTED, main
 from ilf_trt.contract.bundle import Bundle
 from ilf_trt.contract.ports import GRAPHS
@@ -128,7 +128,7 @@ def test_a_full_disk_leaves_neither_a_bundle_nor_an_entry(
     assert main(["compile", str(dit_bundle), *TARGET, "-o", str(output), "--cache-dir", str(cache)]) == FAILED
     assert refusal(capsys).startswith(f"error: cannot write '{output}': No space left on device; free some space")
     assert listing(place) == []
-    assert Store(cache).entries() == ()
+    assert BuildCache(cache).entries() == ()
 
 
 @pytest.mark.parametrize("statements", ["import os; os.kill(os.getpid(), 9)", "return None", "raise KeyError(1)"])
@@ -146,7 +146,7 @@ def test_a_build_that_fails_ends_in_one_line_and_leaves_the_old_bundle(
     assert refusal(capsys)
     assert Bundle.open(dit_bundle).manifest == before
     assert [name for name in listing(dit_bundle.parent) if name.startswith(".")] == []
-    assert Store(cache).entries() == ()
+    assert BuildCache(cache).entries() == ()
 
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, INTERRUPTED), (signal.SIGTERM, 143)], ids=["^C", "TERM"])
@@ -180,9 +180,9 @@ def test_a_stopped_build_leaves_no_process_and_no_draft(
 
 
 @pytest.fixture
-def filled(cache: Path, tmp_path: Path) -> Store:
+def filled(cache: Path, tmp_path: Path) -> BuildCache:
     """Three engines of one MiB, last used 1, 10 and 100 days ago."""
-    store = Store(cache)
+    store = BuildCache(cache)
     (tmp_path / "engine").write_bytes(b"x" * (1 << 20))
     for days in (1, 10, 100):
         note = {"graph": "pre", "model": "dit 4x64", "precision": "fp16", "target": "tensorrt-rtx", "gpus": ["sm89"]}
@@ -193,7 +193,7 @@ def filled(cache: Path, tmp_path: Path) -> Store:
 
 
 def test_the_cache_is_listed_last_used_first(
-    filled: Store, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    filled: BuildCache, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setenv("COLUMNS", "200")
     assert main(["cache", "ls", "--cache-dir", str(filled.folder)]) == 0
@@ -212,7 +212,7 @@ def test_a_cache_that_is_not_there_is_empty(cache: Path, capsys: pytest.CaptureF
 
 
 def test_the_folder_of_the_cache_may_come_from_the_environment(
-    filled: Store, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    filled: BuildCache, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setenv("ILF_TRT_CACHE", str(filled.folder))
     assert main(["cache", "ls"]) == 0
@@ -231,7 +231,7 @@ def test_the_folder_of_the_cache_may_come_from_the_environment(
     ids=["days", "size", "days and size", "no size", "all"],
 )
 def test_prune_removes_what_was_asked(
-    flags: list[str], kept: int, filled: Store, capsys: pytest.CaptureFixture[str]
+    flags: list[str], kept: int, filled: BuildCache, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert main(["cache", "prune", *flags, "--cache-dir", str(filled.folder)]) == 0
     assert len(filled.entries()) == kept
@@ -250,7 +250,7 @@ def test_prune_removes_what_was_asked(
     ids=["nothing", "all and some", "negative days", "no number", "infinite"],
 )
 def test_prune_refuses_what_it_cannot_mean(
-    flags: list[str], message: str, filled: Store, capsys: pytest.CaptureFixture[str]
+    flags: list[str], message: str, filled: BuildCache, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert main(["cache", "prune", *flags, "--cache-dir", str(filled.folder)]) == FAILED
     assert message in refusal(capsys)

@@ -139,13 +139,13 @@ def test_a_worker_that_never_reads_its_request_is_named_by_its_code(
 
 def test_memory_that_runs_out_is_called_so(failing: Failing, tmp_path: Path) -> None:
     failing("raise MemoryError")
-    assert "memory ran out while building; pass a smaller --batch or --workspace" in ended(tmp_path)
+    assert "memory ran out during the build; pass a smaller --batch or --workspace" in ended(tmp_path)
 
 
 def test_a_builder_without_an_engine_or_a_word_is_an_engine_error(failing: Failing, tmp_path: Path) -> None:
     failing("return None")
     message = ended(tmp_path)
-    assert "graph: tensorrt-rtx built no engine" in message
+    assert "graph: tensorrt-rtx could not build the engine" in message
     assert "--workspace" in message
 
 

@@ -1,5 +1,6 @@
 """The real TensorRT-RTX, asked what it can build for; TensorRT's side is in test_tensorrt.py."""
 
+import os
 import tomllib
 from pathlib import Path
 
@@ -39,7 +40,7 @@ def test_a_version_outside_the_range_is_refused(
     version: str, age: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "tensorrt_rtx.py").write_text(f"__version__ = {version!r}")
-    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path), prepend=os.pathsep)
     with pytest.raises(MissingDependency, match=f"tensorrt_rtx {version} is too {age}, it must be 1.5 up to"):
         probe()
 
@@ -49,7 +50,7 @@ def test_without_a_module_the_line_to_install_it_is_given(
     module: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / f"{module}.py").write_text("raise ModuleNotFoundError('gone')")
-    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path), prepend=os.pathsep)
     with pytest.raises(MissingDependency, match=r"\(gone\); pip install 'ilf-trt\[tensorrt-rtx\]'$"):
         probe()
 

@@ -270,7 +270,7 @@ def test_an_inspector_without_layers_gives_no_kernels(text: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("layers", "named"),
+    ("layers", "labels"),
     [
         (("blocks.0.ff", "node_gelu"), ("blocks.0.ff",)),
         (("node_MatMul_91", "node_Softmax_92"), ("node_MatMul_91", "node_Softmax_92")),
@@ -278,7 +278,7 @@ def test_an_inspector_without_layers_gives_no_kernels(text: str) -> None:
         ((), ("__myl_Add",)),
     ],
 )
-def test_a_kernel_is_named_after_the_models_layers_where_it_has_some(
-    layers: tuple[str, ...], named: tuple[str, ...]
+def test_a_kernel_has_the_models_layers_as_labels_if_there_are_any(
+    layers: tuple[str, ...], labels: tuple[str, ...]
 ) -> None:
-    assert Kernel("__myl_Add", "other", "fp16", layers).named == named
+    assert Kernel("__myl_Add", "other", "fp16", layers).labels == labels

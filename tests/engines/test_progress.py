@@ -14,15 +14,15 @@ class Module:
 
 
 def test_phases_within_phases_are_told_apart() -> None:
-    told: list[tuple[str, int, int]] = []
-    monitor = monitor_of(Module, lambda *step: told.append(step), lambda: False)
+    steps: list[tuple[str, int, int]] = []
+    monitor = monitor_of(Module, lambda *step: steps.append(step), lambda: False)
     monitor.phase_start("outer", None, 2)
     monitor.phase_start("inner", "outer", 3)
     assert monitor.step_complete("inner", 0)
     monitor.phase_finish("inner")
     assert monitor.step_complete("outer", 0)
     monitor.phase_finish("outer")
-    assert told == [
+    assert steps == [
         ("outer", 0, 2),
         ("inner", 0, 3),
         ("inner", 1, 3),
@@ -44,8 +44,8 @@ def test_a_step_goes_on_until_the_build_is_cancelled(cancelled: bool) -> None:
 
 
 def test_a_phase_that_nobody_announced_is_told_all_the_same() -> None:
-    told: list[tuple[str, int, int]] = []
-    monitor = monitor_of(Module, lambda *step: told.append(step), lambda: False)
+    steps: list[tuple[str, int, int]] = []
+    monitor = monitor_of(Module, lambda *step: steps.append(step), lambda: False)
     assert monitor.step_complete("sudden", 4)
     monitor.phase_finish("sudden")
-    assert told == [("sudden", 5, 5), ("sudden", 1, 1)]
+    assert steps == [("sudden", 5, 5), ("sudden", 1, 1)]

@@ -33,7 +33,7 @@ def test_as_json_the_reports_can_be_read_back(dit_fp16: Built, capsys: pytest.Ca
 
 
 def test_a_bundle_without_engines_says_how_to_add_them(dit_bundle: Path) -> None:
-    with pytest.raises(InvalidRequest, match=r"holds no engines; add them with ilf-trt compile .* --target"):
+    with pytest.raises(InvalidRequest, match=r"has no engines; add them with ilf-trt compile .* --target"):
         show_engines(Bundle.open(dit_bundle), as_json=False)
 
 

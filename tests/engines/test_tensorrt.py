@@ -1,5 +1,6 @@
 """The target of TensorRT, played by TensorRT-RTX's builder behind TensorRT's name and without a GPU; see `shims`."""
 
+import os
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -24,7 +25,7 @@ def tensorrt(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
     """Put the shims on the worker's path, and say what they play."""
 
     def play(**variables: str) -> None:
-        monkeypatch.setenv("PYTHONPATH", str(SHIMS))
+        monkeypatch.setenv("PYTHONPATH", str(SHIMS), prepend=os.pathsep)
         for name, value in variables.items():
             monkeypatch.setenv(name, value)
 
@@ -41,7 +42,7 @@ def compiled(dit_fp16: Built, tmp_path_factory: pytest.TempPathFactory) -> tuple
     folder = tmp_path_factory.mktemp("tensorrt")
     options = replace(TENSORRT, builder_level=2, workspace_bytes=GIB, any_gpu_of_architecture=True)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("PYTHONPATH", str(SHIMS))
+        patch.setenv("PYTHONPATH", str(SHIMS), prepend=os.pathsep)
         return compile_bundle(dit_fp16.path, folder / "dit.ilf", options, cache=folder / "cache"), folder / "cache"
 
 
@@ -160,14 +161,14 @@ def test_a_version_outside_the_range_is_refused(version: str, age: str, tensorrt
 
 def test_a_module_that_names_no_version_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "tensorrt").mkdir()  # what an uninstalled package may leave behind
-    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
-    with pytest.raises(MissingDependency, match=r"tensorrt names no version, .*pip install 'ilf-trt\[tensorrt\]'"):
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path), prepend=os.pathsep)
+    with pytest.raises(MissingDependency, match=r"tensorrt has no version, .*pip install 'ilf-trt\[tensorrt\]'"):
         probe()
 
 
 def test_without_tensorrt_the_line_to_install_it_is_given(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "tensorrt.py").write_text("raise ImportError('libnvinfer.so.11: cannot\\nopen shared object file')")
-    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path), prepend=os.pathsep)
     with pytest.raises(MissingDependency) as caught:
         probe()
     assert str(caught.value) == (
@@ -179,14 +180,16 @@ def test_without_tensorrt_the_line_to_install_it_is_given(tmp_path: Path, monkey
 def test_without_cuda_core_the_line_to_install_it_is_given(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "cuda").mkdir()
     (tmp_path / "cuda" / "__init__.py").write_text("")
-    monkeypatch.setenv("PYTHONPATH", f"{tmp_path}:{SHIMS}")
+    monkeypatch.setenv("PYTHONPATH", f"{tmp_path}:{SHIMS}", prepend=os.pathsep)
     with pytest.raises(MissingDependency, match=r"needs cuda-core and cuda-bindings .*'ilf-trt\[tensorrt\]'"):
         probe()
 
 
 def test_without_a_gpu_it_is_said_where_to_build(tensorrt: Callable[..., None]) -> None:
     tensorrt(CUDA_CORE_FAILS="no GPU")
-    with pytest.raises(EngineError, match=r"builds on the GPU that serves, and none can be used here") as caught:
+    with pytest.raises(
+        EngineError, match=r"builds on the GPU that will run the engines, and this machine has no usable GPU"
+    ) as caught:
         probe()
     assert "no CUDA-capable device is detected" in str(caught.value)
     assert "--target tensorrt-rtx --gpu" in str(caught.value)

@@ -16,7 +16,7 @@ from ilf_trt.assembly.conductor import BuildResult, build
 from ilf_trt.assembly.options import BuildOptions
 from ilf_trt.contract.bundle import Bundle, graph_file
 from ilf_trt.contract.ports import GRAPHS
-from ilf_trt.contract.spec import Batch, Precision
+from ilf_trt.contract.spec import BatchRange, Precision
 from ilf_trt.errors import InvalidRequest
 from ilf_trt.runtime import Pipeline
 from tests.conftest import TEXT_CHANNELS, TEXT_TOKENS, train_anew
@@ -59,16 +59,20 @@ def options_of(built: BuildResult, **changes: Any) -> BuildOptions:
 
 
 @pytest.fixture(scope="module")
-def hoisted_build(pixart_build: BuildResult, pixart_checkpoint: Path) -> BuildResult:
+def hoisted_build(
+    pixart_build: BuildResult, pixart_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory
+) -> BuildResult:
     """`pixart_build` with the text hoisted."""
-    options = options_of(pixart_build, hoist_text=True)
-    return build(str(pixart_checkpoint), pixart_checkpoint.parent / "hoisted.ilf", options)
+    folder = tmp_path_factory.mktemp("hoisted")
+    shutil.copytree(pixart_checkpoint, folder / "checkpoint")
+    return build(str(folder / "checkpoint"), folder / "hoisted.ilf", options_of(pixart_build, hoist_text=True))
 
 
 @pytest.fixture(scope="module")
-def half_hoisted_build(whole_loop_build: BuildResult) -> BuildResult:
+def half_hoisted_build(whole_loop_build: BuildResult, tmp_path_factory: pytest.TempPathFactory) -> BuildResult:
     """`whole_loop_build` (no micro-conditions) in FP16 with the text hoisted."""
-    folder = whole_loop_build.bundle.path.parent
+    folder = tmp_path_factory.mktemp("half_hoisted")
+    shutil.copytree(whole_loop_build.bundle.path.parent / "checkpoint", folder / "checkpoint")
     options = options_of(whole_loop_build, hoist_text=True, precision=Precision.FP16)
     return build(str(folder / "checkpoint"), folder / "hoisted.ilf", options)
 
@@ -228,7 +232,7 @@ def test_text_projections_of_the_backbone_live_in_cond_alone_and_the_feedback_bl
 
 
 def test_a_model_without_text_cannot_hoist_it_and_leaves_nothing(dit_checkpoint: Path, tmp_path: Path) -> None:
-    options = BuildOptions(hoist_text=True, batch=Batch(1, 1, 1), steps=2, feedback="none")
+    options = BuildOptions(hoist_text=True, batch=BatchRange(1, 1, 1), steps=2, feedback="none")
     with pytest.raises(InvalidRequest, match=r"^DiTTransformer2DModel takes no text; leave --hoist-text out$"):
         build(str(dit_checkpoint), tmp_path / "dit.ilf", options)
     assert list(tmp_path.iterdir()) == []

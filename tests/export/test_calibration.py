@@ -28,7 +28,7 @@ from ilf_trt.export.calibration import (
     quantizable,
 )
 from ilf_trt.export.segments import spec_of
-from ilf_trt.model import sampling as reference
+from ilf_trt.model.sampling import sample
 from tests.conftest import CLASSES, LOOP, TEXT_TOKENS, small_dit, small_pixart
 
 BLOCKS = 4
@@ -109,7 +109,7 @@ def watched(
     noise = torch.randn(pictures, *case.spec.latent, generator=torch.Generator().manual_seed(calibration.SEED))
     with monkeypatch.context() as patched:
         patched.setattr(F, "linear", watch)
-        reference.generate(
+        sample(
             case.model,
             case.plan(feedback),
             DEFAULT_SCHEDULER,

@@ -22,11 +22,11 @@ from ilf_trt.assembly.conductor import BuildResult, build
 from ilf_trt.assembly.options import BuildOptions
 from ilf_trt.contract.bundle import Bundle
 from ilf_trt.contract.ports import GRAPHS, Graph, Port
-from ilf_trt.contract.spec import Batch, Precision
+from ilf_trt.contract.spec import BatchRange, Precision
 from ilf_trt.errors import ParityError, PortMismatch
 from ilf_trt.export.graph import OPSET, export_segment
-from ilf_trt.export.segments import segments_of
-from ilf_trt.model import sampling as reference
+from ilf_trt.export.segments import segments_of, spec_of
+from ilf_trt.model.sampling import sample
 from ilf_trt.runtime import Pipeline
 from tests.conftest import CLASSES, TEXT_CHANNELS, TEXT_TOKENS, small_dit, write_checkpoint
 
@@ -46,7 +46,7 @@ def half_build(tmp_path_factory: pytest.TempPathFactory) -> BuildResult:
     folder = tmp_path_factory.mktemp("half")
     checkpoint = write_checkpoint(folder / "checkpoint", small_dit(num_layers=BLOCKS), (BLOCKS - 1, BLOCKS - 1))
     options = BuildOptions(
-        precision=Precision.FP16, batch=Batch(1, 2, 3), steps=3, feedback="all", guidance=False, guidance_scale=1.0
+        precision=Precision.FP16, batch=BatchRange(1, 2, 3), steps=3, feedback="all", guidance=False, guidance_scale=1.0
     )
     return build(str(checkpoint), folder / "half.ilf", options)
 
@@ -186,7 +186,7 @@ class FixesItsBatch(nn.Module):
 
 def test_a_dimension_that_the_exporter_fixed_is_refused(tmp_path: Path) -> None:
     with pytest.raises(PortMismatch, match="bad: y was exported"):
-        export_segment(FixesItsBatch(), Batch(1, 2, 4), tmp_path / "bad.onnx")  # type: ignore[arg-type]
+        export_segment(FixesItsBatch(), BatchRange(1, 2, 4), tmp_path / "bad.onnx")  # type: ignore[arg-type]
     assert list(tmp_path.iterdir()) == []
 
 
@@ -220,7 +220,7 @@ def test_a_loop_of_all_blocks_runs_like_the_reference(whole_loop_build: BuildRes
     noise = rng.standard_normal((1, *bundle.manifest.spec.latent)).astype(np.float32)
     with Pipeline.load(bundle.path) as pipeline:
         got = pipeline.generate(latents=noise, guidance_scale=3.0, **conditions).latents
-    wanted = reference.generate(
+    wanted = sample(
         load_ilf(bundle.path.parent / "checkpoint"),
         bundle.manifest.plan,
         bundle.manifest.scheduler,
@@ -266,7 +266,7 @@ def test_a_residual_that_overflows_float16_is_refused_and_served_when_it_is_kept
             cast(Any, block).ff.net[2].bias[0] = LARGE
             cast(Any, block).norm1.linear.bias[5 * backbone.inner_dim] = 1.0  # the gate of that channel
     checkpoint = write_checkpoint(tmp_path / "checkpoint", backbone, (0, 0))
-    options = BuildOptions(precision=Precision.FP16, steps=2, feedback="none")
+    options = BuildOptions(precision=Precision.FP16, batch=BatchRange(1, 1, 1), steps=2, feedback="none")
     with pytest.raises(ParityError):
         build(str(checkpoint), tmp_path / "half.ilf", options)
     built = build(str(checkpoint), tmp_path / "wide.ilf", replace(options, wide_residual=True))
@@ -284,8 +284,10 @@ def test_embedders_that_are_equal_copies_are_stored_and_run_once(tmp_path: Path)
     for block in backbone.transformer_blocks:
         block.norm1.emb.load_state_dict(first.norm1.emb.state_dict())
     checkpoint = write_checkpoint(tmp_path / "checkpoint", backbone)  # the feedback block's embedder is an input
-    built = build(str(checkpoint), tmp_path / "dit.ilf", BuildOptions(steps=2)).bundle
-    model = onnx.load(built.graph_path("cond"))
+    loaded = load_ilf(checkpoint)
+    spec = spec_of(loaded, guidance=True, text_tokens=1, train_timesteps=1000, precision=Precision.FP32)
+    export_segment(segments_of(loaded, spec, Precision.FP32)["cond"], BatchRange(1, 4, 16), tmp_path / "cond.onnx")
+    model = onnx.load(tmp_path / "cond.onnx")
     tables = [weight for weight in model.graph.initializer if weight.dims[:1] == [CLASSES + 1]]
     assert len(tables) == 1
     assert Counter(node.op_type for node in model.graph.node)["Cos"] == 1

@@ -19,7 +19,7 @@ from ilf_trt.contract.ports import GRAPHS
 from ilf_trt.contract.reference_cases import AT_T, AT_T_POST, CASES, TRAJECTORY, TRAJECTORY_NOISE
 from ilf_trt.contract.spec import Precision
 from ilf_trt.errors import ParityError
-from ilf_trt.export.reference import write_golden
+from ilf_trt.export.reference import write_reference
 from ilf_trt.export.segments import segments_of
 from ilf_trt.runtime.verify import check, verify
 
@@ -94,7 +94,7 @@ def test_reference_written_again_is_the_same(dit_checkpoint: Path, dit_bundle: P
     manifest = Bundle.open(dit_bundle).manifest
     model = load_ilf(dit_checkpoint)
     torch.manual_seed(99)
-    write_golden(
+    write_reference(
         tmp_path / REFERENCE_FILE,
         model,
         segments_of(model, manifest.spec, Precision.FP32),

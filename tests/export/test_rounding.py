@@ -1,5 +1,6 @@
 """bfloat16 restated in float32: beside torch on a graph of a few lines, then a whole build."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,8 @@ from torch import Tensor
 from ilf_trt.assembly.conductor import BuildResult, build
 from ilf_trt.assembly.options import BuildOptions
 from ilf_trt.contract.bundle import Bundle
-from ilf_trt.contract.spec import Batch, Precision
+from ilf_trt.contract.ports import GRAPHS
+from ilf_trt.contract.spec import BatchRange, Precision
 from ilf_trt.errors import InvalidRequest
 from ilf_trt.export.rounding import emulate_bfloat16, write_rounded
 from ilf_trt.runtime import Pipeline
@@ -156,15 +158,15 @@ def test_a_graph_without_bfloat16_is_left_byte_for_byte() -> None:
 
 # What bfloat16 rounding makes of four sums of 64 products: 1e-3 to 1e-2, measured 8e-3.
 VISIBLE = 1e-3
+NARROW = BuildOptions(precision=Precision.BF16, batch=BatchRange(1, 2, 3), steps=3, feedback="outer:1")
 
 
 @pytest.fixture(scope="module")
 def narrow_build(tmp_path_factory: pytest.TempPathFactory) -> BuildResult:
-    """BF16 of a DiT with constants of the feedback block; verified as every build is."""
+    """BF16 of a DiT with constants of the feedback block; verified as every build is, its cache beside it."""
     folder = tmp_path_factory.mktemp("narrow")
     checkpoint = write_checkpoint(folder / "checkpoint", small_dit(num_layers=2), (0, 0))
-    options = BuildOptions(precision=Precision.BF16, batch=Batch(1, 2, 3), steps=3, feedback="outer:1")
-    return build(str(checkpoint), folder / "narrow.ilf", options)
+    return build(str(checkpoint), folder / "narrow.ilf", replace(NARROW, cache=folder / "cache"))
 
 
 @pytest.fixture(scope="module")
@@ -176,6 +178,15 @@ def rounded(narrow_build: BuildResult, tmp_path_factory: pytest.TempPathFactory)
 def test_a_bf16_build_is_verified_within_its_limit(narrow_build: BuildResult) -> None:
     worst = max(row.relative for row in narrow_build.differences)
     assert VISIBLE < worst <= Precision.BF16.parity_limit
+
+
+def test_a_bf16_build_is_verified_on_graphs_out_of_the_cache_too(narrow_build: BuildResult, tmp_path: Path) -> None:
+    folder = narrow_build.bundle.path.parent
+    again = build(str(folder / "checkpoint"), tmp_path / "again.ilf", replace(NARROW, cache=folder / "cache"))
+    assert narrow_build.reused == ()
+    assert again.reused == tuple(f"graph {name}" for name in GRAPHS)
+    assert again.differences == narrow_build.differences
+    assert Bundle.open(tmp_path / "again.ilf").manifest.files == narrow_build.bundle.manifest.files
 
 
 def test_a_bf16_build_holds_bfloat16_weights_and_says_so_at_its_borders(narrow_build: BuildResult) -> None:

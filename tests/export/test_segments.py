@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from ilf_trt import ILFModel, attach
-from ilf_trt.contract.conditions import row_conditions
+from ilf_trt.contract.arrays import row_conditions
 from ilf_trt.contract.graphs import graphs_of
 from ilf_trt.contract.ports import GRAPHS
 from ilf_trt.contract.spec import ModelSpec, Precision

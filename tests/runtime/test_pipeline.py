@@ -26,7 +26,7 @@ from ilf_trt.contract.ports import Graph
 from ilf_trt.contract.solver import DDIM, DPM, EULER
 from ilf_trt.contract.spec import Loop
 from ilf_trt.errors import BundleError, Cancelled, EngineError, InvalidRequest
-from ilf_trt.model import sampling as reference
+from ilf_trt.model.sampling import sample
 from ilf_trt.runtime import NoiseSource, Pipeline
 from ilf_trt.runtime.engine import Engine, Launch
 from ilf_trt.runtime.host import Host
@@ -81,7 +81,7 @@ class Served:
         self, plan: StepPlan, pictures: int, *, guidance_scale: float, scheduler: Mapping[str, Any] | None = None
     ) -> NDArray[np.float32]:
         """Torch, with diffusers' own scheduler."""
-        latents = reference.generate(
+        latents = sample(
             self.model,
             plan,
             self.pipeline.manifest.scheduler if scheduler is None else scheduler,
@@ -388,8 +388,8 @@ def test_more_threads_than_sessions_wait_their_turn(dit: Served, sessions: int) 
     bundle, counter = dit.pipeline.bundle, Counter()
     counted = {name: CountedEngine(engine, counter) for name, engine in engines_of(bundle).items()}
     wanted = dit.pipeline.generate(seed=4, **labels(3)).latents
-    place = Host(counted, bundle.manifest, bundle.constants())
-    with Pipeline.of(bundle, place, sessions=sessions) as pipeline, ThreadPoolExecutor(6) as threads:
+    backend = Host(counted, bundle.manifest, bundle.constants())
+    with Pipeline.of(bundle, backend, sessions=sessions) as pipeline, ThreadPoolExecutor(6) as threads:
         futures = [threads.submit(pipeline.generate, seed=4, **labels(3)) for _ in range(6)]
         for future in futures:
             np.testing.assert_array_equal(future.result(TIMEOUT_S).latents, wanted)
@@ -513,7 +513,7 @@ def test_generations_leave_nothing_behind(dit: Served) -> None:
 
 def refused(generate: Callable[[], object], match: str) -> None:
     with pytest.raises(InvalidRequest, match=match) as caught:
-        generate()
+        sample()
     assert "\n" not in str(caught.value)
 
 
@@ -582,19 +582,19 @@ def test_guidance_of_one_runs_every_picture_once(dit: Served) -> None:
     shapes = []
     for scale in (1.0, 1.5):
         dit.pipeline.generate(guidance_scale=scale, **labels(1, 2))
-        with dit.pipeline._stages.session("loop") as (_, session):
+        with dit.pipeline._loading.session("transformer") as session:
             job = next(reversed(session._trajectories))
             shapes.append(session.trajectory(job)._arrays["hidden"].shape[0])  # type: ignore[attr-defined]
     assert shapes == [2, 4]
 
 
-def test_steps_are_told_as_they_are_done_and_a_generation_can_be_ended(dit: Served) -> None:
-    told: list[tuple[int, int]] = []
-    dit.pipeline.generate(steps=3, progress=lambda done, total: told.append((done, total)), **labels(1))
-    assert told == [(1, 3), (2, 3), (3, 3)]
+def test_every_step_calls_progress_and_a_generation_can_be_cancelled(dit: Served) -> None:
+    calls: list[tuple[str, int, int]] = []
+    dit.pipeline.generate(steps=3, progress=lambda *step: calls.append(step), **labels(1))
+    assert calls == [("step", 1, 3), ("step", 2, 3), ("step", 3, 3)]
     cancel = Event()
 
-    def second(done: int, total: int) -> None:
+    def second(what: str, done: int, total: int, detail: str = "") -> None:
         if done == 2:
             cancel.set()
 

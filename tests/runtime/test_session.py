@@ -16,7 +16,7 @@ from ilf_trt.contract.manifest import Manifest, PictureFacts
 from ilf_trt.contract.plan import Step, StepPlan, make_plan
 from ilf_trt.contract.ports import Graph, Port
 from ilf_trt.contract.solver import DEFAULT_SCHEDULER
-from ilf_trt.contract.spec import Batch, Loop, ModelSpec, Positions, Precision
+from ilf_trt.contract.spec import BatchRange, Loop, ModelSpec, Positions, Precision
 from ilf_trt.runtime.host import Host, HostTrajectory
 from ilf_trt.runtime.route import route_of
 from ilf_trt.runtime.session import KEPT_TRAJECTORIES, Session
@@ -121,7 +121,7 @@ def stage(request: pytest.FixtureRequest) -> Stage:
         positions=Positions(8, 1.0),
         loop=LOOP,
         guidance=True,
-        shares_rows=shared or hoisted,
+        shares_modulation=shared or hoisted,
         train_timesteps=1000,
         conditions=(Port("class_labels", ("B",), "int32", below=CLASSES + 1),),
         null=CLASSES,
@@ -134,7 +134,7 @@ def stage(request: pytest.FixtureRequest) -> Stage:
     manifest = Manifest(
         spec=spec,
         precision=Precision.FP32,
-        batch=Batch(1, 4, 16),
+        batch=BatchRange(1, 4, 16),
         graphs=graphs,
         scales=SCALES,
         plan=make_plan(DEFAULT_SCHEDULER, STEPS, blocks=BLOCKS, loop=LOOP, feedback="0,1,4"),
@@ -183,12 +183,12 @@ def at(array: Array) -> int:
     return int(array.ctypes.data)
 
 
-def test_cond_runs_once_and_before_everything(stage: Stage) -> None:
+def test_cond_runs_once_and_before_everything(stage: PipelinePart) -> None:
     run(stage.trajectory())
     assert [index for index, bound in enumerate(stage.tape) if bound.graph == "cond"] == [0]
 
 
-def test_plain_and_feedback_steps_run_their_graphs_in_order(stage: Stage) -> None:
+def test_plain_and_feedback_steps_run_their_graphs_in_order(stage: PipelinePart) -> None:
     run(stage.trajectory())
     plain = ["pre", "loop_body", "post"]
     fed = ["pre", "loop_body", "loop_feedback", "loop_body", "post"]
@@ -196,7 +196,7 @@ def test_plain_and_feedback_steps_run_their_graphs_in_order(stage: Stage) -> Non
     assert [[bound.graph for bound in step] for step in steps_of(stage.tape)] == wanted
 
 
-def test_running_again_binds_nothing(stage: Stage) -> None:
+def test_running_again_binds_nothing(stage: PipelinePart) -> None:
     trajectory = stage.trajectory()
     before = stage.binds
     run(trajectory)
@@ -204,7 +204,7 @@ def test_running_again_binds_nothing(stage: Stage) -> None:
     assert stage.binds == before == len(stage.tape) // 2
 
 
-def test_a_run_allocates_no_more_than_its_result(stage: Stage) -> None:
+def test_a_run_allocates_no_more_than_its_result(stage: PipelinePart) -> None:
     trajectory, start = stage.trajectory(), noise()
     run(trajectory, start)
     stage.tape.clear()
@@ -217,7 +217,7 @@ def test_a_run_allocates_no_more_than_its_result(stage: Stage) -> None:
     assert peak_bytes < result.nbytes + SMALL_CHANGE_BYTES
 
 
-def test_every_bound_array_has_the_shape_and_dtype_of_its_port(stage: Stage) -> None:
+def test_every_bound_array_has_the_shape_and_dtype_of_its_port(stage: PipelinePart) -> None:
     trajectory = stage.trajectory()
     run(trajectory)
     sizes = {"B": PICTURES, "R": 2 * PICTURES, "T": len(stage.manifest.plan.times)}
@@ -229,13 +229,13 @@ def test_every_bound_array_has_the_shape_and_dtype_of_its_port(stage: Stage) -> 
             assert array.flags.c_contiguous
 
 
-def test_the_latent_of_a_step_is_where_the_step_before_wrote_it(stage: Stage) -> None:
+def test_the_latent_of_a_step_is_where_the_step_before_wrote_it(stage: PipelinePart) -> None:
     run(stage.trajectory())
     for before, step in pairwise(steps_of(stage.tape)):
         assert at(step[0].arrays["latent"]) == at(step[-1].arrays["latent"]) == at(before[-1].arrays["next_latent"])
 
 
-def test_history_is_what_the_two_steps_before_predicted(stage: Stage) -> None:
+def test_history_is_what_the_two_steps_before_predicted(stage: PipelinePart) -> None:
     run(stage.trajectory())
     posts = [step[-1].arrays for step in steps_of(stage.tape)]
     for index in range(2, len(posts)):
@@ -243,7 +243,7 @@ def test_history_is_what_the_two_steps_before_predicted(stage: Stage) -> None:
         assert at(posts[index]["history_2"]) == at(posts[index - 2]["prediction"])
 
 
-def test_post_never_writes_over_what_it_reads(stage: Stage) -> None:
+def test_post_never_writes_over_what_it_reads(stage: PipelinePart) -> None:
     run(stage.trajectory())
     for step in steps_of(stage.tape):
         arrays = step[-1].arrays
@@ -252,7 +252,7 @@ def test_post_never_writes_over_what_it_reads(stage: Stage) -> None:
             assert not any(np.shares_memory(written, array) for array in read)
 
 
-def test_the_second_pass_reads_the_first_ones_tokens_and_the_feedback_of_its_features(stage: Stage) -> None:
+def test_the_second_pass_reads_the_first_ones_tokens_and_the_feedback_of_its_features(stage: PipelinePart) -> None:
     run(stage.trajectory())
     for step in (step for step in steps_of(stage.tape) if len(step) == 5):
         pre, first, feedback, second, post = (bound.arrays for bound in step)
@@ -263,7 +263,7 @@ def test_the_second_pass_reads_the_first_ones_tokens_and_the_feedback_of_its_fea
         assert not np.shares_memory(second["hidden"], second["features"])
 
 
-def test_first_passes_have_zero_scales_and_zero_feedback_and_second_ones_the_learned(stage: Stage) -> None:
+def test_first_passes_have_zero_scales_and_zero_feedback_and_second_ones_the_learned(stage: PipelinePart) -> None:
     run(stage.trajectory())
     for step in steps_of(stage.tape):
         passes = [bound.arrays for bound in step if bound.graph == "loop_body"]
@@ -274,7 +274,7 @@ def test_first_passes_have_zero_scales_and_zero_feedback_and_second_ones_the_lea
             assert not np.shares_memory(second["feedback"], passes[0]["feedback"])
 
 
-def test_rows_of_a_time_are_views_of_the_table_that_cond_wrote(stage: Stage) -> None:
+def test_rows_of_a_time_are_views_of_the_table_that_cond_wrote(stage: PipelinePart) -> None:
     run(stage.trajectory())
     tables, times = stage.tape[0].arrays, list(stage.manifest.plan.times)
     varying = {port.name for port in stage.engines["cond"].graph.outputs if port.shape[0] == "T"}
@@ -288,7 +288,7 @@ def test_rows_of_a_time_are_views_of_the_table_that_cond_wrote(stage: Stage) -> 
                 assert at(bound.arrays[name]) == at(tables[name]) + row * tables[name].strides[0], (bound.graph, name)
 
 
-def test_the_context_of_the_pictures_is_the_array_that_cond_wrote(stage: Stage) -> None:
+def test_the_context_of_the_pictures_is_the_array_that_cond_wrote(stage: PipelinePart) -> None:
     run(stage.trajectory())
     for bound in stage.tape[1:]:
         for name in ("text_tokens", f"text_pairs_{bound.graph}"):
@@ -296,7 +296,7 @@ def test_the_context_of_the_pictures_is_the_array_that_cond_wrote(stage: Stage) 
                 assert at(bound.arrays[name]) == at(stage.tape[0].arrays[name])
 
 
-def test_constants_are_read_where_they_lie_and_by_cond_alone(stage: Stage) -> None:
+def test_constants_are_read_where_they_lie_and_by_cond_alone(stage: PipelinePart) -> None:
     before = {name: array.copy() for name, array in stage.constants.items()}
     run(stage.trajectory())
     for name, array in stage.constants.items():
@@ -305,14 +305,14 @@ def test_constants_are_read_where_they_lie_and_by_cond_alone(stage: Stage) -> No
         np.testing.assert_array_equal(array, before[name])
 
 
-def test_cond_gets_every_time_of_the_plan_and_the_conditions(stage: Stage) -> None:
+def test_cond_gets_every_time_of_the_plan_and_the_conditions(stage: PipelinePart) -> None:
     run(stage.trajectory())
     arrays = stage.tape[0].arrays
     np.testing.assert_array_equal(arrays["times"], np.array(stage.manifest.plan.times, np.float32))
     np.testing.assert_array_equal(arrays["class_labels"], [*range(PICTURES), *[CLASSES] * PICTURES])
 
 
-def test_a_coefficient_row_is_guidance_and_the_steps_solver_numbers(stage: Stage) -> None:
+def test_a_coefficient_row_is_guidance_and_the_steps_solver_numbers(stage: PipelinePart) -> None:
     run(stage.trajectory())
     for step, bounds in zip(stage.manifest.plan.steps, steps_of(stage.tape), strict=True):
         wanted = np.array([GUIDANCE_SCALE, *step.solver, 0], np.float32)
@@ -320,7 +320,7 @@ def test_a_coefficient_row_is_guidance_and_the_steps_solver_numbers(stage: Stage
 
 
 @pytest.mark.parametrize("steps", [1, 2, 3, 6, 7])
-def test_the_result_is_the_recurrence_of_the_plan(stage: Stage, steps: int) -> None:
+def test_the_result_is_the_recurrence_of_the_plan(stage: PipelinePart, steps: int) -> None:
     scheduler = {**DEFAULT_SCHEDULER, "solver_order": 3}
     plan = make_plan(scheduler, steps, blocks=BLOCKS, loop=LOOP, feedback="none")
     x = noise().astype(np.float64) * plan.initial_scale
@@ -335,25 +335,25 @@ def test_the_result_is_the_recurrence_of_the_plan(stage: Stage, steps: int) -> N
         np.testing.assert_allclose(got, x, rtol=0, atol=FLOAT32_ROUNDING * np.abs(x).max())
 
 
-def test_the_noise_is_scaled_to_the_schedulers_first_latent(stage: Stage) -> None:
+def test_the_noise_is_scaled_to_the_schedulers_first_latent(stage: PipelinePart) -> None:
     hold = Step(t=999.0, t_post=999.0, feedback=False, block_forwards=BLOCKS, solver=(0.0, 0.0, 1.0, 0.0, 0.0, 0.0))
     plan = replace(stage.manifest.plan, initial_scale=14.5, steps=(hold,))
     np.testing.assert_array_equal(run(stage.trajectory(plan)), noise() * np.float32(14.5))
 
 
-def test_history_of_a_run_before_is_forgotten(stage: Stage) -> None:
+def test_history_of_a_run_before_is_forgotten(stage: PipelinePart) -> None:
     used, fresh = stage.trajectory(), stage.trajectory()
     run(used, 1e6 * noise())
     np.testing.assert_array_equal(run(used), run(fresh))
 
 
-def test_noise_of_the_caller_is_not_written_to(stage: Stage) -> None:
+def test_noise_of_the_caller_is_not_written_to(stage: PipelinePart) -> None:
     start = noise()
     run(stage.trajectory(), start)
     np.testing.assert_array_equal(start, noise())
 
 
-def test_a_result_is_not_memory_of_the_session(stage: Stage) -> None:
+def test_a_result_is_not_memory_of_the_session(stage: PipelinePart) -> None:
     trajectory = stage.trajectory()
     result = run(trajectory)
     kept = result.copy()
@@ -362,7 +362,7 @@ def test_a_result_is_not_memory_of_the_session(stage: Stage) -> None:
     assert not any(np.shares_memory(result, array) for bound in stage.tape for array in bound.arrays.values())
 
 
-def test_timings_name_every_graph_and_step_and_add_up(stage: Stage) -> None:
+def test_timings_name_every_graph_and_step_and_add_up(stage: PipelinePart) -> None:
     _, timings = stage.trajectory().run(noise(), {"class_labels": np.zeros(2 * PICTURES, np.int32)}, GUIDANCE_SCALE)
     assert tuple(timings.graph_ms) == tuple(stage.engines)
     assert len(timings.step_ms) == STEPS
@@ -371,7 +371,7 @@ def test_timings_name_every_graph_and_step_and_add_up(stage: Stage) -> None:
     assert sum(timings.graph_ms.values()) <= timings.total_ms
 
 
-def test_a_session_gives_the_same_trajectory_for_the_same_plan_and_number(stage: Stage) -> None:
+def test_a_session_gives_the_same_trajectory_for_the_same_plan_and_number(stage: PipelinePart) -> None:
     session = stage.session()
     first = session.trajectory(job(stage.manifest.plan, 2))
     equal_plan = StepPlan.from_json(stage.manifest.plan.as_json())
@@ -379,7 +379,7 @@ def test_a_session_gives_the_same_trajectory_for_the_same_plan_and_number(stage:
     assert session.trajectory(job(stage.manifest.plan, 3)) is not first
 
 
-def test_a_session_keeps_the_last_trajectories_and_frees_the_others(stage: Stage) -> None:
+def test_a_session_keeps_the_last_trajectories_and_frees_the_others(stage: PipelinePart) -> None:
     session = stage.session()
     each = 1 + sum(5 if step.feedback else 3 for step in stage.manifest.plan.steps)
     for pictures in range(1, 2 * KEPT_TRAJECTORIES + 1):
@@ -387,7 +387,7 @@ def test_a_session_keeps_the_last_trajectories_and_frees_the_others(stage: Stage
         assert stage.alive == each * min(pictures, KEPT_TRAJECTORIES)
 
 
-def test_a_session_drops_the_trajectory_that_was_asked_for_longest_ago(stage: Stage) -> None:
+def test_a_session_drops_the_trajectory_that_was_asked_for_longest_ago(stage: PipelinePart) -> None:
     session = stage.session()
     kept = [session.trajectory(job(stage.manifest.plan, pictures)) for pictures in range(1, KEPT_TRAJECTORIES + 1)]
     assert session.trajectory(job(stage.manifest.plan, 1)) is kept[0]
@@ -396,7 +396,7 @@ def test_a_session_drops_the_trajectory_that_was_asked_for_longest_ago(stage: St
     assert session.trajectory(job(stage.manifest.plan, 2)) is not kept[1]
 
 
-def test_two_sessions_share_engines_and_constants_and_no_other_memory(stage: Stage) -> None:
+def test_two_sessions_share_engines_and_constants_and_no_other_memory(stage: PipelinePart) -> None:
     for session in (stage.session() for _ in range(2)):
         run(session.trajectory(job(stage.manifest.plan, PICTURES)))
     half = len(stage.tape) // 2

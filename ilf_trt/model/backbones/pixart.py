@@ -8,12 +8,32 @@ import torch.nn.functional as F
 from diffusers import PixArtTransformer2DModel
 from torch import Tensor, nn
 
-from ilf_trt.contract.ports import Port
+from ilf_trt.contract.conditioning import Conditioning
+from ilf_trt.contract.ports import Port, Role
 from ilf_trt.errors import InvalidRequest, UnsupportedBackbone
-from ilf_trt.model.backbone import TEXT_PAIRS, Backbone, Context
+from ilf_trt.model.backbone import Backbone, PipelineKind, State
 from ilf_trt.model.block import adaptive_block, modulate, unpatchify
+from ilf_trt.model.context import Context
 
 MASKED = -10000.0
+TEXT, TEXT_BIAS, SIZES = "text_tokens", "text_bias", "sizes"
+"""What the context holds: text (R, L, D), its bias (R, 1, 1, L), and the sizes (R, D) that the time embedding adds."""
+TEXT_PAIRS = "text_pairs"
+"""Keys and values that a block makes of the text, (R, K, 2, L, D)."""
+
+Bins = Mapping[int, Mapping[str, Sequence[float]]]
+
+
+def _alpha_bins() -> Bins:
+    from diffusers.pipelines.pixart_alpha import pipeline_pixart_alpha as alpha
+
+    return {32: alpha.ASPECT_RATIO_256_BIN, 64: alpha.ASPECT_RATIO_512_BIN, 128: alpha.ASPECT_RATIO_1024_BIN}
+
+
+def _sigma_bins() -> Bins:
+    from diffusers.pipelines.pixart_alpha import pipeline_pixart_sigma as sigma
+
+    return {**_alpha_bins(), 256: sigma.ASPECT_RATIO_2048_BIN}
 
 
 class PixArt(Backbone):
@@ -23,7 +43,7 @@ class PixArt(Backbone):
     """
 
     kind = "pixart"
-    model_class = PixArtTransformer2DModel.__name__
+    model_type = PixArtTransformer2DModel
     arguments = (
         "encoder_hidden_states",
         "timestep",
@@ -32,7 +52,11 @@ class PixArt(Backbone):
         "attention_mask",
         "encoder_attention_mask",
     )
-    shares_rows = True
+    pipelines = (
+        PipelineKind("PixArtAlphaPipeline", 120, _alpha_bins),
+        PipelineKind("PixArtSigmaPipeline", 300, _sigma_bins),
+    )
+    shares_modulation = True
 
     @property
     def text_channels(self) -> int:
@@ -50,51 +74,26 @@ class PixArt(Backbone):
             if config[option] != wanted:
                 raise UnsupportedBackbone(f"{option} {config[option]!r} is not supported; it must be {wanted!r}")
 
-    def condition_ports(self, text_tokens: int, *, guidance: bool) -> tuple[Port, ...]:
-        text = [
-            port
-            for prefix in (("", "negative_") if guidance else ("",))
-            for port in (
-                Port(f"{prefix}text", ("B", text_tokens, self.text_channels), "float32"),
-                Port(f"{prefix}text_mask", ("B", text_tokens), "float32"),
-            )
-        ]
-        sizes = [Port("resolution", ("B", 2), "float32"), Port("aspect_ratio", ("B", 1), "float32")]
-        return (*text, *(sizes if self.sized else ()))
+    def conditioning(self, text_tokens: int) -> Conditioning:
+        return Conditioning.of_text(text_tokens, self.text_channels, sized=self.sized)
 
-    def context_ports(self, rows: str, text_tokens: int, dtype: str, *, hoist_text: bool) -> tuple[Port, ...]:
-        text = Port("text_tokens", (rows, text_tokens, self.width), dtype)
-        bias = Port("text_bias", (rows, 1, 1, text_tokens), "float32")
-        return (bias,) if hoist_text else (text, bias)
-
-    def per_block_ports(self, rows: str, text_tokens: int, dtype: str, *, hoist_text: bool) -> tuple[Port, ...]:
-        return (Port(TEXT_PAIRS, (rows, 2, text_tokens, self.width), dtype),) if hoist_text else ()
-
-    def hoisted_parameters(self, block: nn.Module, *, hoist_text: bool) -> dict[str, nn.Parameter]:
-        text = ("attn2.to_k.", "attn2.to_v.")
-        return {name: value for name, value in block.named_parameters() if hoist_text and name.startswith(text)}
-
-    def text_pairs(self, blocks: Sequence[nn.Module], context: Context) -> Tensor:
-        text = context.port("text_tokens")
-        pairs = [torch.stack([layer(text) for layer in (b.attn2.to_k, b.attn2.to_v)], dim=1) for b in cast(Any, blocks)]
-        return torch.stack(pairs, dim=1)
-
-    def call(self, conditions: Mapping[str, Tensor], *, guidance: bool) -> dict[str, Any]:
-        branches = ("", "negative_") if guidance else ("",)
-
-        def stacked(name: str) -> Tensor:
-            return torch.cat([conditions[prefix + name] for prefix in branches])
-
+    def call(self, conditions: Mapping[str, Tensor]) -> dict[str, Any]:
         call: dict[str, Any] = {
-            "encoder_hidden_states": stacked("text"),
-            "encoder_attention_mask": stacked("text_mask"),
+            "encoder_hidden_states": conditions["text"],
+            "encoder_attention_mask": conditions["text_mask"],
         }
         if self.sized:
-            repeats = len(branches)
-            call["added_cond_kwargs"] = {
-                name: torch.cat([conditions[name]] * repeats) for name in ("resolution", "aspect_ratio")
-            }
+            call["added_cond_kwargs"] = {name: conditions[name] for name in ("resolution", "aspect_ratio")}
         return call
+
+    @classmethod
+    def conditions_of(cls, call: Mapping[str, Any]) -> dict[str, Tensor]:
+        values = {
+            "text": call.get("encoder_hidden_states"),
+            "text_mask": call.get("encoder_attention_mask"),
+            **(call.get("added_cond_kwargs") or {}),
+        }
+        return {name: value for name, value in values.items() if value is not None}
 
     def context(self, call: Mapping[str, Any]) -> Context:
         text, mask, sizes = (
@@ -108,7 +107,8 @@ class PixArt(Backbone):
         if projection is not None:
             text = projection(text.to(projection.linear_1.weight.dtype))
         embedded = self._sizes(sizes) if self.sized and sizes is not None else None
-        return Context(sizes=embedded, text=text, text_bias=_bias(mask))
+        values = {TEXT: text, TEXT_BIAS: _bias(mask), SIZES: embedded}
+        return Context({name: value for name, value in values.items() if value is not None})
 
     def _sizes(self, sizes: Mapping[str, Tensor]) -> Tensor:
         embedder = self.model.adaln_single.emb
@@ -122,32 +122,53 @@ class PixArt(Backbone):
             parts.append(layers(waves.to(layers.linear_1.weight.dtype)).unflatten(0, values.shape).flatten(1))
         return torch.cat(parts, dim=1)
 
+    def context_ports(self, rows: str, text_tokens: int, dtype: str, *, hoist_text: bool) -> tuple[Port, ...]:
+        text = Port(TEXT, (rows, text_tokens, self.width), dtype, Role.CONTEXT)
+        bias = Port(TEXT_BIAS, (rows, 1, 1, text_tokens), "float32", Role.CONTEXT)
+        return (bias,) if hoist_text else (text, bias)
+
+    def per_block_ports(self, rows: str, text_tokens: int, dtype: str, *, hoist_text: bool) -> tuple[Port, ...]:
+        pairs = Port(TEXT_PAIRS, (rows, 2, text_tokens, self.width), dtype, Role.CONTEXT)
+        return (pairs,) if hoist_text else ()
+
+    def per_block(self, blocks: Sequence[nn.Module], context: Context) -> dict[str, Tensor]:
+        text = context[TEXT]
+        pairs = [torch.stack([layer(text) for layer in (b.attn2.to_k, b.attn2.to_v)], dim=1) for b in cast(Any, blocks)]
+        return {TEXT_PAIRS: torch.stack(pairs, dim=1)}
+
+    def hoisted_parameters(self, block: nn.Module, *, hoist_text: bool) -> dict[str, nn.Parameter]:
+        text = ("attn2.to_k.", "attn2.to_v.")
+        return {name: value for name, value in block.named_parameters() if hoist_text and name.startswith(text)}
+
     def _embedding(self, times: Tensor, context: Context, batch: int) -> Tensor:
         embedding = self.embed_time(self.model.adaln_single.emb, times)
-        if context.sizes is not None:
-            return embedding + context.sizes
+        sizes = context.get(SIZES)
+        if sizes is not None:
+            return embedding + sizes
         return embedding.expand(*embedding.shape[:-2], batch, embedding.shape[-1])
 
-    def rows(self, blocks: Sequence[nn.Module], times: Tensor, context: Context, batch: int) -> Tensor:
+    def modulation(self, blocks: Sequence[nn.Module], times: Tensor, context: Context, batch: int) -> Tensor:
         embedding = self._embedding(times, context, batch)
         return cast(Tensor, self.model.adaln_single.linear(F.silu(embedding)).float().unflatten(-1, (1, 6, -1)))
 
-    def head_row(self, times: Tensor, context: Context, batch: int) -> Tensor:
+    def head_modulation(self, times: Tensor, context: Context, batch: int) -> Tensor:
         embedding = self._embedding(times, context, batch).float()
         return embedding.unsqueeze(-2) + cast(Tensor, self.model.scale_shift_table.float())
 
-    def block(self, block: nn.Module, tokens: Tensor, row: Tensor, context: Context) -> Tensor:
+    def block(self, block: nn.Module, state: State, rows: Tensor, context: Context) -> State:
         parts: Any = block
-        row = row + parts.scale_shift_table.float()
-        if context.text_pairs is not None:
-            key, value = context.text_pairs[:, 0].unbind(1)  # each (R, L, D)
+        (tokens,) = state
+        rows = rows + parts.scale_shift_table.float()
+        if TEXT_PAIRS in context.per_block:
+            key, value = context.per_block[TEXT_PAIRS][:, 0].unbind(1)  # each (R, L, D)
         else:
-            text = context.port("text_tokens")
+            text = context[TEXT]
             key, value = parts.attn2.to_k(text), parts.attn2.to_v(text)
-        return adaptive_block(block, (parts.norm1, parts.norm2), tokens, row, (key, value), context.text_bias)
+        bias = context.get(TEXT_BIAS)
+        return (adaptive_block(block, (parts.norm1, parts.norm2), tokens, rows, (key, value), bias),)
 
-    def head(self, tokens: Tensor, row: Tensor, grid: tuple[int, int]) -> Tensor:
-        shift, scale = row.unsqueeze(2).unbind(1)  # each (R, 1, D)
+    def head(self, tokens: Tensor, rows: Tensor, grid: tuple[int, int]) -> Tensor:
+        shift, scale = rows.unsqueeze(2).unbind(1)  # each (R, 1, D)
         normed = modulate(self.model.norm_out, tokens, shift, scale)
         return unpatchify(self.model.proj_out(normed.to(self.model.proj_out.weight.dtype)), grid, self.patch)
 

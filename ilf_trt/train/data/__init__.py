@@ -1,5 +1,5 @@
-"""Training data: maps from an index to a sample, and the feed that a recipe's `[data]` table opens over one."""
+"""Training data: sources of samples, their preparation, and the batch stream of a recipe's `[data]` table."""
 
-from ilf_trt.train.data.table import fitted, open_feed
+from ilf_trt.train.data.table import fit_stream, open_stream
 
-__all__ = ["fitted", "open_feed"]
+__all__ = ["fit_stream", "open_stream"]

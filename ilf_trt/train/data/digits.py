@@ -7,16 +7,14 @@ import torch
 from numpy.typing import NDArray
 
 from ilf_trt.errors import MissingDependency
-from ilf_trt.train.batch_stream import Batch, MemoryFeed
+from ilf_trt.train.batch_stream import Batch, MemoryStream
 
 CLASSES = 10
-
-
 NULL_SHARE = 0.1
 
 
 def digits() -> tuple[NDArray[np.float32], NDArray[np.int64]]:
-    """The 1,797 real digits: pixels (1797, 1, 8, 8) in [-1, 1] and labels (1797,)."""
+    """The 1,797 digits: pixels (1797, 1, 8, 8) in [-1, 1], labels (1797,). Raises MissingDependency."""
     try:
         from sklearn.datasets import load_digits
     except ImportError as error:
@@ -25,18 +23,18 @@ def digits() -> tuple[NDArray[np.float32], NDArray[np.int64]]:
     return (data.images[:, None] / 8 - 1).astype(np.float32), data.target.astype(np.int64)
 
 
-def digits_feed(*, global_batch: int, seed: int) -> MemoryFeed:
-    """The digits for training, with their labels as class labels."""
-    pixels, targets = (torch.from_numpy(array) for array in digits())
-    return MemoryFeed(Batch(pixels, {"class_labels": targets}), global_batch=global_batch, seed=seed)
+def digits_stream(*, global_batch: int, seed: int) -> MemoryStream:
+    """The stream of the digits for training, with their class labels."""
+    pixels, labels = (torch.from_numpy(array) for array in digits())
+    return MemoryStream(Batch(pixels, {"class_labels": labels}), global_batch=global_batch, seed=seed)
 
 
-def batches(size: int, seed: int) -> Iterator[Batch]:
-    """Endless batches of real digits with labels, a tenth of them the null class."""
+def digit_batches(size: int, seed: int) -> Iterator[Batch]:
+    """Endless batches of random digits for the base; a tenth of the labels is the null class."""
     pixels, targets = (torch.from_numpy(array) for array in digits())
     generator = torch.Generator().manual_seed(seed)
     while True:
-        chosen = torch.randint(0, len(pixels), (size,), generator=generator)
-        dropped = torch.rand(size, generator=generator) < NULL_SHARE
-        labels = torch.where(dropped, CLASSES, targets[chosen])
-        yield Batch(pixels[chosen], {"class_labels": labels})
+        rows = torch.randint(0, len(pixels), (size,), generator=generator)
+        drop_mask = torch.rand(size, generator=generator) < NULL_SHARE
+        labels = torch.where(drop_mask, CLASSES, targets[rows])
+        yield Batch(pixels[rows], {"class_labels": labels})

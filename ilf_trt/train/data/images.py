@@ -1,4 +1,4 @@
-"""A folder of pictures: a subfolder for every class, or captions and labels in metadata.jsonl."""
+"""A folder of pictures: one subfolder for each class, or metadata.jsonl with captions or labels."""
 
 import json
 import os
@@ -15,9 +15,10 @@ FIELDS = {"label": Condition.LABEL, "text": Condition.CAPTION}
 
 
 class ImageFolder:
-    """Class subfolders sorted by name are the labels 0, 1, …; with metadata.jsonl, its lines are the samples.
+    """The samples of a folder. Its class subfolders, sorted by name, are the labels 0, 1, …
 
-    Raises InvalidRequest when the folder is missing or empty, DataError when metadata.jsonl cannot be understood.
+    With metadata.jsonl in the folder, the lines of that file are the samples. Raises InvalidRequest if the folder is
+    missing or empty, DataError for a line of metadata.jsonl that is damaged.
     """
 
     null = None
@@ -25,7 +26,9 @@ class ImageFolder:
     def __init__(self, folder: str | Path, *, size: int, channels: int = 3) -> None:
         self.folder, self.size, self.channels = Path(folder), size, channels
         if not self.folder.is_dir():
-            raise InvalidRequest(f"{folder} is not a folder; give one with a subfolder for every class, or {_LISTED}")
+            raise InvalidRequest(
+                f"{folder} is not a folder; give one with a subfolder for every class, or {_METADATA_HINT}"
+            )
         self.names: list[str] = []
         self.values: list[int | str] = []
         self.condition = Condition.LABEL
@@ -36,7 +39,7 @@ class ImageFolder:
             self._list_classes()
         if not self.names:
             raise InvalidRequest(
-                f"{folder} holds no picture ({', '.join(EXTENSIONS)}) in a subfolder for its class, and no {_LISTED}"
+                f"{folder} holds no picture ({', '.join(EXTENSIONS)}) in a class subfolder, and no {_METADATA_HINT}"
             )
 
     @property
@@ -62,28 +65,28 @@ class ImageFolder:
             classes = sorted(entry.name for entry in entries if entry.is_dir() and not entry.name.startswith("."))
         self.classes = len(classes)
         for label, name in enumerate(classes):
-            found = sorted(_pictures(self.folder / name, f"{name}/"))
-            self.names += found
-            self.values += [label] * len(found)
+            pictures = sorted(_pictures(self.folder / name, f"{name}/"))
+            self.names += pictures
+            self.values += [label] * len(pictures)
 
     def _list_lines(self, path: Path) -> None:
-        kinds = set()
+        fields = set()
         with path.open(encoding="utf-8") as lines:
-            for number, line in enumerate(_decoded(path, lines), 1):
+            for number, line in enumerate(_utf8_lines(path, lines), 1):
                 if not line.strip():
                     continue
                 name, field, value = _entry(f"{path}, line {number}", line)
-                kinds.add(field)
+                fields.add(field)
                 self.names.append(name)
                 self.values.append(value)
-        if len(kinds) > 1:
-            raise DataError(f"{path} has text in some lines and label in others; keep one of both")
-        self.condition = FIELDS[kinds.pop()] if kinds else Condition.LABEL
+        if len(fields) > 1:
+            raise DataError(f"{path} has text in some lines and label in others; keep only text or only label")
+        self.condition = FIELDS[fields.pop()] if fields else Condition.LABEL
         if self.condition is Condition.LABEL and self.names:
             self.classes = 1 + max(int(value) for value in self.values)
 
 
-_LISTED = f'{METADATA_FILE} with a line such as {{"file_name": "0001.png", "text": "a red bird"}} for each'
+_METADATA_HINT = f'{METADATA_FILE} with a line such as {{"file_name": "0001.png", "text": "a red bird"}} for each'
 
 
 def _pictures(folder: Path, prefix: str) -> Iterator[str]:
@@ -97,7 +100,7 @@ def _pictures(folder: Path, prefix: str) -> Iterator[str]:
                 yield prefix + entry.name
 
 
-def _decoded(path: Path, lines: Iterator[str]) -> Iterator[str]:
+def _utf8_lines(path: Path, lines: Iterator[str]) -> Iterator[str]:
     try:
         yield from lines
     except UnicodeDecodeError as error:
@@ -105,19 +108,20 @@ def _decoded(path: Path, lines: Iterator[str]) -> Iterator[str]:
 
 
 def _entry(where: str, line: str) -> tuple[str, str, Any]:
-    """A line's file name, which field it has, and that field's value."""
+    """The file name of a line, the field that it has, and the value of the field."""
     try:
         entry = json.loads(line)
     except ValueError as error:
-        raise DataError(f"{where} is not JSON: {error}; mend that line") from error
+        raise DataError(f"{where} is not JSON: {error}; correct that line") from error
     if not isinstance(entry, dict) or not isinstance(entry.get("file_name"), str):
         raise DataError(f"{where} has no file_name; give the picture's path below the folder")
-    found = [field for field in FIELDS if field in entry]
-    if len(found) != 1:
-        raise DataError(f"{where} has {' and '.join(found) or 'neither text nor label'}; give one of both")
-    value = entry[found[0]]
-    if found[0] == "label" and (type(value) is not int or value < 0):
+    fields = [field for field in FIELDS if field in entry]
+    if len(fields) != 1:
+        raise DataError(f"{where} has {' and '.join(fields) or 'neither text nor label'}; give text or label")
+    (field,) = fields
+    value = entry[field]
+    if field == "label" and (type(value) is not int or value < 0):
         raise DataError(f"{where}: label is {value!r}, it must be a whole number from 0 on")
-    if found[0] == "text" and not isinstance(value, str):
+    if field == "text" and not isinstance(value, str):
         raise DataError(f"{where}: text is {value!r}, it must be text")
-    return entry["file_name"], found[0], value
+    return entry["file_name"], field, value

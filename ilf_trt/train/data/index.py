@@ -1,8 +1,8 @@
-"""The index of prepared data: what was made from what, and the shards with their hashes."""
+"""The index of prepared data: the settings that decide its content, and the shards with their hashes."""
 
 import json
-import os
-from collections.abc import Callable, Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -13,7 +13,8 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from ilf_trt.contract.bundle import sha256_of
-from ilf_trt.errors import DataError
+from ilf_trt.errors import DataError, one_line
+from ilf_trt.files import whole_file
 from ilf_trt.train.data.sample import Condition
 
 SCHEMA = 1
@@ -25,7 +26,7 @@ DTYPES = {"fp16": torch.float16, "bf16": torch.bfloat16, "fp32": torch.float32}
 
 @dataclass(frozen=True, slots=True)
 class ShardFacts:
-    """One shard: its file, rows, bytes and hash, and its samples that were left out, reason by key."""
+    """One shard: its file, rows, bytes and hash, and the keys of its broken samples with their reasons."""
 
     file: str
     rows: int
@@ -34,14 +35,14 @@ class ShardFacts:
     broken: Mapping[str, str] = field(default_factory=dict)
 
     def check(self, folder: Path, *, hashed: bool = False) -> None:
-        """Raises DataError when the file is missing, of another size, or with `hashed` of another content."""
+        """Raises DataError for a file that is missing or of another size, and with `hashed` of another sha256."""
         path = folder / self.file
         if not path.is_file():
             raise DataError(f"shard {path} is missing; copy it there, or run `ilf-trt prepare` again")
-        found = path.stat().st_size
-        if found != self.size_bytes:
+        size_bytes = path.stat().st_size
+        if size_bytes != self.size_bytes:
             raise DataError(
-                f"shard {path} is damaged: {found} bytes, expected {self.size_bytes}; remove it and run "
+                f"shard {path} is damaged: {size_bytes} bytes, expected {self.size_bytes}; remove it and run "
                 "`ilf-trt prepare` again, or copy it again"
             )
         if hashed and sha256_of(path) != self.sha256:
@@ -53,7 +54,7 @@ class ShardFacts:
 
 @dataclass(frozen=True, slots=True)
 class Index:
-    """`settings` decide what the shards hold; `shape` is (C, H, W) of x0; `shards` are those that are written."""
+    """`settings` decide the content of the shards, `shape` is (C, H, W) of x0, `shards` lists those that are whole."""
 
     settings: Mapping[str, Any]
     condition: Condition
@@ -65,14 +66,14 @@ class Index:
 
     @classmethod
     def read(cls, folder: Path) -> "Index":
-        """Raises DataError."""
+        """Read the index of a folder; raises DataError."""
         path = folder / INDEX_FILE
         try:
             table = json.loads(path.read_text())
         except FileNotFoundError as error:
             raise DataError(f"{folder} is not prepared data: {INDEX_FILE} is missing; run `ilf-trt prepare`") from error
         except (OSError, ValueError) as error:
-            raise DataError(f"{path} is not readable JSON: {error}; run `ilf-trt prepare` anew") from error
+            raise DataError(f"{path} is not readable JSON: {error}; run `ilf-trt prepare` again") from error
         try:
             if table["schema"] != SCHEMA:
                 raise DataError(f"{path}: schema {table['schema']!r}, this version reads {SCHEMA}; upgrade ilf-trt")
@@ -87,42 +88,38 @@ class Index:
                 complete=bool(table["complete"]),
             )
         except (KeyError, TypeError, ValueError) as error:
-            raise DataError(f"{path}: field missing or of the wrong type ({error!r}); prepare the data anew") from error
+            raise DataError(
+                f"{path}: field missing or of the wrong type ({error!r}); prepare the data again"
+            ) from error
 
     def write(self, folder: Path) -> None:
-        """Takes the place of the old one in one step; raises DataError."""
-        text = json.dumps({"schema": SCHEMA, **asdict(self)}, indent=1) + "\n"
-        _write(folder / INDEX_FILE, lambda draft: draft.write_text(text))
+        """Replace the index of a folder in one step; raises DataError."""
+        with _whole_data_file(folder / INDEX_FILE) as draft:
+            draft.write_text(json.dumps({"schema": SCHEMA, **asdict(self)}, indent=1) + "\n")
 
     @property
     def broken(self) -> dict[str, str]:
-        """Why each sample that was left out could not be read."""
+        """The keys of all broken samples with their reasons."""
         return {key: reason for shard in self.shards for key, reason in shard.broken.items()}
 
 
 def write_shard(
     path: Path, tensors: dict[str, Tensor], *, keys: list[str], broken: Mapping[str, str] | None = None
 ) -> ShardFacts:
-    """Write tensors with a first dimension of rows, whole or not at all; raises DataError."""
-    _write(path, lambda draft: save_file(tensors, draft, metadata={KEYS: json.dumps(keys)}))
+    """Write tensors, whose first dimension is rows, whole or not at all; raises DataError."""
+    with _whole_data_file(path) as draft:
+        save_file(tensors, draft, metadata={KEYS: json.dumps(keys)})
     return ShardFacts(path.name, len(keys), path.stat().st_size, sha256_of(path), dict(broken or {}))
 
 
-def _write(path: Path, write: Callable[[Path], Any]) -> None:
-    draft = path.with_name(f".{path.name}.partial")
+@contextmanager
+def _whole_data_file(path: Path) -> Iterator[Path]:
+    """`whole_file` that turns what the disk refuses into a DataError."""
     try:
-        try:
-            draft.touch()
-            mode = draft.stat().st_mode
-            write(draft)
-            draft.chmod(mode)  # safetensors lets nobody but the owner read
-            with draft.open("rb") as file:
-                os.fsync(file.fileno())
-            draft.replace(path)
-        finally:
-            draft.unlink(missing_ok=True)
+        with whole_file(path) as draft:
+            yield draft
     except (OSError, SafetensorError) as error:
-        reason = (isinstance(error, OSError) and error.strerror) or str(error)
         raise DataError(
-            f"cannot write {path}: {reason}; make room or choose another --output; the same command goes on"
+            f"cannot write {path}: {one_line(error)}; make room or choose another --output, then run the same command "
+            "again to resume"
         ) from error

@@ -1,4 +1,4 @@
-"""Prepared data: latents with labels or embedded text, in safetensors shards that stay on the disk until read."""
+"""Prepared data as a source: latents with labels or embedded text, read from safetensors shards on the disk."""
 
 import json
 from bisect import bisect_right
@@ -14,7 +14,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from ilf_trt.errors import BrokenSample, DataError, InvalidRequest
+from ilf_trt.errors import BrokenSample, DataError, InvalidRequest, one_line
 from ilf_trt.train.data.index import KEYS, NULL_FILE, Index, ShardFacts
 from ilf_trt.train.data.sample import Condition, Sample
 
@@ -23,34 +23,34 @@ TENSORS = {Condition.LABEL: ("x0", "size", "label"), Condition.TEXT: ("x0", "siz
 
 @dataclass(frozen=True, slots=True)
 class Shard:
-    """An open shard: views into the file by name, and the keys of its rows."""
+    """An open shard: slices of the file by tensor name, and the keys of its rows."""
 
     slices: dict[str, Any]
     keys: list[str]
 
 
 class LatentShards:
-    """A folder that `ilf-trt prepare` made; shards are mapped into memory when they are first read.
+    """The samples of a folder that `ilf-trt prepare` wrote. The first read of a shard maps its file into memory.
 
-    Raises InvalidRequest when there is no such folder, DataError when it is not whole or a shard is missing or of
-    another size than the index says; with `verify` also of another sha256, which reads everything once.
+    Raises InvalidRequest if the folder is missing. Raises DataError if the folder is not complete, or if a shard is
+    missing or of another size than in the index. `verify` also checks every sha256, which reads all shards once.
     """
 
     def __init__(self, folder: str | Path, *, verify: bool = False) -> None:
         self.folder = Path(folder)
         if not self.folder.is_dir():
-            raise InvalidRequest(f"{folder} is not a folder; give one that `ilf-trt prepare` made")
+            raise InvalidRequest(f"{folder} is not a folder; give a folder that `ilf-trt prepare` wrote")
         index = Index.read(self.folder)
         if not index.complete:
             raise DataError(
-                f"{folder} is not whole: {len(index.shards)} shards are there, and not all; run the same "
-                "`ilf-trt prepare` again, it goes on where it stopped"
+                f"{folder} is not complete: it has {len(index.shards)} shards so far; run the same `ilf-trt prepare` "
+                "again to resume"
             )
         for facts in (*index.shards, *([index.null] if index.null else ())):
             facts.check(self.folder, hashed=verify)
         self.index, self.condition, self.classes, self.shape = index, index.condition, index.classes, index.shape
         self._ends = list(accumulate(facts.rows for facts in index.shards))
-        self._open: dict[int, Shard] = {}
+        self._shards: dict[int, Shard] = {}
         self._lock = Lock()
         self.null = self._null()
 
@@ -58,14 +58,14 @@ class LatentShards:
         return self._ends[-1] if self._ends else 0
 
     def key(self, index: int) -> str:
-        shard, row = self._place(index)
-        return self._shard(shard).keys[row]
+        number, row = self._place(index)
+        return self._shard(number).keys[row]
 
     def read(self, index: int) -> Sample:
-        place, row = self._place(index)
-        shard = self._shard(place)
+        number, row = self._place(index)
+        shard = self._shard(number)
         key = shard.keys[row]
-        with _naming(self.folder / self.index.shards[place].file):
+        with _shard_errors(self.folder / self.index.shards[number].file):
             values = {name: tensor[row : row + 1][0] for name, tensor in shard.slices.items()}
         for name in ("x0", "text"):
             if name in values and not bool(torch.isfinite(values[name]).all()):
@@ -77,18 +77,19 @@ class LatentShards:
         return Sample(key, x0, (height, width), text=values["text"], text_mask=values["text_mask"])
 
     def _place(self, index: int) -> tuple[int, int]:
-        shard = bisect_right(self._ends, index)
-        return shard, index - (self._ends[shard - 1] if shard else 0)
+        """The number of the shard, and the row in it."""
+        number = bisect_right(self._ends, index)
+        return number, index - (self._ends[number - 1] if number else 0)
 
-    def _shard(self, place: int) -> Shard:
+    def _shard(self, number: int) -> Shard:
         with self._lock:
-            if place not in self._open:
-                self._open[place] = self._opened(self.index.shards[place])
-            return self._open[place]
+            if number not in self._shards:
+                self._shards[number] = self._open(self.index.shards[number])
+            return self._shards[number]
 
-    def _opened(self, facts: ShardFacts) -> Shard:
+    def _open(self, facts: ShardFacts) -> Shard:
         path = self.folder / facts.file
-        with _naming(path):
+        with _shard_errors(path):
             file: Any = safe_open(path, framework="pt")
             slices = {name: file.get_slice(name) for name in TENSORS[self.condition]}
             keys = json.loads(file.metadata()[KEYS])
@@ -102,18 +103,19 @@ class LatentShards:
     def _null(self) -> Mapping[str, Tensor] | None:
         if self.index.null is None:
             return None
-        with _naming(self.folder / NULL_FILE), safe_open(self.folder / NULL_FILE, framework="pt") as file:
+        with _shard_errors(self.folder / NULL_FILE), safe_open(self.folder / NULL_FILE, framework="pt") as file:
             return {
-                "encoder_hidden_states": file.get_tensor("text"),
-                "encoder_attention_mask": file.get_tensor("text_mask").float(),
+                "text": file.get_tensor("text"),
+                "text_mask": file.get_tensor("text_mask").float(),
             }
 
 
 @contextmanager
-def _naming(path: Path) -> Iterator[None]:
-    """Name the shard in what safetensors refuses."""
+def _shard_errors(path: Path) -> Iterator[None]:
+    """Turn what safetensors refuses into a DataError that names the shard."""
     try:
         yield
     except (SafetensorError, OSError, KeyError, TypeError, ValueError) as error:
-        reason = " ".join(str(error).split())
-        raise DataError(f"shard {path} is damaged ({reason}); copy it again, or run `ilf-trt prepare` again") from error
+        raise DataError(
+            f"shard {path} is damaged ({one_line(error)}); copy it again, or run `ilf-trt prepare` again"
+        ) from error

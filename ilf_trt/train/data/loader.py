@@ -1,4 +1,4 @@
-"""The loader: batches out of a source, in the seed's order, read ahead by threads, past samples that are broken."""
+"""The loader: the batch stream of a source, in the order of the seed, read ahead by threads, without broken samples."""
 
 from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
@@ -11,21 +11,23 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ilf_trt.contract.conditioning import Conditioning
+from ilf_trt.contract.ports import Role
 from ilf_trt.errors import BrokenSample, DataError, InvalidRequest
 from ilf_trt.model.backbone import Backbone
-from ilf_trt.train.batch_stream import Batch, Pulled
+from ilf_trt.train.batch_stream import Batch, StreamItem
 from ilf_trt.train.data.broken import BrokenCount
 from ilf_trt.train.data.sample import Condition, Sample, Source
-from ilf_trt.train.shuffle import Order
+from ilf_trt.train.shuffle import Shuffle
 
-PIECE_ROWS = 16  # read by one thread in one go: a latent takes less time than handing it over
+PIECE_ROWS = 16  # rows that a thread reads at once: reading one latent takes less time than passing it on
 AHEAD_ROWS, AHEAD_MOST = 256, 4  # a batch of 2,048 embedded captions of 120 tokens takes 2 GB
 PREPARE = "run `ilf-trt prepare --data-kind … --vae … --text-encoder …` and train on its output with data.kind=latents"
 
 
 @dataclass(frozen=True, slots=True)
 class Place:
-    """Where a row stands in the endless sequence: its epoch, and its index in the source."""
+    """The place of a row in the endless sequence: its epoch, and its index in the source."""
 
     epoch: int
     index: int
@@ -33,18 +35,19 @@ class Place:
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """What was read for one place, None when nothing could be, and what was broken on the way."""
+    """The sample for one place, None if no sample can be read, and the broken samples before it."""
 
     sample: Sample | None
     broken: tuple[BrokenSample, ...]
 
 
 class Loader:
-    """A `Feed` over a source. A broken sample's place is taken by the next readable index, the same in every process.
+    """A `BatchStream` over a source. The next readable index replaces a broken sample, the same in every process.
 
-    `workers` threads read some batches ahead; 0 reads when asked. More than `max_broken` distinct broken samples in
-    this process raise DataError. `flip` mirrors about half of the pictures, anew in every epoch, by the seed.
-    `classes` is the number of labels that the base knows. Raises InvalidRequest for data that cannot be trained on.
+    `workers` threads read some batches ahead; with 0, the caller's thread reads. More than `max_broken` distinct broken
+    samples in this process raise DataError. `flip` mirrors about half of the pictures by the seed, another half in
+    every epoch. `conditioning` is that of the base. Raises InvalidRequest for an empty source, and for
+    captions that are not embedded.
     """
 
     def __init__(
@@ -56,46 +59,48 @@ class Loader:
         workers: int = 2,
         max_broken: int = 100,
         flip: bool = False,
-        classes: int | None = None,
+        conditioning: Conditioning | None = None,
     ) -> None:
         if not len(source):
             raise InvalidRequest("the data holds no sample; give at least one")
         if source.condition is Condition.CAPTION:
-            raise InvalidRequest(f"the data has captions as text, and training takes them embedded; {PREPARE}")
+            raise InvalidRequest(f"the data has captions as text, and training needs them embedded; {PREPARE}")
         self.source, self.global_batch, self.seed = source, global_batch, seed
-        self.workers, self.flip, self.classes = workers, flip, classes
+        self.workers, self.flip = workers, flip
+        self.conditioning = conditioning or _conditioning_of(source)
+        self.classes = None if conditioning is None else conditioning.classes
         self.broken = BrokenCount(max_broken)
-        self.order = Order(len(source), seed)
+        self.shuffle = Shuffle(len(source), seed)
 
     @property
     def null(self) -> Mapping[str, Tensor] | None:
         return self.source.null
 
-    def fitted(self, adapter: Backbone) -> "Loader":
-        """This loader for a base; raises InvalidRequest when pictures, labels or text are not what the base takes."""
-        source, wanted = self.source, adapter.latent
-        if source.shape != wanted:
+    def for_base(self, adapter: Backbone) -> "Loader":
+        """This loader for a base; raises InvalidRequest if its pictures, labels or text do not fit the base."""
+        source, latent = self.source, adapter.latent
+        if source.shape != latent:
             raise InvalidRequest(
-                f"the data's pictures are {source.shape}, the base takes {wanted} (channels, height, width); set "
+                f"the data's pictures are {source.shape}, the base takes {latent} (channels, height, width); set "
                 f"data.size and data.channels for pixels, or {PREPARE}"
             )
-        classes = None
-        if "class_labels" in adapter.arguments:
-            classes = int(adapter.null["class_labels"]) if adapter.null else None
+        conditioning, name = adapter.conditioning(1), adapter.model_class()
+        classes, text = conditioning.classes, conditioning.port(Role.TEXT)
+        if classes is not None:
             if source.condition is not Condition.LABEL:
-                raise InvalidRequest(f"the data has text, {adapter.model_class} takes labels; give data with labels")
-            if classes is not None and source.classes is not None and source.classes > classes:
+                raise InvalidRequest(f"the data has text, {name} takes labels; give data with labels")
+            if source.classes is not None and source.classes > classes:
                 raise InvalidRequest(
                     f"the data has {source.classes} classes, the base knows {classes}; give the base's own classes"
                 )
         elif source.condition is not Condition.TEXT:
-            raise InvalidRequest(f"the data has labels, {adapter.model_class} takes text; give captions, and {PREPARE}")
-        elif source.null is not None:
-            channels, found = adapter.text_channels, source.null["encoder_hidden_states"].shape[-1]  # type: ignore[attr-defined]
-            if found != channels:
+            raise InvalidRequest(f"the data has labels, {name} takes text; give captions, and {PREPARE}")
+        elif source.null is not None and text is not None:
+            channels = source.null[text.name].shape[-1]
+            if channels != text.shape[-1]:
                 raise InvalidRequest(
-                    f"the data's text has {found} channels, the base takes {channels}; prepare it with the base's own "
-                    "text encoder"
+                    f"the data's text has {channels} channels, the base takes {text.shape[-1]}; prepare the data with "
+                    "the text encoder of the base"
                 )
         return Loader(
             source,
@@ -104,33 +109,33 @@ class Loader:
             workers=self.workers,
             max_broken=self.broken.limit,
             flip=self.flip,
-            classes=classes,
+            conditioning=conditioning,
         )
 
-    def stream(self, *, start_iteration: int, rank: int, world: int) -> Iterator[Pulled]:
-        """Endless from `start_iteration`; close it to end its threads. Raises DataError where too much is broken."""
+    def batches(self, *, start_iteration: int, rank: int, world: int) -> Iterator[StreamItem]:
+        """As in `BatchStream`; close the iterator to end its threads. Raises DataError for too many broken samples."""
         rows = self.global_batch // world
         iterations = (
             (i, self._places((i - 1) * self.global_batch + rank * rows, rows)) for i in count(start_iteration)
         )
         if not self.workers:
             for iteration, places in iterations:
-                yield self._pulled(iteration, self._read(places))
+                yield self._item(iteration, self._read(places))
         ahead = max(1, min(AHEAD_MOST, AHEAD_ROWS // rows))
-        waiting: deque[tuple[int, list[Future[list[Row]]]]] = deque()
+        queue: deque[tuple[int, list[Future[list[Row]]]]] = deque()
         pool = ThreadPoolExecutor(self.workers, thread_name_prefix="ilf-data")
         try:
             for iteration, places in iterations:
                 pieces = [places[at : at + PIECE_ROWS] for at in range(0, rows, PIECE_ROWS)]
-                waiting.append((iteration, [pool.submit(self._read, piece) for piece in pieces]))
-                if len(waiting) > ahead:
-                    due, futures = waiting.popleft()
-                    yield self._pulled(due, [row for future in futures for row in future.result()])
+                queue.append((iteration, [pool.submit(self._read, piece) for piece in pieces]))
+                if len(queue) > ahead:
+                    first, futures = queue.popleft()
+                    yield self._item(first, [row for future in futures for row in future.result()])
         finally:
             pool.shutdown(wait=True, cancel_futures=True)
 
     def _places(self, first: int, size: int) -> list[Place]:
-        epochs, rows = self.order.epochs(first, size).tolist(), self.order.rows(first, size).tolist()
+        epochs, rows = self.shuffle.epochs(first, size).tolist(), self.shuffle.rows(first, size).tolist()
         return [Place(epoch, row) for epoch, row in zip(epochs, rows, strict=True)]
 
     def _read(self, places: Sequence[Place]) -> list[Row]:
@@ -146,7 +151,7 @@ class Loader:
             except BrokenSample as error:
                 broken.append(error)
                 continue
-            if self.flip and flipped(self.seed, place.epoch, index):
+            if self.flip and is_mirrored(self.seed, place.epoch, index):
                 sample = Sample(sample.key, sample.x0.flip(-1), sample.size, label=sample.label)
             return Row(sample, tuple(broken))
         return Row(None, tuple(broken))
@@ -157,36 +162,45 @@ class Loader:
             raise BrokenSample(sample.key, f"label {sample.label}, the base has the classes 0 to {self.classes - 1}")
         return sample
 
-    def _pulled(self, iteration: int, rows: list[Row]) -> Pulled:
+    def _item(self, iteration: int, rows: list[Row]) -> StreamItem:
         samples = []
         for row in rows:
             for broken in row.broken:
                 self.broken.add(broken)
             if row.sample is None:
                 raise DataError(
-                    f"none of the {len(self.source)} samples can be read: {self.broken.last()}; look at these files"
+                    f"none of the {len(self.source)} samples can be read: {self.broken.last()}; check these files"
                 )
             samples.append(row.sample)
-        return iteration, [sample.key for sample in samples], batch_of(samples)
+        return iteration, [sample.key for sample in samples], batch_of(samples, self.conditioning)
 
 
-def batch_of(samples: Sequence[Sample]) -> Batch:
-    """Rows with the arguments that a backbone takes for their labels, or for their embedded text and their size."""
-    x0 = torch.stack([sample.x0 for sample in samples])
-    texts = [sample.text for sample in samples if sample.text is not None]
-    masks = [sample.text_mask for sample in samples if sample.text_mask is not None]
-    if not texts:
-        return Batch(x0, {"class_labels": torch.tensor([sample.label for sample in samples])})
-    resolution = torch.tensor([sample.size for sample in samples], dtype=torch.float32)  # (B, 2)
-    call: dict[str, Any] = {
-        "encoder_hidden_states": torch.stack(texts),
-        "encoder_attention_mask": torch.stack(masks).float(),
-        "added_cond_kwargs": {"resolution": resolution, "aspect_ratio": resolution[:, :1] / resolution[:, 1:]},
-    }
-    return Batch(x0, call)
+def batch_of(samples: Sequence[Sample], conditioning: Conditioning) -> Batch:
+    """The batch of some samples, with the conditions that `conditioning` asks for."""
+    rows = [
+        conditioning.from_sample(size=sample.size, label=sample.label, text=sample.text, mask=sample.text_mask)
+        for sample in samples
+    ]
+    conditions = {name: _column([row[name] for row in rows]) for name in rows[0]}
+    return Batch(torch.stack([sample.x0 for sample in samples]), conditions)
 
 
-def flipped(seed: int, epoch: int, index: int) -> bool:
-    """Whether a picture is mirrored in an epoch."""
+def _column(values: list[Any]) -> Tensor:
+    """One condition of all rows: numbers and lists as a new tensor, a stored mask in float32."""
+    if not isinstance(values[0], Tensor):
+        return torch.tensor(values)
+    column = torch.stack(values)
+    return column if column.is_floating_point() else column.float()
+
+
+def _conditioning_of(source: Source) -> Conditioning:
+    """What a source has, for whoever has no base yet."""
+    if source.condition is Condition.LABEL:
+        return Conditioning.of_labels(source.classes or 0)
+    return Conditioning.of_text(1, 1, sized=True)
+
+
+def is_mirrored(seed: int, epoch: int, index: int) -> bool:
+    """Whether the loader mirrors a picture in an epoch, a pure function of seed, epoch and index."""
     key, counter = np.array([seed, epoch], np.uint64), np.array([0, index, 1, 0], np.uint64)
     return bool(np.random.Generator(np.random.Philox(key=key, counter=counter)).random() < 0.5)

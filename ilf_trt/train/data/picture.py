@@ -1,4 +1,4 @@
-"""A picture file as pixels: upright, cropped to its centre, resized, in [-1, 1]."""
+"""A picture file as pixels: upright, cropped to its centre square, resized, in [-1, 1]."""
 
 from io import BytesIO
 from pathlib import Path
@@ -8,7 +8,7 @@ import torch
 from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
-from ilf_trt.errors import BrokenSample
+from ilf_trt.errors import BrokenSample, one_line
 
 EXTENSIONS = ("png", "jpg", "jpeg", "webp")
 MODES = {1: "L", 3: "RGB"}
@@ -26,11 +26,11 @@ UNREADABLE = (
 def pixels_of(key: str, data: bytes | Path, *, size: int, channels: int) -> Tensor:
     """An encoded picture -> (channels, size, size) in float32; raises BrokenSample.
 
-    What is transparent becomes white. A picture that is `size` x `size` already keeps its pixels.
+    Transparent pixels become white. A picture of `size` x `size` keeps its pixels.
     """
     try:
-        with Image.open(BytesIO(data) if isinstance(data, bytes) else data) as opened:
-            picture = _flat(ImageOps.exif_transpose(opened)).convert(MODES[channels])
+        with Image.open(BytesIO(data) if isinstance(data, bytes) else data) as image:
+            picture = _opaque(ImageOps.exif_transpose(image)).convert(MODES[channels])
     except UNREADABLE as error:
         raise BrokenSample(key, _reason(error)) from error
     if picture.size != (size, size):
@@ -42,7 +42,7 @@ def pixels_of(key: str, data: bytes | Path, *, size: int, channels: int) -> Tens
     return torch.from_numpy(np.ascontiguousarray(pixels.transpose(2, 0, 1)))
 
 
-def _flat(picture: Image.Image) -> Image.Image:
+def _opaque(picture: Image.Image) -> Image.Image:
     if picture.mode.startswith(("I", "F")):
         raise ValueError(f"pixels of mode {picture.mode} are not 8 bits; save it with 8 bits a channel")
     if not picture.has_transparency_data:
@@ -54,6 +54,4 @@ def _flat(picture: Image.Image) -> Image.Image:
 def _reason(error: BaseException) -> str:
     if isinstance(error, UnidentifiedImageError):
         return "not a picture that Pillow knows"
-    if isinstance(error, OSError) and error.strerror:
-        return error.strerror
-    return " ".join(str(error).split()) or type(error).__name__
+    return one_line(error)

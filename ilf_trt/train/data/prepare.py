@@ -1,4 +1,4 @@
-"""Prepared data from pictures: latents with labels or embedded text, shard by shard, so that a stopped run goes on."""
+"""Prepares data: encodes a source into shards of latents with labels or embedded text; a stopped run resumes."""
 
 import fcntl
 import hashlib
@@ -13,29 +13,29 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
+from ilf_trt.contract.progress import Progress, no_progress
 from ilf_trt.errors import BrokenSample, DataError, InvalidRequest
+from ilf_trt.files import sweep_folder
 from ilf_trt.train.data.broken import BrokenCount
 from ilf_trt.train.data.index import DTYPES, INDEX_FILE, NULL_FILE, Index, write_shard
 from ilf_trt.train.data.sample import Condition, Sample, Source
 
-Progress = Callable[[int, int], None]
-
 
 class PictureEncoder(Protocol):
-    """pixels (B, 3, H, W) of the samples `indices` -> latents (B, C, h, w)."""
+    """Encodes pixels (B, 3, H, W) of the samples `indices` -> latents (B, C, h, w)."""
 
     def encode(self, pixels: Tensor, indices: Sequence[int]) -> Tensor: ...
 
 
 class TextEncoder(Protocol):
-    """B captions -> text (B, L, text channels) and mask (B, L)."""
+    """Encodes B captions -> text (B, L, text channels) and mask (B, L)."""
 
     def encode(self, captions: Sequence[str]) -> tuple[Tensor, Tensor]: ...
 
 
 @dataclass(frozen=True, slots=True)
 class Preparation:
-    """How to prepare: `settings` are all that decides the values; `dtype` is what latents and text are stored in."""
+    """How to write shards. `settings` decide the values; `dtype` is that of the stored latents and texts."""
 
     settings: Mapping[str, Any]
     dtype: str
@@ -56,33 +56,33 @@ class Preparation:
 def prepare(
     source: Source,
     output: Path,
-    how: Preparation,
+    preparation: Preparation,
     *,
     pictures: PictureEncoder | None,
     texts: TextEncoder | None,
-    progress: Progress | None = None,
+    progress: Progress = no_progress,
 ) -> Index:
-    """Write all of `source` into `output` and return its index; shards that are there and whole are kept.
+    """Write all of `source` into `output`, and return the index. Whole shards of an earlier run stay.
 
-    `progress` is called with the samples that are done and all. Raises InvalidRequest when an encoder is missing or
-    `output` was prepared with other settings, DataError when too many samples are broken or the disk is full.
+    `progress` counts samples. Raises InvalidRequest if an encoder is missing, or if `output` has other settings or
+    other files; DataError if too many samples are broken or the disk is full.
     """
-    how.check()
+    preparation.check()
     captions = source.condition is Condition.CAPTION
     if captions and texts is None:
-        raise InvalidRequest("the data has captions; give a text encoder that embeds them with --text-encoder")
+        raise InvalidRequest("the data has captions; give a text encoder with --text-encoder")
     if not captions and texts is not None:
         raise InvalidRequest("the data has labels and no captions; leave out --text-encoder")
     if pictures is None and texts is None:
-        raise InvalidRequest("there is nothing to make; give a VAE with --vae")
+        raise InvalidRequest("there is nothing to encode; give a VAE with --vae")
     output.mkdir(parents=True, exist_ok=True)
-    with _alone(output), ThreadPoolExecutor(how.workers, thread_name_prefix="ilf-data") as pool:
-        writer = _Writer(source, output, how, pictures, texts, pool)
-        return writer.run(progress or (lambda done, total: None))
+    with _lock(output), ThreadPoolExecutor(preparation.workers, thread_name_prefix="ilf-data") as pool:
+        sweep_folder(output)
+        return _Writer(source, output, preparation, pictures, texts, pool).run(progress)
 
 
 def check_device(device: str) -> None:
-    """Raises InvalidRequest where torch cannot use it."""
+    """Raises InvalidRequest if torch cannot use the device."""
     try:
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError) as error:
@@ -91,90 +91,94 @@ def check_device(device: str) -> None:
 
 
 class _Writer:
+    """Writes the shards that are missing, then the index."""
+
     def __init__(
         self,
         source: Source,
         output: Path,
-        how: Preparation,
+        preparation: Preparation,
         pictures: PictureEncoder | None,
         texts: TextEncoder | None,
         pool: ThreadPoolExecutor,
     ) -> None:
-        self.source, self.output, self.how, self.pool = source, output, how, pool
+        self.source, self.output, self.preparation, self.pool = source, output, preparation, pool
         self.pictures, self.texts = pictures, texts
-        self.dtype = DTYPES[how.dtype]
+        self.dtype = DTYPES[preparation.dtype]
 
     def run(self, progress: Progress) -> Index:
-        index = self._begun()
-        self.broken = BrokenCount(self.how.max_broken, index.broken)
+        index = self._open_index()
+        self.broken = BrokenCount(self.preparation.max_broken, index.broken)
         if self.texts is not None:
             text, mask = self.texts.encode([""])
             tensors = {"text": text.to(self.dtype), "text_mask": mask.to(torch.uint8)}
             index = replace(index, null=write_shard(self.output / NULL_FILE, tensors, keys=[""]))
-        total, size = len(self.source), self.how.shard_size
+        total, size = len(self.source), self.preparation.shard_size
         for number, first in enumerate(range(0, total, size)):
             rows = range(first, min(first + size, total))
-            progress(first, total)
+            progress("prepare", first, total)
             if number < len(index.shards):
                 continue
-            index = self._shard(index, number, rows, lambda done: progress(done, total))
+            index = self._shard(index, number, rows, lambda done: progress("prepare", done, total))
             index.write(self.output)
-        progress(total, total)
+        progress("prepare", total, total)
         if not sum(shard.rows for shard in index.shards):
-            raise DataError(f"none of the {total} samples can be read: {self.broken.last()}; look at these files")
+            raise DataError(f"none of the {total} samples can be read: {self.broken.last()}; check these files")
         index = replace(index, complete=True)
         index.write(self.output)
         return index
 
-    def _begun(self) -> Index:
-        """The index that an earlier run left, up to its first shard that is not whole, or a new one."""
+    def _open_index(self) -> Index:
+        """The index of an earlier run, up to its first damaged shard, or a new index."""
         names = hashlib.sha256()
         for row in range(len(self.source)):
             names.update(self.source.key(row).encode() + b"\0")
         settings = {
-            **self.how.settings,
-            "dtype": self.how.dtype,
-            "shard_size": self.how.shard_size,
+            **self.preparation.settings,
+            "dtype": self.preparation.dtype,
+            "shard_size": self.preparation.shard_size,
             "samples": len(self.source),
             "keys_sha256": names.hexdigest(),
         }
         condition = Condition.LABEL if self.texts is None else Condition.TEXT
-        fresh = Index(settings, condition, self.source.classes)
         if not (self.output / INDEX_FILE).is_file():
             if any(not path.name.startswith(".") for path in self.output.iterdir()):
                 raise InvalidRequest(f"{self.output} holds other files; give an empty folder as --output")
-            fresh.write(self.output)
-            return fresh
-        found = Index.read(self.output)
-        names_of = sorted(settings.keys() | found.settings.keys())
-        different = [name for name in names_of if settings.get(name) != found.settings.get(name)]
-        if different:
-            told = "; ".join(
-                f"{name} was {found.settings.get(name)!r} and is {settings.get(name)!r}" for name in different
+            index = Index(settings, condition, self.source.classes)
+            index.write(self.output)
+            return index
+        index = Index.read(self.output)
+        changes = [
+            f"{name} was {index.settings.get(name)!r} and is {settings.get(name)!r}"
+            for name in sorted(settings.keys() | index.settings.keys())
+            if settings.get(name) != index.settings.get(name)
+        ]
+        if changes:
+            raise InvalidRequest(
+                f"{self.output} was prepared with other settings: {'; '.join(changes)}; give another --output"
             )
-            raise InvalidRequest(f"{self.output} was prepared otherwise: {told}; give another --output")
-        whole = 0
-        for facts in found.shards:
+        shards = []
+        for facts in index.shards:
             try:
                 facts.check(self.output)
             except DataError:
                 break
-            whole += 1
-        return replace(found, shards=found.shards[:whole], complete=False)
+            shards.append(facts)
+        return replace(index, shards=tuple(shards), complete=False)
 
     def _shard(self, index: Index, number: int, rows: range, progress: Callable[[int], None]) -> Index:
         keys: list[str] = []
         broken: dict[str, str] = {}
         parts: dict[str, list[Tensor]] = {}
-        for first in range(rows.start, rows.stop, self.how.batch):
-            batch = range(first, min(first + self.how.batch, rows.stop))
+        for first in range(rows.start, rows.stop, self.preparation.batch):
+            batch = range(first, min(first + self.preparation.batch, rows.stop))
             samples: list[tuple[int, Sample]] = []
-            for row, read in zip(batch, self.pool.map(self._read, batch), strict=True):
-                if isinstance(read, BrokenSample):
-                    self._note(read, broken)
+            for row, sample in zip(batch, self.pool.map(self._read, batch), strict=True):
+                if isinstance(sample, BrokenSample):
+                    self._note(sample, broken)
                 else:
-                    samples.append((row, read))
-            for key, values in self._encoded(samples, broken):
+                    samples.append((row, sample))
+            for key, values in self._encode(samples, broken):
                 keys.append(key)
                 for name, value in values.items():
                     parts.setdefault(name, []).append(value)
@@ -193,7 +197,7 @@ class _Writer:
         except BrokenSample as error:
             return error
 
-    def _encoded(
+    def _encode(
         self, samples: Sequence[tuple[int, Sample]], broken: dict[str, str]
     ) -> Iterator[tuple[str, dict[str, Tensor]]]:
         if not samples:
@@ -212,7 +216,7 @@ class _Writer:
             values = {name: column[place].clone() for name, column in columns.items()}
             bad = [name for name in ("x0", "text") if name in values and not bool(values[name].isfinite().all())]
             if bad:
-                reason = f"its {bad[0]} is not finite in {self.how.dtype}; try --dtype bf16"
+                reason = f"its {bad[0]} is not finite in {self.preparation.dtype}; try --dtype bf16"
                 self._note(BrokenSample(sample.key, reason), broken)
             else:
                 yield sample.key, values
@@ -223,8 +227,8 @@ class _Writer:
 
 
 @contextmanager
-def _alone(output: Path) -> Iterator[None]:
-    """Raises InvalidRequest while another process prepares the same folder."""
+def _lock(output: Path) -> Iterator[None]:
+    """Keep other processes from preparing the same folder; raises InvalidRequest if one does."""
     handle = os.open(output, os.O_RDONLY)
     try:
         fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -1,4 +1,4 @@
-"""A sample, and what every kind of data is: a map from an index to one."""
+"""A sample, and the protocol of a source: a map from an index to a sample."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -9,7 +9,7 @@ from torch import Tensor
 
 
 class Condition(StrEnum):
-    """What stands beside the picture of every sample."""
+    """The kind of condition that every sample of a source has."""
 
     LABEL = "label"
     CAPTION = "caption"
@@ -18,10 +18,10 @@ class Condition(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Sample:
-    """x0 (C, H, W) in float32: pixels in [-1, 1] or a scaled latent; and its condition.
+    """A picture x0 (C, H, W) in float32, pixels in [-1, 1] or a scaled latent, and its condition.
 
-    `text` (L, text channels) and `text_mask` (L,) are an embedded caption; `size` is the picture's height and width in
-    pixels, as it is trained on.
+    `size` is the height and width of the picture in pixels, after resizing. `text` (L, text channels) and `text_mask`
+    (L,) are an embedded caption.
     """
 
     key: str
@@ -34,11 +34,11 @@ class Sample:
 
 
 class Source(Protocol):
-    """Data in a fixed order. `read` may be called from several threads."""
+    """Samples in a fixed order. Several threads may call `read` at once."""
 
     @property
     def condition(self) -> Condition:
-        """What every sample carries."""
+        """The condition of every sample."""
 
     @property
     def shape(self) -> tuple[int, int, int]:
@@ -46,16 +46,16 @@ class Source(Protocol):
 
     @property
     def classes(self) -> int | None:
-        """How many labels there are, where the data says so."""
+        """The number of labels, or None if the data does not say."""
 
     @property
     def null(self) -> Mapping[str, Tensor] | None:
-        """The backbone's arguments, one row each, for a caption that says nothing, where the data has them."""
+        """The backbone's arguments for the empty caption, one row each, or None if the data has none."""
 
     def __len__(self) -> int: ...
 
     def key(self, index: int) -> str:
-        """What names a sample in logs and errors, found without reading it."""
+        """The name of a sample in logs and errors; does not read the sample."""
 
     def read(self, index: int) -> Sample:
-        """Raises BrokenSample when this one cannot be read."""
+        """Raises BrokenSample if the sample cannot be read."""

@@ -1,4 +1,4 @@
-"""A recipe's table that says where pictures come from, checked key by key, and the feed that it opens."""
+"""The `[data]` table of a recipe: its options for each kind of data, and the batch stream that it opens."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -7,17 +7,17 @@ from typing import Any
 
 from ilf_trt.errors import DataError, InvalidRequest
 from ilf_trt.model.backbone import Backbone
-from ilf_trt.train.batch_stream import Feed
+from ilf_trt.train.batch_stream import BatchStream
 from ilf_trt.train.data.images import ImageFolder
 from ilf_trt.train.data.latents import LatentShards
 from ilf_trt.train.data.loader import Loader
 from ilf_trt.train.data.picture import MODES
 from ilf_trt.train.data.webdataset import TarShards
-from ilf_trt.train.table import parsed
+from ilf_trt.train.table import check_at_least, parse
 
 
 class Kind(StrEnum):
-    """What a table's pictures lie in."""
+    """The kinds of data."""
 
     DIGITS = "digits"
     IMAGES = "images"
@@ -32,12 +32,12 @@ class DigitsTable:
     kind: Kind
 
     def check(self) -> None:
-        """The kind is all there is."""
+        """There are no other keys."""
 
 
 @dataclass(frozen=True, slots=True)
 class PictureTable:
-    """Pictures to train on in pixels: `size` x `size`, in 1 or 3 `channels`; `flip` mirrors half of them."""
+    """Pictures for training in pixels: `size` x `size`, 1 or 3 `channels`. `flip` mirrors half of them."""
 
     kind: Kind
     path: str
@@ -48,16 +48,15 @@ class PictureTable:
     max_broken: int = 100
 
     def check(self) -> None:
-        _check_reading(self.workers, self.max_broken)
-        if self.size < 1:
-            raise InvalidRequest(f"data.size is {self.size}, it must be at least 1")
+        check_at_least(0, "data.", workers=self.workers, max_broken=self.max_broken)
+        check_at_least(1, "data.", size=self.size)
         if self.channels not in MODES:
             raise InvalidRequest(f"data.channels is {self.channels}, it must be 1 or 3")
 
 
 @dataclass(frozen=True, slots=True)
 class LatentsTable:
-    """What `ilf-trt prepare` made; `verify` holds every shard against its hash first."""
+    """A folder of `ilf-trt prepare`. `verify` checks the hash of every shard first."""
 
     kind: Kind
     path: str
@@ -66,7 +65,7 @@ class LatentsTable:
     max_broken: int = 100
 
     def check(self) -> None:
-        _check_reading(self.workers, self.max_broken)
+        check_at_least(0, "data.", workers=self.workers, max_broken=self.max_broken)
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,10 +73,10 @@ class _KindOnly:
     kind: Kind
 
     def check(self) -> None:
-        """Which other keys there may be, the kind decides."""
+        """The kind decides which other keys are valid."""
 
 
-TABLES: dict[Kind, Any] = {
+TABLES: dict[Kind, type[DigitsTable | PictureTable | LatentsTable]] = {
     Kind.DIGITS: DigitsTable,
     Kind.IMAGES: PictureTable,
     Kind.WEBDATASET: PictureTable,
@@ -88,29 +87,28 @@ TABLES: dict[Kind, Any] = {
 def table_of(table: Mapping[str, Any], section: str = "data") -> DigitsTable | PictureTable | LatentsTable:
     """The options of a table; raises InvalidRequest for a key that is unknown, missing or of the wrong type."""
     where = f"{section}."
-    kind = parsed(_KindOnly, {name: value for name, value in table.items() if name == "kind"}, where).kind
-    made: DigitsTable | PictureTable | LatentsTable = parsed(TABLES[kind], table, where)
-    return made
+    kind = parse(_KindOnly, {name: value for name, value in table.items() if name == "kind"}, where).kind
+    return parse(TABLES[kind], table, where)
 
 
-def open_feed(table: Mapping[str, Any], *, global_batch: int, seed: int, section: str = "data") -> Feed:
-    """The feed of a recipe's `data` or `validation`; `section` is its name in errors.
+def open_stream(table: Mapping[str, Any], *, global_batch: int, seed: int, section: str = "data") -> BatchStream:
+    """Open the stream of a recipe's `data` or `validation` table; `section` names the table in errors.
 
-    Raises InvalidRequest for a table or a path that cannot be served, DataError for data that is damaged.
+    Raises InvalidRequest for a wrong key, value or path, DataError for damaged data, MissingDependency.
     """
     options = table_of(table, section)
     if isinstance(options, DigitsTable):
-        from ilf_trt.train.data.digits import digits_feed
+        from ilf_trt.train.data.digits import digits_stream
 
-        return digits_feed(global_batch=global_batch, seed=seed)
+        return digits_stream(global_batch=global_batch, seed=seed)
     reading: dict[str, Any] = {"workers": options.workers, "max_broken": options.max_broken}
     try:
         if isinstance(options, LatentsTable):
             return Loader(
                 LatentShards(options.path, verify=options.verify), global_batch=global_batch, seed=seed, **reading
             )
-        opened = TarShards if options.kind is Kind.WEBDATASET else ImageFolder
-        source = opened(options.path, size=options.size, channels=options.channels)
+        source_class = TarShards if options.kind is Kind.WEBDATASET else ImageFolder
+        source = source_class(options.path, size=options.size, channels=options.channels)
         return Loader(source, global_batch=global_batch, seed=seed, flip=options.flip, **reading)
     except InvalidRequest as error:
         raise InvalidRequest(f"{section}: {error}") from error
@@ -118,12 +116,6 @@ def open_feed(table: Mapping[str, Any], *, global_batch: int, seed: int, section
         raise DataError(f"{section}: {error}") from error
 
 
-def fitted(feed: Feed, adapter: Backbone) -> Feed:
-    """The feed for a base; raises InvalidRequest when its pictures, labels or text are not what the base takes."""
-    return feed.fitted(adapter) if isinstance(feed, Loader) else feed
-
-
-def _check_reading(workers: int, max_broken: int) -> None:
-    for name, value in {"workers": workers, "max_broken": max_broken}.items():
-        if value < 0:
-            raise InvalidRequest(f"data.{name} is {value}, it must be at least 0")
+def fit_stream(stream: BatchStream, adapter: Backbone) -> BatchStream:
+    """The stream for a base; raises InvalidRequest if its pictures, labels or text do not fit the base."""
+    return stream.for_base(adapter) if isinstance(stream, Loader) else stream

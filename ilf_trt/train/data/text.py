@@ -8,13 +8,13 @@ from safetensors import SafetensorError
 from torch import Tensor
 
 from ilf_trt.errors import MissingDependency
-from ilf_trt.train.data.folder import loaded
+from ilf_trt.train.data.folder import load_pretrained
 
-FEWEST_PIECES = 2  # where a folder has no tokenizer's files, transformers makes one of a single piece
+FEWEST_PIECES = 2  # without a tokenizer's files, transformers makes a tokenizer of a single piece
 
 
 class Text:
-    """captions -> embedded tokens and their mask; captions are lower-cased and stripped, as PixArt's pipeline does."""
+    """captions -> text embeddings and their mask. Lower-cases and strips captions, as PixArt's pipeline does."""
 
     def __init__(self, tokenizer: Any, model: Any, *, tokens: int, device: str = "cpu") -> None:
         self.tokenizer, self.model = tokenizer, model.to(device).eval()
@@ -22,7 +22,7 @@ class Text:
 
     @classmethod
     def load(cls, source: str, *, tokens: int, dtype: torch.dtype, device: str = "cpu") -> "Text":
-        """From a folder or a hub id, its own or a pipeline's; raises InvalidRequest, MissingDependency."""
+        """From a folder or a hub id, of the encoder or of a pipeline; raises InvalidRequest, MissingDependency."""
         try:
             from transformers import AutoTokenizer, T5EncoderModel
         except ImportError as error:
@@ -37,14 +37,14 @@ class Text:
                 raise ValueError("its tokenizer has no words; copy its tokenizer.json or spiece.model there")
             return tokenizer
 
-        tokenizer = loaded("tokenizer", source, "tokenizer", load_tokenizer, (ImportError,))
-        model = loaded("text encoder", source, "text_encoder", load_model, (SafetensorError,))
+        tokenizer = load_pretrained("tokenizer", source, "tokenizer", load_tokenizer, (ImportError,))
+        model = load_pretrained("text encoder", source, "text_encoder", load_model, (SafetensorError,))
         return cls(tokenizer, model, tokens=tokens, device=device)
 
     @torch.inference_mode()
     def encode(self, captions: Sequence[str]) -> tuple[Tensor, Tensor]:
-        """B captions -> text (B, L, text channels) and mask (B, L), 1 = a token, on the CPU; longer ones are cut."""
-        given = self.tokenizer(
+        """B captions -> text (B, L, text channels) and mask (B, L), 1 = a token, on the CPU; cuts at L tokens."""
+        encoding = self.tokenizer(
             [caption.lower().strip() for caption in captions],
             padding="max_length",
             max_length=self.tokens,
@@ -52,6 +52,6 @@ class Text:
             add_special_tokens=True,
             return_tensors="pt",
         )
-        mask = given.attention_mask
-        text = self.model(given.input_ids.to(self.device), attention_mask=mask.to(self.device)).last_hidden_state
+        mask = encoding.attention_mask
+        text = self.model(encoding.input_ids.to(self.device), attention_mask=mask.to(self.device)).last_hidden_state
         return text.cpu(), mask

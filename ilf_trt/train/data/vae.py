@@ -1,4 +1,4 @@
-"""The VAE that makes latents: a diffusers AutoencoderKL, its scale and shift applied."""
+"""The VAE that makes latents: a diffusers AutoencoderKL with its scale and shift."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -10,27 +10,32 @@ from safetensors import SafetensorError
 from torch import Tensor
 
 from ilf_trt.errors import InvalidRequest
-from ilf_trt.train.data.folder import loaded
+from ilf_trt.train.data.folder import load_pretrained
 
 
 class Vae:
-    """pixels -> scaled latents, in float32: the posterior's mean, or with `sample` drawn from it by the seed."""
+    """pixels -> scaled latents in float32: the mean of the posterior, or with `sample` a draw from it by the seed.
+
+    Raises InvalidRequest for a VAE that scales each channel by its own mean.
+    """
 
     def __init__(self, model: Any, *, device: str = "cpu", sample: bool = False, seed: int = 0) -> None:
         if model.config.get("latents_mean") is not None:
-            raise InvalidRequest("this VAE scales every channel by its own mean, which is not supported; take another")
+            raise InvalidRequest(
+                "this VAE scales every channel by its own mean, which is not supported; use another VAE"
+            )
         self.model = model.to(device).eval()
         self.device, self.sample, self.seed = device, sample, seed
         self.shift, self.scale = model.config.get("shift_factor") or 0.0, model.config.scaling_factor
 
     @classmethod
     def load(cls, source: str, *, device: str = "cpu", sample: bool = False, seed: int = 0) -> "Vae":
-        """From a diffusers folder or a hub id, its own or a pipeline's; raises InvalidRequest."""
-        return cls(_loaded(source), device=device, sample=sample, seed=seed)
+        """From a folder or a hub id, of the VAE or of a pipeline; raises InvalidRequest."""
+        return cls(_load_model(source), device=device, sample=sample, seed=seed)
 
     @torch.inference_mode()
     def encode(self, pixels: Tensor, indices: Sequence[int]) -> Tensor:
-        """pixels (B, 3, H, W) in [-1, 1] of the samples `indices` -> (B, C, h, w) on the CPU."""
+        """pixels (B, 3, H, W) in [-1, 1] of the samples `indices` -> latents (B, C, h, w) on the CPU."""
         posterior = self.model.encode(pixels.to(self.device)).latent_dist
         latents: Tensor = posterior.mean.cpu()
         if self.sample:
@@ -39,14 +44,14 @@ class Vae:
         return (latents - self.shift) * self.scale
 
 
-def _loaded(source: str) -> Any:
+def _load_model(source: str) -> Any:
     def load(options: dict[str, str]) -> Any:
         return AutoencoderKL.from_pretrained(source, use_safetensors=True, torch_dtype=torch.float32, **options)
 
-    return loaded("VAE", source, "vae", load, (SafetensorError,))
+    return load_pretrained("VAE", source, "vae", load, (SafetensorError,))
 
 
 def _noise(seed: int, index: int, shape: Sequence[int]) -> Any:
-    """A pure function of seed and sample, whatever batch it is in."""
+    """Normal noise, a pure function of seed and sample; the batch does not matter."""
     random = np.random.Generator(np.random.Philox(key=np.array([seed, index], np.uint64)))
     return random.standard_normal(tuple(shape), np.float32)

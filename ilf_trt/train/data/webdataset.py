@@ -1,4 +1,4 @@
-"""Webdataset shards: tar files whose members with one base name are a sample, read at any place by their offsets."""
+"""Webdataset shards: tar files; members with the same base name are one sample, and offsets give random access."""
 
 import glob
 import json
@@ -10,7 +10,7 @@ from pathlib import Path
 
 from torch import Tensor
 
-from ilf_trt.errors import BrokenSample, DataError, InvalidRequest
+from ilf_trt.errors import BrokenSample, DataError, InvalidRequest, one_line
 from ilf_trt.train.data.picture import EXTENSIONS, pixels_of
 from ilf_trt.train.data.sample import Condition, Sample
 
@@ -18,13 +18,13 @@ BRACES = re.compile(r"\{(\d+)\.\.(\d+)\}")
 LABEL, CAPTIONS = "cls", ("txt", "json")
 CAPTION_FIELDS = ("caption", "text")
 PICKLED = ("pyd", "pickle", "pkl")
-KEPT = (*EXTENSIONS, LABEL, *CAPTIONS)
+MEMBERS = (*EXTENSIONS, LABEL, *CAPTIONS)
 BLOCK_BYTES = 512
 
 
 @dataclass(frozen=True, slots=True)
 class Group:
-    """One sample's members: for each extension where its bytes begin, and how many there are."""
+    """The members of one sample: the first byte and the length of each, by extension."""
 
     shard: Path
     name: str
@@ -35,20 +35,20 @@ class Group:
         return f"{self.shard.name}:{self.name}"
 
     def bytes_of(self, extension: str) -> bytes:
-        """Raises BrokenSample."""
+        """The content of a member; raises BrokenSample."""
         start, length = self.members[extension]
         try:
             with self.shard.open("rb") as file:
                 file.seek(start)
                 data = file.read(length)
         except OSError as error:
-            raise BrokenSample(self.key, f"{error.strerror or error}") from error
+            raise BrokenSample(self.key, one_line(error)) from error
         if len(data) != length:
             raise BrokenSample(self.key, f".{extension} is cut short: {len(data)} of {length} bytes")
         return data
 
     def text_of(self, extension: str) -> str:
-        """Raises BrokenSample."""
+        """The text of a member; raises BrokenSample."""
         try:
             return self.bytes_of(extension).decode()
         except UnicodeDecodeError as error:
@@ -56,10 +56,10 @@ class Group:
 
 
 class TarShards:
-    """All samples of the shards, which are listed once, when this is made; nothing is ever unpickled.
+    """The samples of all shards. The constructor lists every shard once; nothing is ever unpickled.
 
-    The first sample says whether labels (.cls) or captions (.txt, .json) are read. Raises InvalidRequest when there is
-    no shard, DataError that names a shard which is damaged, cut short or holds pickled members.
+    The first sample decides between labels (.cls) and captions (.txt, .json). Raises InvalidRequest if there is no
+    shard, DataError with the name of a shard that is damaged, cut short or holds pickled members.
     """
 
     null = None
@@ -67,7 +67,7 @@ class TarShards:
 
     def __init__(self, path: str, *, size: int, channels: int = 3) -> None:
         self.size, self.channels = size, channels
-        self.groups = [group for shard in shards_of(path) for group in _groups(shard)]
+        self.groups = [group for shard in shards_of(path) for group in _read_groups(shard)]
         if not self.groups:
             raise InvalidRequest(f"{path} holds no sample; a shard needs members such as 0001.jpg and 0001.cls")
         first = self.groups[0].members
@@ -104,33 +104,33 @@ class TarShards:
 
 
 def shards_of(path: str) -> list[Path]:
-    """The shards that a path names: one file, all of a folder, a glob, or `{000..009}`; raises InvalidRequest."""
-    found: list[Path] = []
-    for name in _expanded(path):
+    """The shards of a path: one file, all .tar of a folder, a glob, or `{000..009}`; raises InvalidRequest."""
+    shards: list[Path] = []
+    for name in _expand_braces(path):
         if Path(name).is_dir():
-            found += sorted(Path(name).glob("*.tar"))
+            shards += sorted(Path(name).glob("*.tar"))
         elif Path(name).is_file():
-            found.append(Path(name))
+            shards.append(Path(name))
         elif glob.has_magic(name):
-            found += sorted(Path(each) for each in glob.glob(name))  # noqa: PTH207
+            shards += sorted(Path(each) for each in glob.glob(name))  # noqa: PTH207
         else:
-            raise InvalidRequest(f"shard {name} is missing; copy it there, or mend the path")
-    if not found:
+            raise InvalidRequest(f"shard {name} is missing; copy it there, or correct the path")
+    if not shards:
         raise InvalidRequest(f"{path} holds no .tar; give a shard, a folder, a glob, or braces such as {{000..009}}")
-    return found
+    return shards
 
 
-def _expanded(path: str) -> Iterator[str]:
+def _expand_braces(path: str) -> Iterator[str]:
     braces = BRACES.search(path)
     if braces is None:
         yield path
         return
     first, last = braces.groups()
     for number in range(int(first), int(last) + 1):
-        yield from _expanded(f"{path[: braces.start()]}{number:0{len(first)}}{path[braces.end() :]}")
+        yield from _expand_braces(f"{path[: braces.start()]}{number:0{len(first)}}{path[braces.end() :]}")
 
 
-def _groups(shard: Path) -> list[Group]:
+def _read_groups(shard: Path) -> list[Group]:
     groups: dict[str, Group] = {}
     try:
         with shard.open("rb") as file, tarfile.open(fileobj=file, mode="r:") as members:
@@ -142,8 +142,7 @@ def _groups(shard: Path) -> list[Group]:
             if end != bytes(BLOCK_BYTES):
                 raise tarfile.ReadError(f"no end mark at byte {members.offset}")
     except (tarfile.TarError, OSError, ValueError) as error:
-        reason = " ".join(str(error).split())
-        raise DataError(f"shard {shard} is damaged or cut short ({reason}); copy it again") from error
+        raise DataError(f"shard {shard} is damaged or cut short ({one_line(error)}); copy it again") from error
     return list(groups.values())
 
 
@@ -153,14 +152,14 @@ def _add(groups: dict[str, Group], shard: Path, member: tarfile.TarInfo) -> None
     extension = extension.lower()
     if extension.rpartition(".")[2] in PICKLED:
         raise DataError(
-            f"shard {shard} holds {member.name}, which only unpickling reads, and that runs whatever it says; it is "
-            "refused, write labels as .cls and captions as .txt or .json"
+            f"shard {shard} holds {member.name}, a pickle, and unpickling can run any code; write labels as .cls and "
+            "captions as .txt or .json"
         )
-    if extension not in KEPT or not base:
+    if extension not in MEMBERS or not base:
         return
     group = groups.setdefault(folder + slash + base, Group(shard, folder + slash + base, {}))
     if extension in group.members:
-        raise DataError(f"shard {shard} holds {member.name} twice; give every sample a name of its own")
+        raise DataError(f"shard {shard} holds {member.name} twice; give every sample its own name")
     group.members[extension] = (member.offset_data, member.size)
 
 

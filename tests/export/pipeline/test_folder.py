@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from diffusers.pipelines.pixart_alpha.pipeline_pixart_alpha import ASPECT_RATIO_256_BIN
 
 from ilf_trt.errors import CheckpointError
 from ilf_trt.export.pipeline.folder import PipelineFolder
@@ -43,6 +44,7 @@ def test_a_pixart_has_its_length_of_text_and_the_sizes_of_its_side(made: Path) -
     assert (alpha.text_tokens, sigma.text_tokens) == (120, 300)
     assert (alpha.cell, alpha.bins["1.0"]) == (8, (256, 256))
     assert len(alpha.bins) > 20
+    assert alpha.bins == {ratio: (int(h), int(w)) for ratio, (h, w) in ASPECT_RATIO_256_BIN.items()}
     assert sigma.bins == {}  # a latent of 8 cells is of no trained size
     assert alpha.has_text
     assert alpha.scheduler == made / "alpha" / "scheduler" / "scheduler_config.json"

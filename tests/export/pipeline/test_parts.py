@@ -7,12 +7,12 @@ from typing import Any
 import pytest
 
 from ilf_trt import ILFModel, attach
-from ilf_trt.assembly.options import BuildOptions, Stage
+from ilf_trt.assembly.options import BuildOptions, PipelinePart
 from ilf_trt.commands.flags import sizes_of
 from ilf_trt.contract.spec import Precision
 from ilf_trt.errors import InvalidRequest
 from ilf_trt.export.pipeline.folder import PipelineFolder
-from ilf_trt.export.pipeline.parts import Surroundings, cells_of, text_tokens
+from ilf_trt.export.pipeline.parts import PipelineParts, cells_of, text_tokens
 from ilf_trt.model.checkpoint import load_backbone
 from tests import small_pipelines
 
@@ -25,15 +25,15 @@ def opened(tmp_path_factory: pytest.TempPathFactory) -> tuple[PipelineFolder, IL
 
 
 @pytest.fixture
-def around(opened: tuple[PipelineFolder, ILFModel]) -> Callable[..., Surroundings]:
-    def made(**options: Any) -> Surroundings:
+def around(opened: tuple[PipelineFolder, ILFModel]) -> Callable[..., PipelineParts]:
+    def made(**options: Any) -> PipelineParts:
         folder, model = opened
-        return Surroundings.of(model, BuildOptions(**options), folder)
+        return PipelineParts.of(model, BuildOptions(**options), folder)
 
     return made
 
 
-def test_a_pipeline_brings_text_and_decoder(around: Callable[..., Surroundings]) -> None:
+def test_a_pipeline_brings_text_and_decoder(around: Callable[..., PipelineParts]) -> None:
     made = around()
     assert made.text is not None
     assert (made.text.tokens, made.text.channels) == (120, small_pipelines.TEXT_WIDTH)
@@ -42,22 +42,22 @@ def test_a_pipeline_brings_text_and_decoder(around: Callable[..., Surroundings])
     assert set(made.golden()) >= {"text_ids", "text_embedded", "decode_latents", "decode_shades"}
 
 
-@pytest.mark.parametrize("stage", Stage)
-def test_either_part_can_be_left_out(around: Callable[..., Surroundings], stage: Stage) -> None:
+@pytest.mark.parametrize("stage", PipelinePart)
+def test_either_part_can_be_left_out(around: Callable[..., PipelineParts], stage: PipelinePart) -> None:
     made = around(without=(stage,))
-    assert (made.text is None, made.decoder is None) == (stage is Stage.TEXT, stage is Stage.DECODER)
+    assert (made.text is None, made.decoder is None) == (stage is PipelinePart.TEXT, stage is PipelinePart.DECODER)
 
 
 def test_leaving_out_a_part_of_no_pipeline_is_refused(opened: tuple[PipelineFolder, ILFModel]) -> None:
     with pytest.raises(InvalidRequest, match="--without text is for a bundle that is built with --pipeline"):
-        Surroundings.of(opened[1], BuildOptions(without=(Stage.TEXT,)), None)
+        PipelineParts.of(opened[1], BuildOptions(without=(PipelinePart.TEXT,)), None)
 
 
 def test_a_text_encoder_of_another_width_is_refused(opened: tuple[PipelineFolder, ILFModel], tmp_path: Path) -> None:
     small_pipelines.pixart_pipeline(tmp_path)
     small_pipelines.text_encoder(200, d_model=48).save_pretrained(tmp_path / "text_encoder")
     with pytest.raises(InvalidRequest, match="text encoder gives 48 channels, the transformer takes 32"):
-        Surroundings.of(opened[1], BuildOptions(), PipelineFolder.open(tmp_path))
+        PipelineParts.of(opened[1], BuildOptions(), PipelineFolder.open(tmp_path))
 
 
 def test_the_length_of_a_text_is_as_asked_or_the_pipelines_or_300(opened: tuple[PipelineFolder, ILFModel]) -> None:

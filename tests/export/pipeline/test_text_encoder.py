@@ -19,7 +19,7 @@ from ilf_trt.export.pipeline.folder import PipelineFolder
 from ilf_trt.export.pipeline.t5 import T5Shape
 from ilf_trt.export.pipeline.text_encoder import export_text, text_spec_of, write_tokenizer
 from ilf_trt.export.rounding import emulate_bfloat16
-from ilf_trt.runtime.text.tokenizer import Tokens
+from ilf_trt.runtime.text.tokenizer import Tokenizer
 from tests import small_pipelines
 from tests.small_tokenizer import PIECES
 
@@ -34,6 +34,12 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("pipeline")
     small_pipelines.pixart_pipeline(path)
     return path
+
+
+@pytest.fixture(scope="module")
+def whole(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[TextSpec, Path]:
+    """The graph of `folder` in FP32."""
+    return exported(folder, tmp_path_factory.mktemp("whole"))
 
 
 @pytest.fixture
@@ -51,7 +57,7 @@ def exported(folder: Path, tmp_path: Path, precision: Precision = Precision.FP32
 
 def tokens(folder: Path, tmp_path: Path, spec: TextSpec) -> tuple[NDArray[Any], NDArray[Any]]:
     write_tokenizer(PipelineFolder.open(folder), tmp_path / "tokenizer.json")
-    encoded = Tokens(tmp_path / "tokenizer.json", spec).encode(PROMPTS)
+    encoded = Tokenizer(tmp_path / "tokenizer.json", spec).encode(PROMPTS)
     return encoded.ids, encoded.mask
 
 
@@ -73,8 +79,8 @@ def run(path: Path, ids: NDArray[Any], mask: NDArray[Any]) -> NDArray[Any]:
     return text
 
 
-def test_text_equals_that_of_transformers(folder: Path, tmp_path: Path) -> None:
-    spec, path = exported(folder, tmp_path)
+def test_text_equals_that_of_transformers(folder: Path, whole: tuple[TextSpec, Path], tmp_path: Path) -> None:
+    spec, path = whole
     ids, mask = tokens(folder, tmp_path, spec)
     assert relative(run(path, ids, mask), reference(folder, ids, mask)) < FLOAT32_LIMIT
     for row in range(len(ids)):
@@ -93,7 +99,7 @@ def test_other_activations_equal_those_of_transformers(copy: Path, tmp_path: Pat
     assert relative(run(path, ids, mask), reference(copy, ids, mask)) < FLOAT32_LIMIT
 
 
-def test_shards_give_the_same_graph_as_one_file(folder: Path, copy: Path, tmp_path: Path) -> None:
+def test_shards_give_the_same_graph_as_one_file(whole: tuple[TextSpec, Path], copy: Path, tmp_path: Path) -> None:
     encoder = copy / "text_encoder"
     state = load_file(encoder / "model.safetensors")
     names, where = sorted(state), {}
@@ -103,20 +109,16 @@ def test_shards_give_the_same_graph_as_one_file(folder: Path, copy: Path, tmp_pa
         where |= dict.fromkeys(names[number::3], file)
     (encoder / "model.safetensors").unlink()
     (encoder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": where}))
-    (tmp_path / "shards").mkdir()
-    _, whole = exported(folder, tmp_path)
-    _, sharded = exported(copy, tmp_path / "shards")
+    _, sharded = exported(copy, tmp_path)
     for suffix in ("", ".data"):
-        assert Path(f"{whole}{suffix}").read_bytes() == Path(f"{sharded}{suffix}").read_bytes()
+        assert Path(f"{whole[1]}{suffix}").read_bytes() == Path(f"{sharded}{suffix}").read_bytes()
 
 
-def test_bfloat16_is_close_and_half_as_large(folder: Path, tmp_path: Path) -> None:
+def test_bfloat16_is_close_and_half_as_large(folder: Path, whole: tuple[TextSpec, Path], tmp_path: Path) -> None:
     import onnx_ir as ir
 
     spec, path = exported(folder, tmp_path, Precision.BF16)
-    (tmp_path / "wide").mkdir()
-    _, wide = exported(folder, tmp_path / "wide")
-    assert Path(f"{path}.data").stat().st_size < 0.8 * Path(f"{wide}.data").stat().st_size
+    assert Path(f"{path}.data").stat().st_size < 0.8 * Path(f"{whole[1]}.data").stat().st_size
     ids, mask = tokens(folder, tmp_path, spec)
     model = ir.load(path)
     assert emulate_bfloat16(model) > 0

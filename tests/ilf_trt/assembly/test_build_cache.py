@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from ilf_trt.assembly.build_cache import ABANDONED_S, DAY_S, Store
+from ilf_trt.assembly.build_cache import ABANDONED_S, DAY_S, BuildCache
 
 KEY = "5" * 64
 NOTE = {"graph": "pre", "precision": "fp16"}
@@ -24,8 +24,8 @@ WRITERS = 4
 PUTS = """
 import sys
 from pathlib import Path
-from ilf_trt.assembly.build_cache import Store
-store, number = Store(Path(sys.argv[1])), sys.argv[2]
+from ilf_trt.assembly.build_cache import BuildCache
+store, number = BuildCache(Path(sys.argv[1])), sys.argv[2]
 files = {name: Path(sys.argv[1]).parent / f"{number}-{name}" for name in ("engine", "report")}
 for name, path in files.items():
     path.write_text(number * 1000)
@@ -35,8 +35,8 @@ for turn in range(50):
 
 
 @pytest.fixture
-def store(tmp_path: Path) -> Store:
-    return Store(tmp_path / "cache")
+def store(tmp_path: Path) -> BuildCache:
+    return BuildCache(tmp_path / "cache")
 
 
 @pytest.fixture
@@ -55,7 +55,7 @@ def places(tmp_path: Path) -> dict[str, Path]:
     return {name: tmp_path / "other" / "deep" / name for name in ("engine", "report")}
 
 
-def entry(store: Store, key: str = KEY) -> Path:
+def entry(store: BuildCache, key: str = KEY) -> Path:
     return store.folder / "entries" / key
 
 
@@ -68,7 +68,7 @@ def rewrite(path: Path, text: str) -> None:
 # --- put and take
 
 
-def test_what_was_put_is_taken(store: Store, made: dict[str, Path], places: dict[str, Path]) -> None:
+def test_what_was_put_is_taken(store: BuildCache, made: dict[str, Path], places: dict[str, Path]) -> None:
     store.put(KEY, made, NOTE)
     taken = store.take(KEY, places)
     assert taken is not None
@@ -77,13 +77,13 @@ def test_what_was_put_is_taken(store: Store, made: dict[str, Path], places: dict
     assert [places[name].read_text() for name in made] == [path.read_text() for path in made.values()]
 
 
-def test_what_was_not_put_is_not_there(store: Store, places: dict[str, Path]) -> None:
+def test_what_was_not_put_is_not_there(store: BuildCache, places: dict[str, Path]) -> None:
     assert store.take(KEY, places) is None
     assert not store.folder.exists()
     assert not places["engine"].parent.exists()
 
 
-def test_files_are_linked_and_not_copied(store: Store, made: dict[str, Path], places: dict[str, Path]) -> None:
+def test_files_are_linked_and_not_copied(store: BuildCache, made: dict[str, Path], places: dict[str, Path]) -> None:
     store.put(KEY, made, NOTE)
     store.take(KEY, places)
     for name, path in made.items():
@@ -91,7 +91,7 @@ def test_files_are_linked_and_not_copied(store: Store, made: dict[str, Path], pl
         assert path.samefile(places[name])
 
 
-def test_a_graphs_weights_are_copied_since_onnx_refuses_a_file_of_two_names(store: Store, tmp_path: Path) -> None:
+def test_a_graphs_weights_are_copied_since_onnx_refuses_a_file_of_two_names(store: BuildCache, tmp_path: Path) -> None:
     weights = tmp_path / "pre.onnx.data"
     weights.write_text("weights")
     store.put(KEY, {"weights": weights}, NOTE)
@@ -102,7 +102,7 @@ def test_a_graphs_weights_are_copied_since_onnx_refuses_a_file_of_two_names(stor
 
 
 def test_where_no_link_can_be_files_are_copied(
-    store: Store, made: dict[str, Path], places: dict[str, Path], monkeypatch: pytest.MonkeyPatch
+    store: BuildCache, made: dict[str, Path], places: dict[str, Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def refuse(*arguments: object) -> None:
         raise OSError(18, "Invalid cross-device link")
@@ -114,7 +114,7 @@ def test_where_no_link_can_be_files_are_copied(
     assert not places["engine"].samefile(made["engine"])
 
 
-def test_a_key_that_is_there_stays_as_it_is(store: Store, made: dict[str, Path], places: dict[str, Path]) -> None:
+def test_a_key_that_is_there_stays_as_it_is(store: BuildCache, made: dict[str, Path], places: dict[str, Path]) -> None:
     store.put(KEY, made, NOTE)
     rewrite(made["engine"], "engine of the second build")
     store.put(KEY, made, {"graph": "second"})
@@ -124,12 +124,14 @@ def test_a_key_that_is_there_stays_as_it_is(store: Store, made: dict[str, Path],
     assert places["engine"].read_text() == "engine of the first build"
 
 
-def test_a_file_that_was_not_put_cannot_be_taken(store: Store, made: dict[str, Path], places: dict[str, Path]) -> None:
+def test_a_file_that_was_not_put_cannot_be_taken(
+    store: BuildCache, made: dict[str, Path], places: dict[str, Path]
+) -> None:
     store.put(KEY, {"engine": made["engine"]}, NOTE)
     assert store.take(KEY, places) is None
 
 
-def test_a_take_counts_as_a_use(store: Store, made: dict[str, Path], places: dict[str, Path]) -> None:
+def test_a_take_counts_as_a_use(store: BuildCache, made: dict[str, Path], places: dict[str, Path]) -> None:
     store.put(KEY, made, NOTE)
     os.utime(entry(store) / "entry.json", (0, 0))
     assert store.entries()[0].used_s == 0
@@ -138,7 +140,7 @@ def test_a_take_counts_as_a_use(store: Store, made: dict[str, Path], places: dic
 
 
 def test_a_store_that_can_only_be_read_is_read(
-    store: Store, made: dict[str, Path], places: dict[str, Path], monkeypatch: pytest.MonkeyPatch
+    store: BuildCache, made: dict[str, Path], places: dict[str, Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def refuse(*arguments: object) -> None:
         raise PermissionError("read-only")
@@ -167,7 +169,7 @@ def test_a_store_that_can_only_be_read_is_read(
 )
 def test_a_damaged_entry_goes_and_can_be_put_anew(
     damage: Callable[[Path], object],
-    store: Store,
+    store: BuildCache,
     made: dict[str, Path],
     places: dict[str, Path],
     caplog: pytest.LogCaptureFixture,
@@ -185,7 +187,7 @@ def test_a_damaged_entry_goes_and_can_be_put_anew(
 
 @pytest.mark.parametrize("name", ["../../outside", "/etc/passwd", "..", "deep/engine"])
 def test_an_entry_that_names_a_file_outside_of_it_is_refused(
-    name: str, store: Store, made: dict[str, Path], tmp_path: Path
+    name: str, store: BuildCache, made: dict[str, Path], tmp_path: Path
 ) -> None:
     store.put(KEY, made, NOTE)
     facts = json.loads((entry(store) / "entry.json").read_text())
@@ -197,7 +199,7 @@ def test_an_entry_that_names_a_file_outside_of_it_is_refused(
 
 
 def test_an_entry_that_vanishes_while_it_is_taken_is_not_taken_in_part(
-    store: Store,
+    store: BuildCache,
     made: dict[str, Path],
     places: dict[str, Path],
     monkeypatch: pytest.MonkeyPatch,
@@ -223,7 +225,7 @@ def test_what_cannot_be_kept_is_warned_about_and_no_more(
     made: dict[str, Path], tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     (tmp_path / "file").write_text("")
-    store = Store(tmp_path / "file" / "cache")
+    store = BuildCache(tmp_path / "file" / "cache")
     store.put(KEY, made, NOTE)
     with store.timings("gpu.cache") as path:
         assert path is None
@@ -233,7 +235,7 @@ def test_what_cannot_be_kept_is_warned_about_and_no_more(
     assert "cannot be written" in caplog.text
 
 
-def test_a_file_that_is_not_there_leaves_no_half_of_an_entry(store: Store, made: dict[str, Path]) -> None:
+def test_a_file_that_is_not_there_leaves_no_half_of_an_entry(store: BuildCache, made: dict[str, Path]) -> None:
     made["report"].unlink()
     store.put(KEY, made, NOTE)
     assert store.entries() == ()
@@ -244,7 +246,7 @@ def test_a_file_that_is_not_there_leaves_no_half_of_an_entry(store: Store, made:
 
 
 @pytest.fixture
-def aged(store: Store, made: dict[str, Path]) -> Store:
+def aged(store: BuildCache, made: dict[str, Path]) -> BuildCache:
     """Entries of equal size, named by the days since their last use."""
     for days in (100, 1, 10):
         store.put(str(days), {"engine": made["engine"]}, NOTE)
@@ -253,27 +255,27 @@ def aged(store: Store, made: dict[str, Path]) -> Store:
     return store
 
 
-def left(store: Store) -> list[str]:
+def left(store: BuildCache) -> list[str]:
     return [found.key for found in store.entries()]
 
 
-def test_entries_come_last_used_first(aged: Store) -> None:
+def test_entries_come_last_used_first(aged: BuildCache) -> None:
     assert left(aged) == ["1", "10", "100"]
 
 
-def test_the_old_go(aged: Store) -> None:
+def test_the_old_go(aged: BuildCache) -> None:
     assert [found.key for found in aged.prune(max_age_s=30 * DAY_S)] == ["100"]
     assert left(aged) == ["1", "10"]
 
 
-def test_the_least_recently_used_go_until_the_rest_fits(aged: Store) -> None:
+def test_the_least_recently_used_go_until_the_rest_fits(aged: BuildCache) -> None:
     size = aged.entries()[0].size_bytes
     assert [found.key for found in aged.prune(max_bytes=2 * size)] == ["100"]
     assert [found.key for found in aged.prune(max_bytes=2 * size - 1)] == ["10"]
 
 
 def test_an_older_entry_does_not_outlive_a_newer_one_for_its_size(
-    aged: Store, made: dict[str, Path], tmp_path: Path
+    aged: BuildCache, made: dict[str, Path], tmp_path: Path
 ) -> None:
     size = aged.entries()[0].size_bytes
     (tmp_path / "large").write_bytes(b"x" * size * 10)
@@ -284,7 +286,7 @@ def test_an_older_entry_does_not_outlive_a_newer_one_for_its_size(
     assert left(aged) == ["1"]
 
 
-def test_with_no_limit_everything_goes(aged: Store) -> None:
+def test_with_no_limit_everything_goes(aged: BuildCache) -> None:
     with aged.timings("gpu.cache") as path:
         assert path is not None
         path.write_text("timings")
@@ -294,7 +296,7 @@ def test_with_no_limit_everything_goes(aged: Store) -> None:
     assert [path for path in aged.folder.rglob("*") if path.is_file()] == []
 
 
-def test_with_a_limit_timings_stay_and_what_cannot_be_read_goes(aged: Store) -> None:
+def test_with_a_limit_timings_stay_and_what_cannot_be_read_goes(aged: BuildCache) -> None:
     with aged.timings("gpu.cache") as path:
         assert path is not None
         path.write_text("timings")
@@ -304,7 +306,7 @@ def test_with_a_limit_timings_stay_and_what_cannot_be_read_goes(aged: Store) -> 
     assert not entry(aged, "1").exists()
 
 
-def test_drafts_that_were_abandoned_go_and_fresh_ones_stay(store: Store) -> None:
+def test_drafts_that_were_abandoned_go_and_fresh_ones_stay(store: BuildCache) -> None:
     for name, age_s in (("draft-old", ABANDONED_S + 60), ("draft-fresh", 0)):
         (store.folder / name).mkdir(parents=True)
         os.utime(store.folder / name, (time.time() - age_s,) * 2)
@@ -312,7 +314,7 @@ def test_drafts_that_were_abandoned_go_and_fresh_ones_stay(store: Store) -> None
     assert [path.name for path in store.folder.iterdir()] == ["draft-fresh"]
 
 
-def test_files_of_a_bundle_outlive_the_store(store: Store, made: dict[str, Path], places: dict[str, Path]) -> None:
+def test_files_of_a_bundle_outlive_the_store(store: BuildCache, made: dict[str, Path], places: dict[str, Path]) -> None:
     store.put(KEY, made, NOTE)
     store.take(KEY, places)
     store.prune()
@@ -322,7 +324,7 @@ def test_files_of_a_bundle_outlive_the_store(store: Store, made: dict[str, Path]
 # --- several builds at once
 
 
-def test_builds_that_put_the_same_keys_at_once_leave_whole_entries(store: Store, tmp_path: Path) -> None:
+def test_builds_that_put_the_same_keys_at_once_leave_whole_entries(store: BuildCache, tmp_path: Path) -> None:
     writers = [
         subprocess.Popen([sys.executable, "-c", PUTS, str(store.folder), str(number)]) for number in range(WRITERS)
     ]
@@ -336,7 +338,7 @@ def test_builds_that_put_the_same_keys_at_once_leave_whole_entries(store: Store,
     assert [path.name for path in store.folder.iterdir()] == ["entries"]
 
 
-def test_timings_are_held_by_one_build_at_a_time(store: Store) -> None:
+def test_timings_are_held_by_one_build_at_a_time(store: BuildCache) -> None:
     entered = threading.Event()
 
     def second() -> None:
@@ -352,13 +354,13 @@ def test_timings_are_held_by_one_build_at_a_time(store: Store) -> None:
     waiting.join()
 
 
-def test_timings_of_two_gpus_are_held_apart(store: Store) -> None:
+def test_timings_of_two_gpus_are_held_apart(store: BuildCache) -> None:
     with store.timings("one.cache") as one, store.timings("two.cache") as two:
         assert one != two
 
 
 def test_timings_that_cannot_be_locked_are_done_without(
-    store: Store, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    store: BuildCache, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     def refuse(*arguments: object) -> None:
         raise OSError(37, "No locks available")  # a network file system
@@ -369,7 +371,7 @@ def test_timings_that_cannot_be_locked_are_done_without(
     assert "No locks available" in caplog.text
 
 
-def test_an_error_while_timings_are_held_is_passed_on_and_lets_them_go(store: Store) -> None:
+def test_an_error_while_timings_are_held_is_passed_on_and_lets_them_go(store: BuildCache) -> None:
     with pytest.raises(RuntimeError, match="in the middle"), store.timings("gpu.cache"):
         raise RuntimeError("in the middle")
     with store.timings("gpu.cache") as path:

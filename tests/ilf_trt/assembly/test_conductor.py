@@ -6,9 +6,8 @@ import pytest
 
 from ilf_trt.assembly.conductor import BuildResult, build, compile_bundle
 from ilf_trt.assembly.options import BuildOptions
-from ilf_trt.contract.bundle import Bundle
 from ilf_trt.contract.ports import GRAPHS
-from ilf_trt.contract.spec import Batch, Precision
+from ilf_trt.contract.spec import Precision
 from ilf_trt.contract.target import Architecture, EngineOptions, Library
 from ilf_trt.errors import BundleError, InvalidRequest
 
@@ -88,14 +87,3 @@ def test_a_place_that_is_taken_is_refused_before_anything_is_built(dit_build: Bu
     with pytest.raises(BundleError, match="exists and is not a bundle"):
         compile_bundle(dit_build.bundle.path, tmp_path / "thesis", RTX, force=True, progress=stages.append)
     assert stages == ["engine library"]
-
-
-def test_a_bfloat16_build_is_verified_on_graphs_out_of_the_cache_too(dit_checkpoint: Path, tmp_path: Path) -> None:
-    options = BuildOptions(
-        precision=Precision.BF16, batch=Batch(1, 1, 1), steps=2, feedback="all", cache=tmp_path / "cache"
-    )
-    first, second = (build(str(dit_checkpoint), tmp_path / name, options) for name in ("first.ilf", "second.ilf"))
-    assert first.reused == ()
-    assert second.reused == tuple(f"graph {name}" for name in GRAPHS)
-    assert second.differences == first.differences
-    assert Bundle.open(tmp_path / "second.ilf").manifest.files == first.bundle.manifest.files

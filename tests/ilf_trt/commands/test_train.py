@@ -1,4 +1,4 @@
-"""The command `train`: killed, stopped and gone on, two processes as one, the dry run, and refusals of one line."""
+"""The command `train`: killed, stopped and resumed, two processes as one, the dry run, and refusals of one line."""
 
 import json
 import os
@@ -7,20 +7,19 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
+from multiprocessing.context import ForkServerProcess
 from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import load_file
 
-from ilf_trt.commands.train import labels_of
-from ilf_trt.errors import InvalidRequest
 from ilf_trt.model.checkpoint import load_backbone, load_ilf
 from ilf_trt.train.demo import new_base, new_scheduler
 from tests.conftest import Run
 from tests.small_training import assert_same_training, log_of
+from tests.warm_process import start_command
 
 ROOT = Path(__file__).parents[3]
 TIMEOUT_S = 240.0  # a run ends within 10 s; a hang must not take the suite with it
@@ -57,35 +56,18 @@ def arguments(base: Path, output: Path, *more: str, iterations: int = ITERATIONS
     return ["train", "--config", "demo", "--output", str(output), "--cpu", *sets, *more]
 
 
-@contextmanager
-def started(*command: str) -> Iterator[subprocess.Popen[str]]:
-    """A process of its own, with one thread; killed if it is still there in the end."""
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    process = subprocess.Popen(
-        [sys.executable, "-m", *command],
-        cwd=ROOT,
-        env=environment,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
-    try:
-        yield process
-    finally:
-        process.kill()
-        process.communicate()
-
-
-def wait_for(output: Path, iteration: int, process: subprocess.Popen[str]) -> None:
-    """Until the checkpoint of that iteration is there."""
+def wait_until(done: Callable[[], bool], process: ForkServerProcess, error_file: Path) -> None:
+    """Until `done()`; fails if the process ends before, or hangs."""
     deadline = time.monotonic() + TIMEOUT_S
-    while time.monotonic() < deadline:
-        there = [int(path.name) for path in (output / "steps").glob("[0-9]*")]
-        if there and max(there) >= iteration:
-            return
-        assert process.poll() is None, process.communicate()[1]
+    while not done():
+        assert process.is_alive(), error_file.read_text()
+        assert time.monotonic() < deadline, f"nothing within {TIMEOUT_S} s"
         time.sleep(0.002)
-    raise AssertionError(f"no checkpoint of iteration {iteration} within {TIMEOUT_S} s")
+
+
+def iterations(output: Path) -> list[int]:
+    """The checkpoints that are there, 0 for none."""
+    return [0, *(int(path.name) for path in (output / "steps").glob("[0-9]*"))]
 
 
 @pytest.fixture(scope="module")
@@ -102,39 +84,41 @@ def whole(base: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.parametrize("seed", [0, 1])
-def test_a_training_killed_at_any_moment_goes_on_to_the_bit(
+def test_a_training_killed_at_any_moment_resumes_to_the_bit(
     base: Path, whole: Path, tmp_path: Path, run: Run, seed: int
 ) -> None:
-    chosen = random.Random(seed)
-    with started("ilf_trt", *arguments(base, tmp_path / "out")) as process:
-        wait_for(tmp_path / "out", chosen.randint(1, ITERATIONS - 10), process)
-        time.sleep(chosen.uniform(0, 0.05))  # an iteration and its save take about 0.03 s
-        process.send_signal(signal.SIGKILL)
-        assert process.wait(TIMEOUT_S) == -signal.SIGKILL
-    assert not (tmp_path / "out" / "ilf.json").exists()
-    assert run(*arguments(base, tmp_path / "out", "--resume", "auto")).code == 0
-    assert_same_training(tmp_path / "out", whole)
+    moment, output, errors = random.Random(seed), tmp_path / "out", tmp_path / "errors"
+    with start_command(arguments(base, output), errors) as process:
+        iteration = moment.randint(1, ITERATIONS - 10)
+        wait_until(lambda: max(iterations(output)) >= iteration, process, errors)
+        time.sleep(moment.uniform(0, 0.05))  # an iteration and its save take about 0.03 s
+        process.kill()
+        process.join(TIMEOUT_S)
+        assert process.exitcode == -signal.SIGKILL
+    assert not (output / "ilf.json").exists()
+    assert run(*arguments(base, output, "--resume", "auto")).code == 0
+    assert_same_training(output, whole)
 
 
-def test_sigterm_saves_exits_143_and_goes_on_to_the_bit(base: Path, whole: Path, tmp_path: Path, run: Run) -> None:
+def test_sigterm_saves_exits_143_and_resumes_to_the_bit(base: Path, whole: Path, tmp_path: Path, run: Run) -> None:
     command = arguments(base, tmp_path / "out", "--set", "checkpoint.every=1000")
-    with started("ilf_trt", *command) as process:
-        deadline = time.monotonic() + TIMEOUT_S
-        log = tmp_path / "out" / "log.jsonl"
-        while not (log.is_file() and log.read_text().count("\n") >= 3) and time.monotonic() < deadline:
-            time.sleep(0.002)
-        process.send_signal(signal.SIGTERM)
-        _, err = process.communicate(timeout=TIMEOUT_S)
+    log, errors = tmp_path / "out" / "log.jsonl", tmp_path / "errors"
+    with start_command(command, errors) as process:
+        wait_until(lambda: log.is_file() and log.read_text().count("\n") >= 3, process, errors)
+        process.terminate()
+        process.join(TIMEOUT_S)
+        assert process.exitcode == TERMINATED
     (saved,) = (int(path.name) for path in (tmp_path / "out" / "steps").iterdir())
-    assert process.returncode == TERMINATED
-    assert f"stopped at iteration {saved}, saved; the same command with --resume auto goes on" in err
+    assert (
+        f"stopped at iteration {saved}, saved; run the same command with --resume auto to resume" in errors.read_text()
+    )
     assert 3 <= saved < ITERATIONS
     assert len(log_of(tmp_path / "out")) == saved
     assert run(*command).code == 0
     last = Path("steps") / f"{ITERATIONS:08d}"
     for name in ("ilf.safetensors", "optimizer.safetensors"):
-        mine, wanted = load_file(tmp_path / "out" / last / name), load_file(whole / last / name)
-        assert all(torch.equal(mine[key], wanted[key]) for key in wanted)
+        mine, expected = load_file(tmp_path / "out" / last / name), load_file(whole / last / name)
+        assert all(torch.equal(mine[key], expected[key]) for key in expected)
     assert log_of(tmp_path / "out") == log_of(whole)
 
 
@@ -153,9 +137,9 @@ def test_a_signal_in_this_process_saves_too_and_its_handler_is_put_back(
             os.kill(os.getpid(), sent)
 
     monkeypatch.setattr(TrainingLog, "write", writes)
-    ran = run(*arguments(base, tmp_path / "out"))
-    assert (ran.code, ran.out) == (code, "")
-    assert "stopped at iteration 3, saved" in ran.err  # what was asked in iteration 2 is heard after the next
+    result = run(*arguments(base, tmp_path / "out"))
+    assert (result.code, result.out) == (code, "")
+    assert "stopped at iteration 3, saved" in result.err  # the loop hears a signal of iteration 2 after the next one
     assert signal.getsignal(sent) is before
 
 
@@ -167,10 +151,17 @@ def test_two_processes_by_accelerate_launch_have_the_losses_of_one(base: Path, t
     more = tuple(token for change in changes for token in ("--set", change))
     launch = ("accelerate.commands.launch", "--multi_gpu", "--num_processes", "2")  # with --cpu it starts but one
     two = arguments(base, tmp_path / "two", *more, iterations=6)
-    with started(*launch, "-m", "ilf_trt", *two) as process:
-        out, err = process.communicate(timeout=TIMEOUT_S)
-    assert process.returncode == 0, err
-    assert out.count("wrote ") == 1
+    done = subprocess.run(
+        [sys.executable, "-m", *launch, "-m", "ilf_trt", *two],
+        cwd=ROOT,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        timeout=TIMEOUT_S,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("wrote ") == 1
     assert run(*arguments(base, tmp_path / "one", *more, iterations=6)).code == 0
     one_log, two_log = log_of(tmp_path / "one"), log_of(tmp_path / "two")
     assert [line["processes"] for line in two_log] == [2] * 6
@@ -187,13 +178,15 @@ def test_two_processes_by_accelerate_launch_have_the_losses_of_one(base: Path, t
 def test_the_output_is_a_checkpoint_that_loads_with_its_base(whole: Path, base: Path) -> None:
     model = load_ilf(whole)
     assert model.feedback.scales.abs().min() > 0
-    wanted = load_backbone(str(base)).state_dict()
-    assert all(torch.equal(value, wanted[name]) for name, value in model.backbone.state_dict().items())
+    expected = load_backbone(str(base)).state_dict()
+    assert all(torch.equal(value, expected[name]) for name, value in model.backbone.state_dict().items())
 
 
 def test_the_next_command_is_told(base: Path, tmp_path: Path, run: Run) -> None:
-    ran = run(*arguments(base, tmp_path / "out", iterations=1))
-    assert ran.out.splitlines()[1] == f"next: ilf-trt build --checkpoint {tmp_path / 'out'} -o {tmp_path / 'out'}.ilf"
+    result = run(*arguments(base, tmp_path / "out", iterations=1))
+    assert (
+        result.out.splitlines()[1] == f"next: ilf-trt build --checkpoint {tmp_path / 'out'} -o {tmp_path / 'out'}.ilf"
+    )
 
 
 def test_the_demo_s_recipe_writes_sample_grids(base: Path, tmp_path: Path, run: Run) -> None:
@@ -209,10 +202,10 @@ def test_a_dry_run_prints_memory_flop_steps_and_hours_and_writes_nothing(
     run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    ran = run("train", "--config", "cifar10", "--dry-run", "--rate", "100", "--processes", "2")
-    assert ran.code == 0
+    result = run("train", "--config", "cifar10", "--dry-run", "--rate", "100", "--processes", "2")
+    assert result.code == 0
     parts = ("35.2 M frozen, 2.9 M trained", "a checkpoint on disk", "128 = 2 x 1 x 64", "5000", "hours at 100 TFLOP/s")
-    assert [part for part in parts if part not in ran.out] == []
+    assert [part for part in parts if part not in result.out] == []
     assert list(tmp_path.iterdir()) == []
 
 
@@ -228,13 +221,13 @@ def test_hours_go_with_the_rate(run: Run) -> None:
 
 def test_a_dry_run_takes_the_config_of_a_base_on_the_disk(run: Run, base: Path) -> None:
     for folder in (base, base.parent):
-        ran = run("train", "--config", "demo", "--set", f"model.base={folder}", "--dry-run")
-        assert "1.2 M frozen" in ran.out
+        result = run("train", "--config", "demo", "--set", f"model.base={folder}", "--dry-run")
+        assert "1.2 M frozen" in result.out
 
 
 def test_a_dry_run_without_base_or_config_is_refused(run: Run) -> None:
-    ran = run("train", "--config", "demo", "--set", "model.base=none/of-these", "--dry-run")
-    ran.refused("none/of-these is not on this disk", "model.kind")
+    result = run("train", "--config", "demo", "--set", "model.base=none/of-these", "--dry-run")
+    result.refused("none/of-these is not on this disk", "model.kind")
 
 
 @pytest.mark.parametrize("option", [("--rate", "0"), ("--processes", "0"), ("--rate", "nan")])
@@ -271,10 +264,3 @@ def test_it_is_refused_in_one_line_and_nothing_is_written(
 
 def test_a_second_training_into_the_same_folder_is_refused_by_none(run: Run, base: Path, whole: Path) -> None:
     run(*arguments(base, whole, "--resume", "none")).refused("holds a training up to iteration 24", "--resume auto")
-
-
-def test_labels_are_numbers_and_ranges() -> None:
-    assert labels_of("0-2, 7", 10) == (0, 1, 2, 7)
-    for text in ("", "3-", "a", "2-1", "-1"):
-        with pytest.raises(InvalidRequest, match=r"logging\.labels is"):
-            labels_of(text, 10)

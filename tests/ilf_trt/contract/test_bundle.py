@@ -18,13 +18,14 @@ from typing import Any
 import numpy as np
 import pytest
 
-from ilf_trt.assembly.staging import drafted
+from ilf_trt.assembly.staging import staging_folder
 from ilf_trt.contract.bundle import CONSTANTS_FILE, ENGINE_FOLDER, MANIFEST_FILE, Bundle, strip_graphs, write_manifest
 from ilf_trt.contract.graphs import graphs_of
 from ilf_trt.contract.manifest import SCHEMA, Calibration, EngineFacts, Manifest
 from ilf_trt.contract.ports import GRAPHS
 from ilf_trt.contract.spec import Calibrator, Precision
 from ilf_trt.errors import BundleError, IlfError, InvalidRequest, MissingDependency
+from tests.conftest import small_dit, write_checkpoint
 
 Change = Callable[[dict[str, Any]], object]
 
@@ -34,8 +35,8 @@ POLL_S = 0.02
 # Enters `drafted`, says so, and sleeps until it is killed.
 SLEEPER = """
 import sys, time
-from ilf_trt.assembly.staging import drafted
-with drafted(sys.argv[1], force=True) as draft:
+from ilf_trt.assembly.staging import staging_folder
+with staging_folder(sys.argv[1], force=True) as draft:
     (draft / "manifest.json").write_text("half")
     print(draft, flush=True)
     time.sleep(600)
@@ -43,7 +44,7 @@ with drafted(sys.argv[1], force=True) as draft:
 # Replaces a bundle, and dies by SIGKILL just before the n-th event of a name.
 DIES_BEFORE = """
 import os, signal, sys
-from ilf_trt.assembly.staging import drafted
+from ilf_trt.assembly.staging import staging_folder
 output, wanted, left = sys.argv[1], sys.argv[2], int(sys.argv[3])
 def hook(event, arguments):
     global left
@@ -51,7 +52,7 @@ def hook(event, arguments):
         left -= 1
         if not left:
             os.kill(os.getpid(), signal.SIGKILL)
-with drafted(output, force=True) as draft:
+with staging_folder(output, force=True) as draft:
     (draft / "manifest.json").write_text("new")
     sys.addaudithook(hook)
 """
@@ -85,7 +86,7 @@ def fill(draft: Path, text: str = "new") -> None:
 
 
 def build(output: Path, body: Callable[[Path], object], *, force: bool = False) -> None:
-    with drafted(output, force=force) as draft:
+    with staging_folder(output, force=force) as draft:
         body(draft)
 
 
@@ -586,7 +587,7 @@ def test_files_that_the_manifest_does_not_list_are_not_copied(copy: Path, place:
 
 
 def test_a_draft_takes_its_place_when_the_block_ends(place: Path) -> None:
-    with drafted(place / "deep" / "new.ilf", force=False) as draft:
+    with staging_folder(place / "deep" / "new.ilf", force=False) as draft:
         fill(draft)
         assert not (place / "deep" / "new.ilf").exists()
     assert content(place / "deep" / "new.ilf") == ["new", "new"]
@@ -594,14 +595,14 @@ def test_a_draft_takes_its_place_when_the_block_ends(place: Path) -> None:
 
 
 def test_a_draft_lies_on_the_file_system_of_its_place(place: Path) -> None:
-    with drafted(place / "new.ilf", force=False) as draft:
+    with staging_folder(place / "new.ilf", force=False) as draft:
         assert draft.parent == place
         fill(draft)
 
 
 def test_a_relative_place_is_relative_to_the_folder_of_the_start(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(place)
-    with drafted("new.ilf", force=False) as draft:
+    with staging_folder("new.ilf", force=False) as draft:
         fill(draft)
         monkeypatch.chdir("/")
     assert listing(place) == ["new.ilf"]
@@ -610,7 +611,7 @@ def test_a_relative_place_is_relative_to_the_folder_of_the_start(place: Path, mo
 def test_force_replaces_a_bundle_when_the_block_ends(place: Path) -> None:
     old = stand_in(place / "a.ilf")
     (old / "only in the old").write_text("old")
-    with drafted(old, force=True) as draft:
+    with staging_folder(old, force=True) as draft:
         fill(draft)
         assert content(old) == ["old", "old", "old"]
     assert content(old) == ["new", "new"]
@@ -618,7 +619,7 @@ def test_force_replaces_a_bundle_when_the_block_ends(place: Path) -> None:
 
 
 def test_force_is_not_needed_where_nothing_stands(place: Path) -> None:
-    with drafted(place / "a.ilf", force=True) as draft:
+    with staging_folder(place / "a.ilf", force=True) as draft:
         fill(draft)
     assert content(place / "a.ilf") == ["new", "new"]
 
@@ -626,7 +627,7 @@ def test_force_is_not_needed_where_nothing_stands(place: Path) -> None:
 def test_a_linked_bundle_is_replaced_and_its_target_kept(place: Path) -> None:
     target = stand_in(place / "target.ilf")
     (place / "a.ilf").symlink_to(target)
-    with drafted(place / "a.ilf", force=True) as draft:
+    with staging_folder(place / "a.ilf", force=True) as draft:
         fill(draft)
     assert content(place / "a.ilf") == ["new", "new"]
     assert [name for name in listing(place) if name.startswith(".")] == []
@@ -820,7 +821,7 @@ def test_a_killed_build_leaves_no_bundle(sleeper: tuple[subprocess.Popen[str], P
     process.wait()
     assert draft.is_dir()
     assert not (place / "a.ilf").exists()
-    with drafted(place / "a.ilf", force=False) as own:
+    with staging_folder(place / "a.ilf", force=False) as own:
         assert not draft.exists()
         fill(own)
     assert listing(place) == ["a.ilf"]
@@ -834,7 +835,7 @@ def test_a_killed_build_leaves_the_old_bundle(
     process.kill()
     process.wait()
     Bundle.open(old)
-    with drafted(old, force=True) as own:
+    with staging_folder(old, force=True) as own:
         assert not draft.exists()
         Bundle.open(old)
         fill(own)
@@ -843,7 +844,7 @@ def test_a_killed_build_leaves_the_old_bundle(
 
 def test_a_living_build_is_not_swept(sleeper: tuple[subprocess.Popen[str], Path], place: Path) -> None:
     _, draft = sleeper
-    with drafted(place / "a.ilf", force=False) as own:
+    with staging_folder(place / "a.ilf", force=False) as own:
         fill(own)
         assert content(draft) == ["half"]
     assert content(draft) == ["half"]
@@ -871,14 +872,14 @@ def test_the_draft_of_a_dead_process_is_swept_and_other_names_are_not(place: Pat
     kept = [f".b.ilf.partial-{pid}", f".a.ilf.partial-{os.getppid()}", ".a.ilf.partial-x"]
     for name in (f".a.ilf.partial-{pid}", *kept):
         (place / name).mkdir()
-    with drafted(place / "a.ilf", force=False) as draft:
+    with staging_folder(place / "a.ilf", force=False) as draft:
         fill(draft)
     assert listing(place) == sorted([*kept, "a.ilf"])
 
 
 def test_the_draft_of_a_dead_process_with_our_number_is_swept(place: Path) -> None:
     (place / f".a.ilf.partial-{os.getpid()}").mkdir()  # in a container every build may be process 1
-    with drafted(place / "a.ilf", force=False) as draft:
+    with staging_folder(place / "a.ilf", force=False) as draft:
         fill(draft)
     assert listing(place) == ["a.ilf"]
 
@@ -887,7 +888,7 @@ def test_a_name_with_wildcards_sweeps_its_own_drafts_only(place: Path) -> None:
     pid = dead_pid()
     for name in (f".[ab].ilf.partial-{pid}", f".a.ilf.partial-{pid}"):
         (place / name).mkdir()
-    with drafted(place / "[ab].ilf", force=False) as draft:
+    with staging_folder(place / "[ab].ilf", force=False) as draft:
         fill(draft)
     assert listing(place) == [f".a.ilf.partial-{pid}", "[ab].ilf"]
 
@@ -900,10 +901,9 @@ def test_a_name_with_wildcards_sweeps_its_own_drafts_only(place: Path) -> None:
     ],
     ids=["SIGTERM while exporting", "SIGINT at the start"],
 )
-def test_a_stopped_command_leaves_nothing(
-    number: int, code: int, moment: str, place: Path, dit_checkpoint: Path
-) -> None:
-    command = ["build", "--checkpoint", str(dit_checkpoint), "--output", str(place / "a.ilf"), "--steps", "2"]
+def test_a_stopped_command_leaves_nothing(number: int, code: int, moment: str, place: Path, tmp_path: Path) -> None:
+    checkpoint = write_checkpoint(tmp_path / "checkpoint", small_dit(num_layers=2), (0, 0))
+    command = ["build", "--checkpoint", str(checkpoint), "--output", str(place / "a.ilf"), "--batch", "1"]
     process = subprocess.Popen(
         [sys.executable, "-m", "ilf_trt.cli", *command], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     )

@@ -10,8 +10,8 @@ from transformers import AutoTokenizer, T5EncoderModel
 from ilf_trt import ILFModel, load_ilf
 from ilf_trt.contract.packaged import EMOJI, packaged
 from ilf_trt.contract.plan import make_plan
-from ilf_trt.model import sampling as reference
 from ilf_trt.model.checkpoint import read_checkpoint
+from ilf_trt.model.sampling import sample
 
 MOST_BYTES = 12_000_000
 PROMPTS = ["smiling cat", "green apple"]
@@ -71,7 +71,7 @@ def test_a_prompt_gives_its_colours(model: ILFModel) -> None:
     plan = make_plan(scheduler, STEPS, blocks=len(model.adapter.blocks), loop=model.loop, feedback="outer:1")
     noise = torch.randn(2, 3, 32, 32, generator=torch.Generator().manual_seed(7))
     scale = EMOJI.guidance_scale
-    made = reference.generate(model, plan, scheduler, embedded(PROMPTS), noise, guidance_scale=scale)
+    made = sample(model, plan, scheduler, embedded(PROMPTS), noise, guidance_scale=scale)
     assert torch.isfinite(made).all()
     cat, apple = made[..., 8:24, 8:24].mean((2, 3))
     assert apple[1] > apple[0]  # more green than red

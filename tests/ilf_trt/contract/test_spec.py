@@ -8,7 +8,7 @@ import pytest
 
 from ilf_trt.contract.graphs import graphs_of
 from ilf_trt.contract.ports import COEFFICIENTS, GRAPHS, Graph, Port
-from ilf_trt.contract.spec import Batch, Loop, ModelSpec, Positions, Precision
+from ilf_trt.contract.spec import BatchRange, Loop, ModelSpec, Positions, Precision
 from ilf_trt.errors import IlfError, InvalidRequest
 
 BLOCKS = 6
@@ -31,7 +31,7 @@ def dit(loop: Loop = LOOPS[0], *, guidance: bool = True) -> ModelSpec:
         positions=Positions(4, 1.0),
         loop=loop,
         guidance=guidance,
-        shares_rows=False,
+        shares_modulation=False,
         train_timesteps=1000,
         conditions=(Port("class_labels", ("B",), "int32", below=11),),
         null=10,
@@ -49,7 +49,7 @@ def pixart(loop: Loop = LOOPS[0], *, guidance: bool = True) -> ModelSpec:
         kind="pixart",
         latent=(4, 8, 8),
         null=None,
-        shares_rows=True,
+        shares_modulation=True,
         conditions=(
             Port("text", ("B", TEXT_TOKENS, 32), "float32"),
             Port("text_mask", ("B", TEXT_TOKENS), "float32"),
@@ -315,44 +315,49 @@ def test_a_loop_that_does_not_fit_is_refused_with_the_range(loop: Loop) -> None:
 
 @pytest.mark.parametrize(
     ("text", "batch"),
-    [("1", Batch(1, 1, 1)), ("12", Batch(12, 12, 12)), ("1:4:8", Batch(1, 4, 8)), ("2:2:2", Batch(2, 2, 2))],
+    [
+        ("1", BatchRange(1, 1, 1)),
+        ("12", BatchRange(12, 12, 12)),
+        ("1:4:8", BatchRange(1, 4, 8)),
+        ("2:2:2", BatchRange(2, 2, 2)),
+    ],
 )
-def test_a_batch_is_read_from_text(text: str, batch: Batch) -> None:
-    assert Batch.parse(text) == batch
+def test_a_batch_is_read_from_text(text: str, batch: BatchRange) -> None:
+    assert BatchRange.parse(text) == batch
 
 
 @pytest.mark.parametrize("text", ["", ":", "1:2", "1:2:3:4", "a", "1:a:3", "-1", "1.0", "1::3", "1:4:8:"])
 def test_text_that_is_no_batch_is_refused(text: str) -> None:
     with pytest.raises(InvalidRequest, match="is neither N nor MIN:OPT:MAX"):
-        Batch.parse(text)
+        BatchRange.parse(text)
 
 
 @pytest.mark.parametrize("text", ["0", "0:1:2", "4:1:8", "1:9:8", "8:4:1"])
 def test_a_batch_out_of_order_is_refused(text: str) -> None:
     with pytest.raises(InvalidRequest, match="out of order; it needs 1 <= MIN <= OPT <= MAX"):
-        Batch.parse(text)
+        BatchRange.parse(text)
 
 
 @pytest.mark.parametrize("text", ["1", "7", "1:4:8"])
 def test_a_batch_prints_as_it_is_written(text: str) -> None:
-    assert str(Batch.parse(text)) == text
+    assert str(BatchRange.parse(text)) == text
 
 
 def test_a_batch_is_fixed_when_its_ends_meet() -> None:
-    assert Batch.parse("3").fixed
-    assert not Batch.parse("1:3:3").fixed
+    assert BatchRange.parse("3").fixed
+    assert not BatchRange.parse("1:3:3").fixed
 
 
 @pytest.mark.parametrize("pictures", [2, 3, 8])
 def test_a_number_of_pictures_in_the_range_passes(pictures: int) -> None:
-    Batch(2, 4, 8).check(pictures)
+    BatchRange(2, 4, 8).check(pictures)
 
 
 @pytest.mark.parametrize(("pictures", "hint"), [(1, "1:4:8"), (9, "2:4:9")])
 def test_a_number_of_pictures_outside_is_refused_with_a_batch_that_would_do(pictures: int, hint: str) -> None:
     with pytest.raises(InvalidRequest, match=f"batch of {pictures} is outside the bundle's 2:4:8.*--batch {hint}$"):
-        Batch(2, 4, 8).check(pictures)
-    Batch.parse(hint).check(pictures)
+        BatchRange(2, 4, 8).check(pictures)
+    BatchRange.parse(hint).check(pictures)
 
 
 # --- errors

@@ -16,7 +16,7 @@ from ilf_trt import ILFModel, load_ilf, save_ilf
 from ilf_trt.assembly.conductor import BuildResult, build
 from ilf_trt.assembly.options import BuildOptions
 from ilf_trt.contract.plan import SCHEDULERS, Ratio, Rule
-from ilf_trt.contract.spec import Batch, Loop
+from ilf_trt.contract.spec import BatchRange, Loop
 from ilf_trt.drop_in.eager import ILFTransformer
 from ilf_trt.drop_in.follower import Follower, plan_maker
 from ilf_trt.drop_in.served import ServedTransformer, plan_of_step
@@ -44,7 +44,7 @@ def checkpoint_of(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], P
         DPMSolverMultistepScheduler().save_pretrained(folder / "checkpoint" / "scheduler")
         options = BuildOptions(
             guidance=False,
-            batch=Batch(1 if kind == "alpha" else ROWS, ROWS, ROWS),  # a fixed batch is exported in half the time
+            batch=BatchRange(1 if kind == "alpha" else ROWS, ROWS, ROWS),  # a fixed batch is exported in half the time
             steps=STEPS,
             feedback="last:1",
             rule=Rule.UNIFORM,

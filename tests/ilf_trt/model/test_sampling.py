@@ -14,7 +14,7 @@ from ilf_trt import ILFModel, attach
 from ilf_trt.contract.plan import SCHEDULERS, Rule, StepPlan, make_plan
 from ilf_trt.contract.spec import Loop
 from ilf_trt.errors import InvalidRequest, UnsupportedScheduler
-from ilf_trt.model.sampling import CompileMode, CompileOptions, generate, placed, prepared, scheduler_of
+from ilf_trt.model.sampling import CompileMode, CompileOptions, placed, prepared, sample, scheduler_of
 from tests.conftest import BLOCKS, CLASSES, LOOP, TEXT_CHANNELS, TEXT_TOKENS, small_dit, small_pixart
 
 PICTURES = 3
@@ -27,10 +27,11 @@ VISIBLE = 1e-2
 # One rounding of every product: measured 2e-3 and 2e-2.
 HALF_ROUNDING = {torch.float16: 1e-2, torch.bfloat16: 5e-2}
 KINDS = ("dit", "pixart", "unsized pixart")
+FEW = LOOP[1] + 1  # blocks, one and the loop's, where Python sees every operation
 
 
-def plan_of(scheduler: str = "dpmsolver++", **options: Any) -> StepPlan:
-    return make_plan(SCHEDULERS[scheduler], STEPS, blocks=BLOCKS, loop=Loop(*LOOP), **options)
+def plan_of(scheduler: str = "dpmsolver++", *, steps: int = STEPS, blocks: int = BLOCKS, **options: Any) -> StepPlan:
+    return make_plan(SCHEDULERS[scheduler], steps, blocks=blocks, loop=Loop(*LOOP), **options)
 
 
 def relative(got: Tensor, wanted: Tensor) -> float:
@@ -60,20 +61,21 @@ def pixart_conditions(*, sized: bool = True) -> dict[str, Tensor]:
     return conditions | (sizes if sized else {})
 
 
-def case(kind: str, *, fed: bool) -> tuple[Any, StepPlan, dict[str, Tensor], Tensor]:
-    """A model, a plan of plain steps or of both kinds, conditions and noise."""
+def case(kind: str, *, fed: bool, blocks: int = BLOCKS) -> tuple[Any, StepPlan, dict[str, Tensor], Tensor]:
+    """A model, a plan of plain steps or of both kinds, conditions and noise; `blocks` of all, the loop's among them."""
     sized = kind == "pixart"
-    backbone = small_dit() if kind == "dit" else small_pixart(sized=sized)
+    backbone = small_dit(num_layers=blocks) if kind == "dit" else small_pixart(sized=sized, num_layers=blocks)
     conditions = dit_conditions() if kind == "dit" else pixart_conditions(sized=sized)
     if not fed:
-        return backbone, plan_of(feedback="none"), conditions, noise_of(backbone)
+        return backbone, plan_of(blocks=blocks, feedback="none"), conditions, noise_of(backbone)
     model = attach(backbone, LOOP)
     nn.init.constant_(model.feedback.scales, 0.3)
-    return model, plan_of(feedback="outer:1", rule=Rule.UNIFORM), conditions, noise_of(backbone)
+    plan = plan_of(blocks=blocks, feedback="outer:1", rule=Rule.UNIFORM)
+    return model, plan, conditions, noise_of(backbone)
 
 
 def latents_of(model: Any, plan: StepPlan, conditions: dict[str, Tensor], noise: Tensor) -> Tensor:
-    return generate(model, plan, SCHEDULERS["dpmsolver++"], conditions, noise, guidance_scale=GUIDANCE)
+    return sample(model, plan, SCHEDULERS["dpmsolver++"], conditions, noise, guidance_scale=GUIDANCE)
 
 
 @torch.no_grad()
@@ -123,7 +125,7 @@ def test_a_plain_dit_equals_the_loop_of_diffusers(name: str, guidance: bool) -> 
     backbone, conditions = small_dit(), dit_conditions()
     noise = noise_of(backbone)
     scheduler = getattr(diffusers, SCHEDULERS[name]["_class_name"]).from_config(SCHEDULERS[name])
-    got = generate(
+    got = sample(
         backbone,
         plan_of(name, feedback="none"),
         SCHEDULERS[name],
@@ -141,7 +143,7 @@ def test_a_plain_pixart_equals_the_loop_of_diffusers(sized: bool) -> None:
     backbone, conditions = small_pixart(sized=sized), pixart_conditions(sized=sized)
     noise = noise_of(backbone)
     config = SCHEDULERS["dpmsolver++"]
-    got = generate(backbone, plan_of(feedback="none"), config, conditions, noise, guidance_scale=GUIDANCE)
+    got = sample(backbone, plan_of(feedback="none"), config, conditions, noise, guidance_scale=GUIDANCE)
     scheduler = diffusers.DPMSolverMultistepScheduler.from_config(config)
     assert relative(got, pixart_by_hand(backbone, scheduler, conditions, noise)) < TRAJECTORY_ROUNDING
 
@@ -151,8 +153,8 @@ def test_zero_scales_and_rule_none_equal_the_plain_backbone(name: str) -> None:
     backbone, conditions = small_dit(), dit_conditions()
     noise = noise_of(backbone)
     shared: Any = (SCHEDULERS[name], conditions, noise)
-    plain = generate(backbone, plan_of(name, feedback="none"), *shared, guidance_scale=GUIDANCE)
-    fed = generate(
+    plain = sample(backbone, plan_of(name, feedback="none"), *shared, guidance_scale=GUIDANCE)
+    fed = sample(
         attach(backbone, LOOP), plan_of(name, feedback="all", rule=Rule.NONE), *shared, guidance_scale=GUIDANCE
     )
     assert relative(fed, plain) < TRAJECTORY_ROUNDING
@@ -167,8 +169,8 @@ def test_scales_and_rule_each_change_the_trajectory(change: str) -> None:
     if change == "scales":
         torch.nn.init.constant_(model.feedback.scales, 0.5)
     plan = plan_of(feedback="all", rule=Rule.NONE if change == "scales" else Rule.UNIFORM)
-    fed = generate(model, plan, *shared, guidance_scale=GUIDANCE)
-    plain = generate(backbone, plan_of(feedback="none"), *shared, guidance_scale=GUIDANCE)
+    fed = sample(model, plan, *shared, guidance_scale=GUIDANCE)
+    plain = sample(backbone, plan_of(feedback="none"), *shared, guidance_scale=GUIDANCE)
     assert relative(fed, plain) > VISIBLE
 
 
@@ -178,8 +180,8 @@ def test_without_feedback_the_scales_do_not_matter() -> None:
     shared: Any = (plan_of(feedback="none"), SCHEDULERS["dpmsolver++"], conditions, noise)
     model = attach(backbone, LOOP)
     torch.nn.init.constant_(model.feedback.scales, 0.5)
-    got = generate(model, *shared, guidance_scale=GUIDANCE)
-    assert relative(got, generate(backbone, *shared, guidance_scale=GUIDANCE)) < TRAJECTORY_ROUNDING
+    got = sample(model, *shared, guidance_scale=GUIDANCE)
+    assert relative(got, sample(backbone, *shared, guidance_scale=GUIDANCE)) < TRAJECTORY_ROUNDING
 
 
 def test_the_model_is_called_as_the_plan_says() -> None:
@@ -191,7 +193,7 @@ def test_the_model_is_called_as_the_plan_says() -> None:
     )
     plan = plan_of(feedback="1,3", rule=Rule.UNIFORM)
     noise = noise_of(model.backbone)
-    generate(model, plan, SCHEDULERS["dpmsolver++"], dit_conditions(), noise, guidance_scale=GUIDANCE)
+    sample(model, plan, SCHEDULERS["dpmsolver++"], dit_conditions(), noise, guidance_scale=GUIDANCE)
     assert calls == [(step.t, step.t_post, step.feedback) for step in plan.steps]
 
 
@@ -199,17 +201,17 @@ def test_a_guidance_scale_of_one_equals_no_guidance() -> None:
     backbone = small_dit()
     plan = plan_of("ddim", feedback="none")
     shared: Any = (backbone, plan, SCHEDULERS["ddim"], dit_conditions(), noise_of(backbone))
-    guided = generate(*shared, guidance_scale=1.0)
-    assert relative(guided, generate(*shared, guidance_scale=GUIDANCE, guidance=False)) < TRAJECTORY_ROUNDING
+    guided = sample(*shared, guidance_scale=1.0)
+    assert relative(guided, sample(*shared, guidance_scale=GUIDANCE, guidance=False)) < TRAJECTORY_ROUNDING
 
 
 def test_a_picture_does_not_depend_on_its_batch() -> None:
     backbone, conditions = small_dit(), dit_conditions()
     noise = noise_of(backbone)
     shared: Any = (backbone, plan_of(feedback="none"), SCHEDULERS["dpmsolver++"])
-    together = generate(*shared, conditions, noise, guidance_scale=GUIDANCE)
+    together = sample(*shared, conditions, noise, guidance_scale=GUIDANCE)
     alone = {name: tensor[1:2] for name, tensor in conditions.items()}
-    assert relative(generate(*shared, alone, noise[1:2], guidance_scale=GUIDANCE), together[1:2]) < TRAJECTORY_ROUNDING
+    assert relative(sample(*shared, alone, noise[1:2], guidance_scale=GUIDANCE), together[1:2]) < TRAJECTORY_ROUNDING
 
 
 def test_a_scheduler_that_makes_fewer_steps_than_asked_is_followed() -> None:
@@ -217,14 +219,14 @@ def test_a_scheduler_that_makes_fewer_steps_than_asked_is_followed() -> None:
     plan = make_plan(config, 10, blocks=BLOCKS, loop=Loop(*LOOP), feedback="none")
     assert len(plan.steps) < 10
     backbone = small_dit()
-    latents = generate(backbone, plan, config, dit_conditions(), noise_of(backbone), guidance_scale=GUIDANCE)
+    latents = sample(backbone, plan, config, dit_conditions(), noise_of(backbone), guidance_scale=GUIDANCE)
     assert latents.isfinite().all()
 
 
 def test_a_plain_backbone_cannot_take_feedback() -> None:
     backbone = small_dit()
     with pytest.raises(InvalidRequest, match="plain backbone cannot take feedback"):
-        generate(
+        sample(
             backbone,
             plan_of(feedback="first:1"),
             SCHEDULERS["ddim"],
@@ -341,7 +343,7 @@ def compiler() -> Iterator[Compiler]:
 @pytest.mark.parametrize("fed", [False, True], ids=["backbone", "ILF"])
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_model_is_compiled_whole_once_for_each_kind_of_step(compiler: Compiler, kind: str, fed: bool) -> None:
-    model, *run = case(kind, fed=fed)
+    model, *run = case(kind, fed=fed, blocks=FEW)
     compiled = prepared(model, device="cpu", dtype=torch.float32, compiled=CompileOptions(backend=compiler))
     first = latents_of(compiled, *run)
     assert compiler.graphs == (2 if fed else 1)
@@ -354,7 +356,7 @@ def test_a_model_is_compiled_whole_once_for_each_kind_of_step(compiler: Compiler
 
 @pytest.mark.parametrize("mode", CompileMode)
 def test_the_compiler_is_told_the_mode(compiler: Compiler, mode: CompileMode) -> None:
-    model, *run = case("dit", fed=False)
+    model, *run = case("dit", fed=False, blocks=FEW)
     latents_of(prepared(model, device="cpu", dtype=torch.float32, compiled=CompileOptions(mode, compiler)), *run)
     assert compiler.modes == {mode.value}
 
@@ -378,13 +380,13 @@ class Crossings(TorchDispatchMode):
 @pytest.mark.parametrize("name", SCHEDULERS)
 def test_no_step_reads_from_the_device_or_copies_to_it(name: str, kind: str, fed: bool) -> None:
     """On torch's meta device, which like a GPU is another than the host's, and which has nothing to read."""
-    model, _, conditions, noise = case(kind, fed=fed)
+    model, _, conditions, noise = case(kind, fed=fed, blocks=FEW)
     model = model.to("meta")
     copies = []
-    for steps in (2, 6):
-        plan = make_plan(SCHEDULERS[name], steps, blocks=BLOCKS, loop=Loop(*LOOP), feedback="all" if fed else "none")
+    for steps in (2, 4):
+        plan = plan_of(name, steps=steps, blocks=FEW, feedback="all" if fed else "none")
         with Crossings() as crossings:
-            latents = generate(model, plan, SCHEDULERS[name], conditions, noise, guidance_scale=GUIDANCE)
+            latents = sample(model, plan, SCHEDULERS[name], conditions, noise, guidance_scale=GUIDANCE)
         assert latents.is_meta
         copies.append(crossings.copies)
     assert copies[0] == copies[1] == len(conditions) + 3  # noise, times, times after feedback

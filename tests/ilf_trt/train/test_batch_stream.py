@@ -1,4 +1,4 @@
-"""The feed from memory: every row once an epoch, the same rows wherever it is opened, and rows that ask for nothing."""
+"""The stream from memory: every row once an epoch, the same rows from any start, and rows without a condition."""
 
 from itertools import islice
 
@@ -6,61 +6,61 @@ import pytest
 import torch
 
 from ilf_trt.errors import InvalidRequest
-from ilf_trt.train.batch_stream import Batch, MemoryFeed, Pulled
+from ilf_trt.train.batch_stream import Batch, MemoryStream, StreamItem
 from tests.small_training import dit_rows, pixart_rows
 
 ROWS = 23
 
 
-def feed(batch: int = 5, seed: int = 0) -> MemoryFeed:
-    return MemoryFeed(dit_rows(ROWS), global_batch=batch, seed=seed)
+def stream(batch: int = 5, seed: int = 0) -> MemoryStream:
+    return MemoryStream(dit_rows(ROWS), global_batch=batch, seed=seed)
 
 
-def pulled(of: MemoryFeed, count: int, *, start: int = 1, rank: int = 0, world: int = 1) -> list[Pulled]:
-    return list(islice(of.stream(start_iteration=start, rank=rank, world=world), count))
+def items(of: MemoryStream, count: int, *, start: int = 1, rank: int = 0, world: int = 1) -> list[StreamItem]:
+    return list(islice(of.batches(start_iteration=start, rank=rank, world=world), count))
 
 
-def keys(found: list[Pulled]) -> list[str]:
-    return [key for _, names, _ in found for key in names]
+def keys(stream_items: list[StreamItem]) -> list[str]:
+    return [key for _, names, _ in stream_items for key in names]
 
 
 def test_every_epoch_shows_every_row_once_in_its_own_order() -> None:
-    seen = keys(pulled(feed(), ROWS))
-    epochs = [seen[start : start + ROWS] for start in range(0, len(seen), ROWS)]
+    sequence = keys(items(stream(), ROWS))
+    epochs = [sequence[start : start + ROWS] for start in range(0, len(sequence), ROWS)]
     assert [sorted(map(int, epoch)) for epoch in epochs] == [list(range(ROWS))] * 5
     assert len({tuple(epoch) for epoch in epochs}) == 5
 
 
 def test_keys_name_the_rows_that_are_given() -> None:
-    (_, names, batch), *_ = pulled(feed(), 1)
-    chosen = [int(name) for name in names]
-    assert torch.equal(batch.x0, dit_rows(ROWS).x0[chosen])
-    assert torch.equal(batch.call["class_labels"], dit_rows(ROWS).call["class_labels"][chosen])
+    (_, names, batch), *_ = items(stream(), 1)
+    numbers = [int(name) for name in names]
+    assert torch.equal(batch.x0, dit_rows(ROWS).x0[numbers])
+    assert torch.equal(batch.call["class_labels"], dit_rows(ROWS).call["class_labels"][numbers])
 
 
 def test_opened_later_it_goes_on_as_if_it_had_run() -> None:
-    assert keys(pulled(feed(), 12))[35:] == keys(pulled(feed(), 5, start=8))
-    assert [iteration for iteration, _, _ in pulled(feed(), 3, start=8)] == [8, 9, 10]
+    assert keys(items(stream(), 12))[35:] == keys(items(stream(), 5, start=8))
+    assert [iteration for iteration, _, _ in items(stream(), 3, start=8)] == [8, 9, 10]
 
 
 def test_processes_share_the_global_batch_in_order() -> None:
-    halves = [pulled(feed(6), 4, rank=rank, world=2) for rank in (0, 1)]
+    halves = [items(stream(6), 4, rank=rank, world=2) for rank in (0, 1)]
     joined = [key for both in zip(*halves, strict=True) for _, names, _ in both for key in names]
-    assert joined == keys(pulled(feed(6), 4))
+    assert joined == keys(items(stream(6), 4))
 
 
 def test_a_batch_may_be_larger_than_the_data() -> None:
-    (_, names, _), *_ = pulled(feed(50), 1)
+    (_, names, _), *_ = items(stream(50), 1)
     assert len(names) == 50
 
 
 def test_another_seed_has_another_order() -> None:
-    assert keys(pulled(feed(), 4)) != keys(pulled(feed(seed=1), 4))
+    assert keys(items(stream(), 4)) != keys(items(stream(seed=1), 4))
 
 
 def test_no_picture_is_refused() -> None:
     with pytest.raises(InvalidRequest, match="holds no picture"):
-        MemoryFeed(Batch(torch.zeros(0, 1, 8, 8), {}), global_batch=1, seed=0)
+        MemoryStream(Batch(torch.zeros(0, 1, 8, 8), {}), global_batch=1, seed=0)
 
 
 def test_a_part_cuts_nested_arguments_too() -> None:
@@ -72,15 +72,15 @@ def test_a_part_cuts_nested_arguments_too() -> None:
 
 
 def test_dropped_rows_get_the_arguments_of_the_null_and_keep_the_others() -> None:
-    rows, dropped = pixart_rows(3), torch.tensor([False, True, False])
+    rows, drop_mask = pixart_rows(3), torch.tensor([False, True, False])
     null = {
         "encoder_hidden_states": torch.full((1, 7, 32), 9.0),
         "encoder_attention_mask": torch.tensor([[1.0, 1, 0, 0, 0, 0, 0]]),
     }
-    found = rows.without(dropped, null)
-    assert torch.equal(found.call["encoder_hidden_states"][1], null["encoder_hidden_states"][0])
-    assert torch.equal(found.call["encoder_attention_mask"][1], null["encoder_attention_mask"][0])
-    for kept in (0, 2):
-        assert torch.equal(found.call["encoder_hidden_states"][kept], rows.call["encoder_hidden_states"][kept])
-    assert found.call["added_cond_kwargs"] is rows.call["added_cond_kwargs"]
+    result = rows.without_condition(drop_mask, null)
+    assert torch.equal(result.call["encoder_hidden_states"][1], null["encoder_hidden_states"][0])
+    assert torch.equal(result.call["encoder_attention_mask"][1], null["encoder_attention_mask"][0])
+    for row in (0, 2):
+        assert torch.equal(result.call["encoder_hidden_states"][row], rows.call["encoder_hidden_states"][row])
+    assert result.call["added_cond_kwargs"] is rows.call["added_cond_kwargs"]
     assert torch.equal(rows.call["encoder_hidden_states"], pixart_rows(3).call["encoder_hidden_states"])

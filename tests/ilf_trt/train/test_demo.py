@@ -11,7 +11,7 @@ from ilf_trt import ILFModel, load_ilf
 from ilf_trt.contract.spec import Loop
 from ilf_trt.errors import CheckpointError
 from ilf_trt.model.checkpoint import read_checkpoint
-from ilf_trt.train.data.digits import batches, digits_feed
+from ilf_trt.train.data.digits import digit_batches, digits_stream
 from ilf_trt.train.demo import train
 from ilf_trt.train.recipe import Loss, Recipe
 
@@ -37,10 +37,10 @@ def test_the_demo_s_base_is_small(demo: ILFModel) -> None:
 
 def test_the_demo_s_files_are_small_and_none_is_a_pickle() -> None:
     folder = Path(str(files("ilf_trt") / "demo"))
-    found = [path for path in folder.rglob("*") if path.is_file()]
-    assert {path.name for path in found} >= {"ilf.json", "ilf.safetensors", "config.json", "scheduler_config.json"}
-    assert {path.suffix for path in found} <= {".json", ".jsonl", ".safetensors", ".md"}
-    assert sum(path.stat().st_size for path in found) <= MAX_BYTES
+    paths = [path for path in folder.rglob("*") if path.is_file()]
+    assert {path.name for path in paths} >= {"ilf.json", "ilf.safetensors", "config.json", "scheduler_config.json"}
+    assert {path.suffix for path in paths} <= {".json", ".jsonl", ".safetensors", ".md"}
+    assert sum(path.stat().st_size for path in paths) <= MAX_BYTES
 
 
 def test_the_demo_s_scales_were_trained(demo: ILFModel) -> None:
@@ -64,10 +64,10 @@ def test_the_demo_finds_its_scheduler() -> None:
 def test_the_demo_s_output_is_finite_and_depends_on_label_and_feedback(demo: ILFModel) -> None:
     x = torch.randn(2, 1, 8, 8, generator=torch.Generator().manual_seed(0))
     three, null = torch.tensor([3, 3]), torch.tensor([CLASSES, CLASSES])
-    fed = demo(x, 500, three, t_post=480).sample
-    assert fed.isfinite().all()
-    assert not torch.equal(fed, demo(x, 500, null, t_post=480).sample)
-    assert not torch.equal(fed, demo(x, 500, three, feedback=False).sample)
+    with_feedback = demo(x, 500, three, t_post=480).sample
+    assert with_feedback.isfinite().all()
+    assert not torch.equal(with_feedback, demo(x, 500, null, t_post=480).sample)
+    assert not torch.equal(with_feedback, demo(x, 500, three, feedback=False).sample)
 
 
 # --- training it anew
@@ -84,8 +84,8 @@ def anew(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_trained_anew_it_is_a_checkpoint_with_its_base_beside(anew: Path) -> None:
     model = load_ilf(anew)
     assert model.feedback.scales.abs().min() > 0
-    found = read_checkpoint(anew)
-    assert (found.base, found.training["iteration"]) == (str(anew / "transformer"), 2)
+    checkpoint = read_checkpoint(anew)
+    assert (checkpoint.base, checkpoint.training["iteration"]) == (str(anew / "transformer"), 2)
     assert (anew / "scheduler" / "scheduler_config.json").is_file()
     assert (anew / "training" / "log.jsonl").is_file()
 
@@ -97,15 +97,15 @@ def test_the_moved_checkpoint_still_finds_its_base(anew: Path, tmp_path: Path) -
 
 def test_without_base_iterations_the_base_is_kept_and_the_feedback_goes_on(anew: Path, tmp_path: Path) -> None:
     copy = Path(shutil.copytree(anew, tmp_path / "copy", symlinks=True))
-    seen: list[tuple[str, int]] = []
+    steps: list[tuple[str, int]] = []
     train(
         copy,
         seed=0,
         base_iterations=0,
         feedback_iterations=3,
-        progress=lambda what, iteration, *_: seen.append((what, iteration)),
+        progress=lambda what, iteration, *_: steps.append((what, iteration)),
     )
-    assert seen == [("feedback", 3)]
+    assert steps == [("feedback", 3)]
     weights = Path("transformer") / "diffusion_pytorch_model.safetensors"
     assert (copy / weights).read_bytes() == (anew / weights).read_bytes()
 
@@ -129,11 +129,11 @@ def test_training_leaves_torch_s_threads_as_they_were(anew: Path, tmp_path: Path
 
 
 def test_batches_of_the_base_have_a_tenth_of_null_labels() -> None:
-    labels = next(batches(2000, 0)).call["class_labels"]
+    labels = next(digit_batches(2000, 0)).call["class_labels"]
     assert (labels == CLASSES).float().mean().item() == pytest.approx(0.1, abs=0.034)  # five standard errors
 
 
-def test_the_feed_holds_all_digits_in_range() -> None:
-    rows = digits_feed(global_batch=4, seed=0).rows
+def test_the_stream_holds_all_digits_in_range() -> None:
+    rows = digits_stream(global_batch=4, seed=0).rows
     assert (len(rows.x0), rows.x0.min().item(), rows.x0.max().item()) == (1797, -1.0, 1.0)
     assert set(rows.call["class_labels"].tolist()) == set(range(CLASSES))

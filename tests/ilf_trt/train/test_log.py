@@ -42,9 +42,9 @@ def events(folder: Path) -> dict[str, list[int]]:
     """Tags in TensorBoard, each with its steps."""
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-    found = EventAccumulator(str(folder / "tensorboard"))
-    found.Reload()
-    return {tag: [event.step for event in found.Scalars(tag)] for tag in found.Tags()["scalars"]}
+    accumulator = EventAccumulator(str(folder / "tensorboard"))
+    accumulator.Reload()
+    return {tag: [event.step for event in accumulator.Scalars(tag)] for tag in accumulator.Tags()["scalars"]}
 
 
 def test_a_line_is_one_json_object_with_its_iteration(tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from ilf_trt import ILFModel, attach
 from ilf_trt.train.batch_stream import Batch
-from ilf_trt.train.losses import Objective, ddim, dpm, noised, squared, straight
+from ilf_trt.train.losses import Objective, add_noise, ddim, dpm, squared_error, step_noise
 from ilf_trt.train.recipe import Loss, LossKind, SecondPass
 from tests.conftest import LOOP, small_dit, small_pixart
 from tests.small_training import dit_rows, pixart_rows
@@ -89,19 +89,19 @@ def terms_of(model: ILFModel, rows: Batch, noise: Tensor, loss: Loss = LOSS, **o
 
 
 @contextmanager
-def counted(model: ILFModel, name: str) -> Iterator[list[bool]]:
+def count_calls(model: ILFModel, name: str) -> Iterator[list[bool]]:
     """Calls of a method of the model or its adapter: for each whether a graph was recorded."""
     owner: Any = model if hasattr(model, name) else model.adapter
-    seen: list[bool] = []
+    calls: list[bool] = []
     before = getattr(owner, name)
 
-    def noted(*arguments: Any, **options: Any) -> Any:
-        seen.append(torch.is_grad_enabled())
+    def note_call(*arguments: Any, **options: Any) -> Any:
+        calls.append(torch.is_grad_enabled())
         return before(*arguments, **options)
 
-    setattr(owner, name, noted)
+    setattr(owner, name, note_call)
     try:
-        yield seen
+        yield calls
     finally:
         delattr(owner, name)
 
@@ -110,8 +110,8 @@ def counted(model: ILFModel, name: str) -> Iterator[list[bool]]:
 
 
 def test_noised_is_the_diffusion_of_diffusers(rows: Batch, noise: Tensor) -> None:
-    wanted = DDPMScheduler().add_noise(rows.x0, noise, TIME)
-    assert torch.allclose(noised(rows.x0, noise, TIME, ALPHAS), wanted, **FLOAT32)
+    expected = DDPMScheduler().add_noise(rows.x0, noise, TIME)
+    assert torch.allclose(add_noise(rows.x0, noise, TIME, ALPHAS), expected, **FLOAT32)
 
 
 def test_a_ddim_step_with_the_true_noise_lands_on_the_diffusion_of_the_later_time(rows: Batch, noise: Tensor) -> None:
@@ -120,14 +120,14 @@ def test_a_ddim_step_with_the_true_noise_lands_on_the_diffusion_of_the_later_tim
     assert torch.allclose(x, x_at(later, rows.x0, noise), **DDIM)
 
 
-def test_squared_is_a_mean_over_each_row() -> None:
+def test_the_squared_error_is_a_mean_over_each_row() -> None:
     x, y = torch.randn(2, 3, 2, 4, 4)
-    assert torch.allclose(squared(x, y), mse(x, y))
+    assert torch.allclose(squared_error(x, y), mse(x, y))
 
 
 def test_reconstruction_is_the_student_against_the_noise(model: ILFModel, rows: Batch, noise: Tensor) -> None:
-    found = terms_of(model, rows, noise)[0]
-    assert torch.allclose(found, mse(student_of(model, rows, noise, TIME), noise), **FLOAT32)
+    result = terms_of(model, rows, noise)[0]
+    assert torch.allclose(result, mse(student_of(model, rows, noise, TIME), noise), **FLOAT32)
 
 
 def test_fast_distillation_asks_the_teacher_once_for_the_same_image_and_noise_at_half_the_time(
@@ -135,16 +135,16 @@ def test_fast_distillation_asks_the_teacher_once_for_the_same_image_and_noise_at
 ) -> None:
     half = TIME // 2
     teacher = teacher_of(model, x_at(half, rows.x0, noise), half, rows)
-    wanted = mse(student_of(model, rows, noise, TIME), teacher)
-    assert torch.allclose(terms_of(model, rows, noise)[1], wanted, **FLOAT32)
+    expected = mse(student_of(model, rows, noise, TIME), teacher)
+    assert torch.allclose(terms_of(model, rows, noise)[1], expected, **FLOAT32)
 
 
 def test_fast_distillation_looks_no_further_ahead_than_it_is_told(model: ILFModel, rows: Batch, noise: Tensor) -> None:
     later = torch.tensor([0, 140, 401, 899])
     teacher = teacher_of(model, x_at(later, rows.x0, noise), later, rows)
-    wanted = mse(student_of(model, rows, noise, TIME), teacher)
-    found = terms_of(model, rows, noise, replace(LOSS, look_ahead=100))[1]
-    assert torch.allclose(found, wanted, **FLOAT32)
+    expected = mse(student_of(model, rows, noise, TIME), teacher)
+    result = terms_of(model, rows, noise, replace(LOSS, look_ahead=100))[1]
+    assert torch.allclose(result, expected, **FLOAT32)
 
 
 def test_standard_distillation_walks_no_further_ahead_than_it_is_told(
@@ -152,9 +152,9 @@ def test_standard_distillation_walks_no_further_ahead_than_it_is_told(
 ) -> None:
     later, x = torch.tensor([0, 140, 401, 899]), x_at(TIME, rows.x0, noise)
     at_later = ddim(x, teacher_of(model, x, TIME, rows), TIME, later, ALPHAS)
-    wanted = mse(student_of(model, rows, noise, TIME), teacher_of(model, at_later, later, rows))
+    expected = mse(student_of(model, rows, noise, TIME), teacher_of(model, at_later, later, rows))
     walk = replace(LOSS, kind=LossKind.STANDARD, teacher_steps=2, look_ahead=100)
-    assert torch.allclose(terms_of(model, rows, noise, walk)[1], wanted, **FLOAT32)
+    assert torch.allclose(terms_of(model, rows, noise, walk)[1], expected, **FLOAT32)
 
 
 @pytest.mark.parametrize("steps", [2, 4, 8])
@@ -169,8 +169,8 @@ def test_standard_distillation_walks_to_half_the_time_in_k_forwards(
         x, time = x_at(later, x0, epsilon), later
         epsilon = teacher_of(model, x, time, rows)
     assert torch.equal(time, TIME // 2)
-    found = terms_of(model, rows, noise, replace(LOSS, kind=LossKind.STANDARD, teacher_steps=steps))[1]
-    assert torch.allclose(found, mse(student_of(model, rows, noise, TIME), epsilon), **DDIM)
+    result = terms_of(model, rows, noise, replace(LOSS, kind=LossKind.STANDARD, teacher_steps=steps))[1]
+    assert torch.allclose(result, mse(student_of(model, rows, noise, TIME), epsilon), **DDIM)
 
 
 def test_reconstruction_only_has_no_second_term(model: ILFModel, rows: Batch, noise: Tensor) -> None:
@@ -183,8 +183,8 @@ def test_reconstruction_only_has_no_second_term(model: ILFModel, rows: Batch, no
 def test_the_second_pass_is_conditioned_on(
     model: ILFModel, rows: Batch, noise: Tensor, second_pass: SecondPass, divisor: int
 ) -> None:
-    found = terms_of(model, rows, noise, replace(LOSS, second_pass=second_pass))[0]
-    assert torch.allclose(found, mse(student_of(model, rows, noise, TIME // divisor), noise), **FLOAT32)
+    result = terms_of(model, rows, noise, replace(LOSS, second_pass=second_pass))[0]
+    assert torch.allclose(result, mse(student_of(model, rows, noise, TIME // divisor), noise), **FLOAT32)
 
 
 def test_an_interval_is_that_of_a_sampler_s_step_and_never_shorter_than_the_teacher_s_steps(model: ILFModel) -> None:
@@ -229,14 +229,14 @@ def test_a_step_to_time_zero_ends_at_the_clean_image() -> None:
     ended, _ = dpm(x, epsilon, time, zero, ALPHAS, None)
     a = ALPHAS[40]
     assert torch.allclose(ended, (x - (1 - a).sqrt() * epsilon) / a.sqrt(), atol=1e-3)
-    assert torch.allclose(straight(x, ended, time, zero, ALPHAS), epsilon, atol=1e-2)
+    assert torch.allclose(step_noise(x, ended, time, zero, ALPHAS), epsilon, atol=1e-2)
 
 
 def test_an_interval_has_targets_at_every_time(model: ILFModel, rows: Batch, noise: Tensor) -> None:
     objective = Objective(model, ALPHAS, INTERVAL)
     for time in (0, 1, 5, 90, 500, 999):
-        found = objective(rows, torch.full((4,), time), noise, SHARE)
-        assert torch.isfinite(found).all()
+        result = objective(rows, torch.full((4,), time), noise, SHARE)
+        assert torch.isfinite(result).all()
 
 
 def test_the_total_is_the_weighted_sum_of_both_means(model: ILFModel) -> None:
@@ -252,23 +252,23 @@ def test_a_pixart_s_loss_is_the_same_equation() -> None:
         student = model(x_at(TIME, rows.x0, noise), timestep=TIME, t_post=TIME, **rows.call).sample[:, :4]
         half = TIME // 2
         teacher = model.backbone(x_at(half, rows.x0, noise), timestep=half, **rows.call).sample[:, :4]
-    found = terms_of(model, rows, noise)
-    assert torch.allclose(found, torch.stack([mse(student, noise), mse(student, teacher)]), **FLOAT32)
+    result = terms_of(model, rows, noise)
+    assert torch.allclose(result, torch.stack([mse(student, noise), mse(student, teacher)]), **FLOAT32)
 
 
 # --- what is computed, and how often
 
 
 def test_nothing_before_the_feedback_block_records_a_graph(model: ILFModel, rows: Batch, noise: Tensor) -> None:
-    with counted(model, "first_pass") as first, counted(model, "second_pass") as second:
+    with count_calls(model, "first_pass") as first, count_calls(model, "second_pass") as second:
         terms_of(model, rows, noise)
     assert (first, second) == ([False, False], [True])
 
 
 def test_what_a_batch_asks_for_is_embedded_once(model: ILFModel, rows: Batch, noise: Tensor) -> None:
-    with counted(model, "context") as seen:
+    with count_calls(model, "context") as calls:
         terms_of(model, rows, noise)
-    assert seen == [False]
+    assert calls == [False]
 
 
 @pytest.mark.parametrize(
@@ -284,17 +284,17 @@ def test_what_a_batch_asks_for_is_embedded_once(model: ILFModel, rows: Batch, no
 def test_first_passes_of_an_iteration(
     model: ILFModel, rows: Batch, noise: Tensor, change: dict[str, Any], forwards: int
 ) -> None:
-    with counted(model, "first_pass") as seen:
+    with count_calls(model, "first_pass") as calls:
         terms_of(model, rows, noise, replace(LOSS, **change))
-    assert len(seen) == forwards
+    assert len(calls) == forwards
 
 
 def test_modulation_of_the_loop_at_t_is_made_once_for_both_passes(model: ILFModel, rows: Batch, noise: Tensor) -> None:
     counts = []
     for second_pass in SecondPass:
-        with counted(model, "rows") as seen:
+        with count_calls(model, "rows") as calls:
             terms_of(model, rows, noise, replace(LOSS, second_pass=second_pass))
-        counts.append(len(seen))
+        counts.append(len(calls))
     assert counts[0] == counts[1] - 1
 
 
@@ -320,10 +320,10 @@ def test_recomputing_activations_changes_no_gradient(make: Any) -> None:
     gradients, runs = [], []
     for recompute in (False, True):
         model.zero_grad(set_to_none=True)
-        with counted(model, "block") as seen:
+        with count_calls(model, "block") as calls:
             terms_of(model, rows, noise, recompute=recompute).sum().backward()
         gradients.append(torch.cat([p.grad.flatten() for p in model.feedback.parameters()]))  # type: ignore[union-attr]
-        runs.append(len(seen))
+        runs.append(len(calls))
     assert torch.equal(*gradients)
     assert runs[1] == runs[0] + 1 + 2 + 1  # F, the loop, and the block after it, once more
 

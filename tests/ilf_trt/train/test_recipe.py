@@ -131,7 +131,7 @@ def test_a_list_is_a_loop_too_and_a_whole_number_a_float() -> None:
         ("optimisation.warm_up=-1", r"optimisation\.warm_up is -1"),
         ("loss.teacher_steps=1", r"loss\.teacher_steps is 1, it must be at least 2"),
         ("loss.condition_dropout=1.1", r"loss\.condition_dropout is 1\.1, it must be from 0 to 1"),
-        ("loss.kind=interval", r"loss\.kind is interval and loss\.second_pass is t; interval goes with t-i\*m/n"),
+        ("loss.kind=interval", r"loss\.kind is interval and loss\.second_pass is t; interval needs t-i\*m/n"),
         ("loss.second_pass=t-i*m/n", r"loss\.kind is fast and loss\.second_pass is t-i\*m/n"),
         ("loss.fewest_steps=13", r"loss\.most_steps is 12, it must be at least 13"),
         ("loss.fewest_steps=0", r"loss\.fewest_steps is 0"),
@@ -180,8 +180,8 @@ def test_a_missing_field_is_named_with_the_way_to_set_it(tmp_path: Path) -> None
 
 def test_rates_rise_over_the_warm_up_and_stay() -> None:
     warm = small_recipe(optimisation={"warm_up": 4}).optimisation
-    assert [warm.warmth(iteration) for iteration in (1, 2, 4, 5)] == [0.25, 0.5, 1.0, 1.0]
-    assert small_recipe().optimisation.warmth(1) == 1.0
+    assert [warm.lr_factor(iteration) for iteration in (1, 2, 4, 5)] == [0.25, 0.5, 1.0, 1.0]
+    assert small_recipe().optimisation.lr_factor(1) == 1.0
 
 
 def test_rows_at_once_are_the_batch_over_processes_and_parts() -> None:
@@ -224,6 +224,6 @@ def test_a_training_may_go_on_with_another(change: dict[str, Any]) -> None:
     ids=str,
 )
 def test_a_training_may_not_go_on_with_another(change: dict[str, Any], name: str) -> None:
-    ((found, here, there),) = small_recipe().differences(small_recipe(**change))
-    assert found == name
-    assert here != there
+    ((field, mine, theirs),) = small_recipe().differences(small_recipe(**change))
+    assert field == name
+    assert mine != theirs

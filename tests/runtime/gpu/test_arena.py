@@ -51,14 +51,14 @@ def test_a_slot_holds_its_tensor(route: Route) -> None:
 
 def test_what_the_host_writes_comes_first_and_is_all_that_it_writes(route: Route) -> None:
     arena = arena_of(route)
-    staged = {name for name, slot in arena.slots.items() if slot.offset < arena.staged_bytes}
-    assert staged == set(route.given)
-    assert not staged & route.fixed.keys()
+    inputs = {name for name, slot in arena.slots.items() if slot.offset < arena.input_bytes}
+    assert inputs == set(route.given)
+    assert not inputs & route.fixed.keys()
 
 
-def test_what_is_cleared_is_the_predictions(route: Route) -> None:
+def test_the_predictions_are_the_zeros(route: Route) -> None:
     arena = arena_of(route)
-    begin, size = arena.cleared
+    begin, size = arena.zeros
     assert {name for name, slot in arena.slots.items() if begin <= slot.offset < begin + size} == {*PREDICTIONS}
 
 

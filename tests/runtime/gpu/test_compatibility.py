@@ -13,7 +13,8 @@ from ilf_trt.contract.manifest import EngineFacts
 from ilf_trt.contract.target import Library
 from ilf_trt.errors import EngineError, InvalidRequest, MissingDependency
 from ilf_trt.runtime import Pipeline
-from ilf_trt.runtime.gpu.compatibility import EngineKind, check, library_for
+from ilf_trt.runtime.engine import EngineKind
+from ilf_trt.runtime.gpu.compatibility import check, library_for
 from ilf_trt.runtime.gpu.cuda import Gpu
 from tests.runtime.conftest import DRIVER, GPU_NAME, Compiled, Machine
 
@@ -72,7 +73,7 @@ def test_an_rtx_engine_names_the_architecture_to_compile_for(gpu: Callable[..., 
 
 def test_another_gpu_of_the_architecture_needs_hardware_compatibility(gpu: Callable[..., Gpu]) -> None:
     h100 = gpu("NVIDIA H100 80GB HBM3")
-    with pytest.raises(EngineError, match=r"is for NVIDIA H200 alone, this is NVIDIA H100 .*--hardware-compat"):
+    with pytest.raises(EngineError, match=r"is only for NVIDIA H200, this is NVIDIA H100 .*--hardware-compat"):
         check(FACTS, h100, VERSION)
     check(replace(FACTS, any_gpu_of_architecture=True), h100, VERSION)
 

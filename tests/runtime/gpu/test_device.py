@@ -11,7 +11,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-import torch
 from numpy.typing import NDArray
 
 from ilf_trt.assembly.conductor import BuildResult
@@ -19,8 +18,7 @@ from ilf_trt.contract.plan import make_plan
 from ilf_trt.contract.solver import DEFAULT_SCHEDULER
 from ilf_trt.errors import DeviceLost, EngineError, InvalidRequest, OutOfMemory
 from ilf_trt.runtime import Pipeline
-from ilf_trt.runtime.gpu.device import _stored
-from ilf_trt.runtime.loading import AllAtOnce
+from ilf_trt.runtime.loading import Resident
 from ilf_trt.runtime.session import KEPT_TRAJECTORIES
 from tests.conftest import CLASSES, TEXT_CHANNELS, TEXT_TOKENS
 from tests.runtime.conftest import SCRATCH_BYTES, Compiled, Machine
@@ -324,7 +322,7 @@ def test_two_gpus_run_apart_and_take_only_their_own_latents(
             for pipeline in (first, second):
                 assert close_to(pipeline.generate(**conditions(pipeline, 2)).latents, wanted)
         noise = first.generate(**conditions(first, 2), on_device=True).latents
-        with pytest.raises(InvalidRequest, match="latents are on cuda:0, the pipeline on cuda:1; move them"):
+        with pytest.raises(InvalidRequest, match="latents are on cuda:0, the pipeline is on cuda:1; move them"):
             second.generate(latents=noise, **conditions(second, 2))
         noise.close()
 
@@ -354,8 +352,8 @@ def test_a_closed_pipeline_holds_nothing_and_says_so(dit_bundle: Path, machine: 
 
 
 def pool_of(pipeline: Pipeline) -> Any:
-    assert isinstance(pipeline._stages, AllAtOnce)
-    return pipeline._stages._pool
+    assert isinstance(pipeline._loading, Resident)
+    return pipeline._loading._pool
 
 
 def test_close_waits_for_a_generation(dit_bundle: Path, machine: Machine, compiled: Compiled) -> None:
@@ -536,17 +534,3 @@ def test_more_pictures_than_the_batch_run_in_turns(dit_bundle: Path, machine: Ma
         last = {name: value[16:] for name, value in asked.items()}
         alone = pipeline.generate(seed=[16, 17, 18], **last).latents
     assert np.abs(together[16:] - alone).max() < 1e-5
-
-
-# --- bfloat16, which numpy does not have
-
-
-def test_bfloat16_is_rounded_as_torch_rounds_it() -> None:
-    values = np.random.default_rng(0).standard_normal(4096).astype(np.float32)
-    values = np.concatenate([values, values * 1e30, values * 1e-30, np.float32([0, -0.0, np.inf, -np.inf, 3.4e38])])
-    wanted = torch.from_numpy(values).to(torch.bfloat16).view(torch.uint16).numpy()
-    assert np.array_equal(_stored(values, "bfloat16"), wanted)
-
-
-def test_other_dtypes_are_kept_as_numpy_keeps_them() -> None:
-    assert _stored(np.ones(3, np.float32), "float16").dtype == np.float16

@@ -9,11 +9,11 @@ import pytest
 
 from ilf_trt.errors import InvalidRequest, MissingDependency
 from ilf_trt.runtime.text import caption as captions
-from ilf_trt.runtime.text.caption import Rule, prepared
+from ilf_trt.runtime.text.caption import Substitution, prepare_caption
 
 RECOMBINED = 1000
 MOST_PARTS = 12
-TABLES = ("MARKUP", "TEXT", "REPAIRED", "ENDS")
+TABLES = ("MARKUP", "TEXT", "AFTER_REPAIR", "ENDS")
 
 CORPUS = (
     "",
@@ -128,12 +128,12 @@ def reference(pipeline: object, text: str, *, clean: bool) -> str:
 @pytest.mark.parametrize("text", CORPUS, ids=lambda text: ascii(text[:40]))
 @pytest.mark.parametrize("clean", [False, True], ids=["as it is", "clean"])
 def test_a_caption_equals_that_of_diffusers(text: str, clean: bool, pipeline: object) -> None:
-    assert prepared(text, clean=clean) == reference(pipeline, text, clean=clean)
+    assert prepare_caption(text, clean=clean) == reference(pipeline, text, clean=clean)
 
 
 def test_parts_of_captions_put_together_anew_equal_those_of_diffusers(pipeline: object) -> None:
     for text in recombined():
-        assert prepared(text, clean=True) == reference(pipeline, text, clean=True), ascii(text)
+        assert prepare_caption(text, clean=True) == reference(pipeline, text, clean=True), ascii(text)
 
 
 def test_the_two_pipelines_of_pixart_clean_alike(pipeline: object) -> None:
@@ -147,14 +147,14 @@ def test_the_two_pipelines_of_pixart_clean_alike(pipeline: object) -> None:
 @pytest.mark.parametrize(
     ("table", "dropped"),
     [(table, dropped) for table in TABLES for dropped in getattr(captions, table)],
-    ids=lambda value: value.what if isinstance(value, Rule) else value,
+    ids=lambda value: value.what if isinstance(value, Substitution) else value,
 )
-def test_without_any_one_rule_a_caption_differs(
-    table: str, dropped: Rule, pipeline: object, monkeypatch: pytest.MonkeyPatch
+def test_without_any_one_substitution_a_caption_differs(
+    table: str, dropped: Substitution, pipeline: object, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    wanted = [prepared(text, clean=True) for text in CORPUS]
+    wanted = [prepare_caption(text, clean=True) for text in CORPUS]
     monkeypatch.setattr(captions, table, tuple(each for each in getattr(captions, table) if each is not dropped))
-    assert [prepared(text, clean=True) for text in CORPUS] != wanted
+    assert [prepare_caption(text, clean=True) for text in CORPUS] != wanted
 
 
 @pytest.mark.parametrize(
@@ -163,8 +163,8 @@ def test_without_any_one_rule_a_caption_differs(
     ids=["marked section", "too long a number", "too long a number in wide characters"],
 )
 def test_a_caption_that_is_no_html_is_refused(text: str, pipeline: object) -> None:
-    with pytest.raises(InvalidRequest, match=r"cannot be read as HTML .*do not clean it"):
-        prepared(text, clean=True)
+    with pytest.raises(InvalidRequest, match=r"cannot be parsed as HTML .*do not clean it"):
+        prepare_caption(text, clean=True)
 
 
 @pytest.mark.parametrize("package", ["bs4", "ftfy"])
@@ -172,10 +172,10 @@ def test_cleaning_without_a_package_says_what_to_install(package: str, monkeypat
     monkeypatch.setitem(sys.modules, "ftfy", ModuleType("ftfy"))
     monkeypatch.setitem(sys.modules, package, None)
     with pytest.raises(MissingDependency, match=rf"needs {package}; pip install 'ilf-trt\[captions\]'"):
-        prepared("a cat", clean=True)
+        prepare_caption("a cat", clean=True)
 
 
 def test_not_cleaning_needs_no_package(monkeypatch: pytest.MonkeyPatch) -> None:
     for package in ("bs4", "ftfy"):
         monkeypatch.setitem(sys.modules, package, None)
-    assert prepared("  A Cat&amp;Dog ", clean=False) == "a cat&amp;dog"
+    assert prepare_caption("  A Cat&amp;Dog ", clean=False) == "a cat&amp;dog"

@@ -12,7 +12,7 @@ import pytest
 
 from ilf_trt.contract.spec import Precision, TextSpec
 from ilf_trt.errors import BundleError, InvalidRequest, MissingDependency
-from ilf_trt.runtime.text.tokenizer import Tokens
+from ilf_trt.runtime.text.tokenizer import Tokenizer
 from tests.small_tokenizer import unigram
 
 VOCABULARY = 512
@@ -85,7 +85,7 @@ def changed(file: Path, tmp_path: Path) -> Callable[..., Path]:
 
 @pytest.mark.parametrize("length", [1, 2, 7, 32, 300])
 def test_ids_and_mask_equal_those_of_transformers(length: int, reference: Any, saved: Path) -> None:
-    encoded = Tokens(saved, spec_of(length)).encode(PROMPTS)
+    encoded = Tokenizer(saved, spec_of(length)).encode(PROMPTS)
     wanted = reference(
         list(PROMPTS),
         padding="max_length",
@@ -101,27 +101,27 @@ def test_ids_and_mask_equal_those_of_transformers(length: int, reference: Any, s
 
 @pytest.mark.parametrize("length", [1, 2, 7, 32])
 def test_what_was_cut_is_what_diffusers_warns_of(length: int, reference: Any, saved: Path) -> None:
-    encoded = Tokens(saved, spec_of(length)).encode(PROMPTS)
-    for prompt, cut in zip(PROMPTS, encoded.cut, strict=True):
+    encoded = Tokenizer(saved, spec_of(length)).encode(PROMPTS)
+    for prompt, overflow in zip(PROMPTS, encoded.overflow, strict=True):
         whole = reference([prompt], padding="longest").input_ids[0]
         wanted = reference.decode(whole[length - 1 : -1]) if len(whole) > length else ""
-        assert cut == wanted, ascii(prompt)
+        assert overflow == wanted, ascii(prompt)
 
 
 def test_a_prompt_that_is_cut_is_closed_and_one_that_fits_is_padded(file: Path) -> None:
-    encoded = Tokens(file, spec_of(6)).encode(["the sea " * 20, "sea"])
+    encoded = Tokenizer(file, spec_of(6)).encode(["the sea " * 20, "sea"])
     assert encoded.ids[0, -1] == 1
     assert encoded.mask[0].tolist() == [1] * 6
     tokens = int(encoded.mask[1].sum())
     assert encoded.ids[1].tolist()[tokens - 1 :] == [1] + [0] * (6 - tokens)
-    assert encoded.cut[0].endswith("the sea")
-    assert encoded.cut[1] == ""
+    assert encoded.overflow[0].endswith("the sea")
+    assert encoded.overflow[1] == ""
 
 
 def test_a_prompt_of_exactly_the_length_is_not_cut(file: Path) -> None:
-    tokens = int(Tokens(file, spec_of(64)).encode(["a happy cat"]).mask.sum())
-    assert Tokens(file, spec_of(tokens)).encode(["a happy cat"]).cut == ("",)
-    assert Tokens(file, spec_of(tokens - 1)).encode(["a happy cat"]).cut != ("",)
+    tokens = int(Tokenizer(file, spec_of(64)).encode(["a happy cat"]).mask.sum())
+    assert Tokenizer(file, spec_of(tokens)).encode(["a happy cat"]).overflow == ("",)
+    assert Tokenizer(file, spec_of(tokens - 1)).encode(["a happy cat"]).overflow != ("",)
 
 
 def test_the_files_own_truncation_and_padding_give_way(file: Path, t5: Any, tmp_path: Path) -> None:
@@ -129,71 +129,71 @@ def test_the_files_own_truncation_and_padding_give_way(file: Path, t5: Any, tmp_
     other.enable_truncation(3, stride=1, strategy="only_first", direction="left")
     other.enable_padding(direction="left", pad_id=2, pad_token="<unk>", length=5, pad_to_multiple_of=8)
     other.save(str(tmp_path / "own.json"))
-    own, wanted = (Tokens(path, spec_of(12)).encode(PROMPTS) for path in (tmp_path / "own.json", file))
+    own, wanted = (Tokenizer(path, spec_of(12)).encode(PROMPTS) for path in (tmp_path / "own.json", file))
     np.testing.assert_array_equal(own.ids, wanted.ids)
     np.testing.assert_array_equal(own.mask, wanted.mask)
-    assert own.cut == wanted.cut
+    assert own.overflow == wanted.overflow
 
 
 def test_threads_that_encode_at_once_get_what_one_gets(file: Path) -> None:
-    tokens = Tokens(file, spec_of(9))
-    wanted = {prompt: tokens.encode([prompt]) for prompt in PROMPTS}
+    tokenizer = Tokenizer(file, spec_of(9))
+    wanted = {prompt: tokenizer.encode([prompt]) for prompt in PROMPTS}
 
     def agrees(prompt: str) -> bool:
-        got = tokens.encode([prompt])
-        return np.array_equal(got.ids, wanted[prompt].ids) and got.cut == wanted[prompt].cut
+        got = tokenizer.encode([prompt])
+        return np.array_equal(got.ids, wanted[prompt].ids) and got.overflow == wanted[prompt].overflow
 
     with ThreadPoolExecutor(THREADS) as pool:
         assert all(pool.map(agrees, PROMPTS * ROUNDS))
 
 
 def test_no_prompts_are_no_rows(file: Path) -> None:
-    encoded = Tokens(file, spec_of(9)).encode([])
-    assert (encoded.ids.shape, encoded.mask.shape, encoded.cut) == ((0, 9), (0, 9), ())
+    encoded = Tokenizer(file, spec_of(9)).encode([])
+    assert (encoded.ids.shape, encoded.mask.shape, encoded.overflow) == ((0, 9), (0, 9), ())
 
 
 def test_one_text_in_place_of_a_list_is_refused(file: Path) -> None:
     with pytest.raises(InvalidRequest, match="give a list of prompts"):
-        Tokens(file, spec_of(9)).encode("a cat")
+        Tokenizer(file, spec_of(9)).encode("a cat")
 
 
 @pytest.mark.parametrize("prompt", [None, 3, b"a cat", ["a", "cat"], "a \ud800 cat"], ids=ascii)
 def test_a_prompt_that_is_no_text_is_refused(prompt: Any, file: Path) -> None:
     with pytest.raises(InvalidRequest, match="is no text"):
-        Tokens(file, spec_of(9)).encode([prompt])
+        Tokenizer(file, spec_of(9)).encode([prompt])
 
 
 def test_a_missing_file_says_what_to_do(file: Path, tmp_path: Path) -> None:
     with pytest.raises(BundleError, match=r"cannot read .*none\.json: No such file.*; build the bundle anew"):
-        Tokens(tmp_path / "none.json", spec_of(9))
+        Tokenizer(tmp_path / "none.json", spec_of(9))
 
 
 @pytest.mark.parametrize("content", [b"", b"{", b"[]", b"{}", b"\xff\xfe"], ids=repr)
 def test_a_broken_file_says_what_to_do(content: bytes, file: Path, tmp_path: Path) -> None:
     (tmp_path / "broken.json").write_bytes(content)
     with pytest.raises(BundleError, match=r"broken\.json is no tokenizer .*; build the bundle anew"):
-        Tokens(tmp_path / "broken.json", spec_of(9))
+        Tokenizer(tmp_path / "broken.json", spec_of(9))
 
 
 def test_a_file_that_closes_no_text_is_refused(changed: Callable[..., Path]) -> None:
-    with pytest.raises(BundleError, match=r"not the tokenizer of a T5: it closes a text by \[\]"):
-        Tokens(changed(post_processor=None), spec_of(9))
+    with pytest.raises(BundleError, match=r"not the tokenizer of a T5: it ends a text with \[\]"):
+        Tokenizer(changed(post_processor=None), spec_of(9))
 
 
 def test_a_file_without_padding_is_refused(file: Path, changed: Callable[..., Path]) -> None:
     renamed = json.loads(file.read_text().replace("<pad>", "<none>"))
     with pytest.raises(BundleError, match=r"not the tokenizer of a T5: .* and lacks <pad>"):
-        Tokens(changed(**renamed), spec_of(9))
+        Tokenizer(changed(**renamed), spec_of(9))
 
 
 def test_more_tokens_than_the_encoder_knows_are_refused(file: Path, t5: Any) -> None:
     known = t5.get_vocab_size()
-    Tokens(file, spec_of(9, known))
-    with pytest.raises(BundleError, match=f"tokens up to {known - 1}, the text encoder knows {known - 1}"):
-        Tokens(file, spec_of(9, known - 1))
+    Tokenizer(file, spec_of(9, known))
+    with pytest.raises(BundleError, match=f"tokens up to {known - 1}, the text encoder has {known - 1}"):
+        Tokenizer(file, spec_of(9, known - 1))
 
 
 def test_without_tokenizers_it_says_what_to_install(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setitem(sys.modules, "tokenizers", None)
     with pytest.raises(MissingDependency, match=r"need tokenizers; pip install 'ilf-trt\[text\]'"):
-        Tokens(tmp_path / "tokenizer.json", spec_of(9))
+        Tokenizer(tmp_path / "tokenizer.json", spec_of(9))

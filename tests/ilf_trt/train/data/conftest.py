@@ -84,10 +84,10 @@ class Words:
     """Stands in for T5: a caption is embedded as its length, one token a word."""
 
     def __init__(self, tokens: int = TEXT_TOKENS, channels: int = TEXT_CHANNELS) -> None:
-        self.tokens, self.channels, self.seen = tokens, channels, list[str]()
+        self.tokens, self.channels, self.captions = tokens, channels, list[str]()
 
     def encode(self, captions: Sequence[str]) -> tuple[Tensor, Tensor]:
-        self.seen += captions
+        self.captions += captions
         text = torch.zeros(len(captions), self.tokens, self.channels)
         mask = torch.zeros(len(captions), self.tokens, dtype=torch.int64)
         for row, caption in enumerate(captions):
@@ -139,12 +139,12 @@ Pull = Callable[..., list[tuple[int, list[str]]]]
 
 @pytest.fixture
 def pull() -> Pull:
-    """Iterations and keys of the first batches of a feed; its threads are ended."""
+    """Iterations and keys of the first batches of a stream; its threads are ended."""
 
-    def pulls(feed: Any, count: int, *, start: int = 1, rank: int = 0, world: int = 1) -> list[tuple[int, list[str]]]:
-        stream: Iterator[Any] = feed.stream(start_iteration=start, rank=rank, world=world)
-        found = [(iteration, list(keys)) for iteration, keys, _ in (next(stream) for _ in range(count))]
-        stream.close()  # type: ignore[attr-defined]
-        return found
+    def pulls(stream: Any, count: int, *, start: int = 1, rank: int = 0, world: int = 1) -> list[tuple[int, list[str]]]:
+        batches: Iterator[Any] = stream.batches(start_iteration=start, rank=rank, world=world)
+        items = [(iteration, list(keys)) for iteration, keys, _ in (next(batches) for _ in range(count))]
+        batches.close()  # type: ignore[attr-defined]
+        return items
 
     return pulls

@@ -10,9 +10,9 @@ from diffusers import DiTTransformer2DModel, PixArtTransformer2DModel
 
 from ilf_trt.errors import BrokenSample, DataError, InvalidRequest
 from ilf_trt.model.backbones import backbone_of
-from ilf_trt.train.data.loader import Loader, batch_of, flipped
+from ilf_trt.train.data.loader import Loader, batch_of, is_mirrored
 from ilf_trt.train.data.sample import Condition, Sample
-from ilf_trt.train.shuffle import Order
+from ilf_trt.train.shuffle import Shuffle
 from tests.conftest import small_dit, small_pixart
 from tests.ilf_trt.train.data.conftest import Numbers, Pull
 
@@ -23,10 +23,10 @@ def loader(source: Any, **changes: Any) -> Loader:
 
 @pytest.mark.parametrize("workers", [0, 1, 3])
 def test_rows_come_in_the_seeds_order(workers: int, pull: Pull) -> None:
-    found = pull(loader(Numbers(10), workers=workers), 6)
-    assert [iteration for iteration, _ in found] == [1, 2, 3, 4, 5, 6]
-    want = [f"n{row}" for row in Order(10, 5).rows(0, 24)]
-    assert [key for _, keys in found for key in keys] == want
+    batches = pull(loader(Numbers(10), workers=workers), 6)
+    assert [iteration for iteration, _ in batches] == [1, 2, 3, 4, 5, 6]
+    want = [f"n{row}" for row in Shuffle(10, 5).rows(0, 24)]
+    assert [key for _, keys in batches for key in keys] == want
 
 
 @pytest.mark.parametrize("start", [2, 3, 9])
@@ -45,9 +45,9 @@ def test_two_processes_give_the_rows_of_one(pull: Pull) -> None:
 
 def test_the_next_readable_index_takes_a_broken_ones_place(pull: Pull) -> None:
     taken = {9: 0, 0: 0, 3: 5, 4: 5}
-    want = [f"n{taken.get(row, row)}" for row in Order(10, 5).rows(0, 20).tolist()]
-    found = pull(loader(Numbers(10, broken=[3, 4, 9])), 5)
-    assert [key for _, keys in found for key in keys] == want
+    want = [f"n{taken.get(row, row)}" for row in Shuffle(10, 5).rows(0, 20).tolist()]
+    batches = pull(loader(Numbers(10, broken=[3, 4, 9])), 5)
+    assert [key for _, keys in batches for key in keys] == want
 
 
 def test_every_broken_sample_is_named_once(pull: Pull, caplog: pytest.LogCaptureFixture) -> None:
@@ -58,14 +58,14 @@ def test_every_broken_sample_is_named_once(pull: Pull, caplog: pytest.LogCapture
 
 @pytest.mark.parametrize("workers", [0, 2])
 def test_more_broken_samples_than_the_limit_stop_it_at_the_same_row(workers: int, pull: Pull) -> None:
-    feed = loader(Numbers(40, broken=range(0, 40, 4)), max_broken=3, workers=workers)
-    stream = feed.stream(start_iteration=1, rank=0, world=1)
-    rows = Order(40, 5).rows(0, 40).tolist()
+    stream = loader(Numbers(40, broken=range(0, 40, 4)), max_broken=3, workers=workers)
+    batches = stream.batches(start_iteration=1, rank=0, world=1)
+    rows = Shuffle(40, 5).rows(0, 40).tolist()
     fourth = [place for place, row in enumerate(rows) if row % 4 == 0][3]
     for _ in range(fourth // 4):
-        next(stream)
-    with pytest.raises(DataError, match=r"4 samples are broken, max_broken is 3; the last: .*\(is broken\); mend"):
-        next(stream)
+        next(batches)
+    with pytest.raises(DataError, match=r"4 samples are broken, max_broken is 3; the last: .*\(is broken\); repair"):
+        next(batches)
 
 
 def test_data_of_which_nothing_can_be_read_stops_it(pull: Pull) -> None:
@@ -77,20 +77,20 @@ def test_data_of_which_nothing_can_be_read_stops_it(pull: Pull) -> None:
 
 class Failing(Numbers):
     def read(self, index: int) -> Sample:
-        if index == Order(100, 5).rows(0, 100)[9]:
+        if index == Shuffle(100, 5).rows(0, 100)[9]:
             raise RuntimeError("the disk is gone")
         return super().read(index)
 
 
 def test_an_error_in_a_thread_comes_out_in_its_turn() -> None:
-    stream = loader(Failing(100)).stream(start_iteration=1, rank=0, world=1)
+    stream = loader(Failing(100)).batches(start_iteration=1, rank=0, world=1)
     assert [next(stream)[0] for _ in range(2)] == [1, 2]
     with pytest.raises(RuntimeError, match="the disk is gone"):
         next(stream)
 
 
 def test_closing_the_stream_ends_its_threads() -> None:
-    stream = loader(Numbers(10), workers=3).stream(start_iteration=1, rank=0, world=1)
+    stream = loader(Numbers(10), workers=3).batches(start_iteration=1, rank=0, world=1)
     next(stream)
     assert any(thread.name.startswith("ilf-data") for thread in threading.enumerate())
     stream.close()  # type: ignore[attr-defined]
@@ -105,22 +105,22 @@ def test_no_more_than_some_batches_are_read_ahead() -> None:
             reads.append(index)
             return super().read(index)
 
-    stream = loader(Counting(1000)).stream(start_iteration=1, rank=0, world=1)
+    stream = loader(Counting(1000)).batches(start_iteration=1, rank=0, world=1)
     next(stream)
     stream.close()  # type: ignore[attr-defined]
     assert 4 <= len(reads) <= 5 * 4
 
 
 def test_about_half_is_mirrored_by_seed_epoch_and_index() -> None:
-    assert 400 < sum(flipped(0, 0, index) for index in range(1000)) < 600
-    assert [flipped(0, 0, i) for i in range(50)] != [flipped(0, 1, i) for i in range(50)]
-    stream = loader(Numbers(10), flip=True, workers=0).stream(start_iteration=1, rank=0, world=1)
+    assert 400 < sum(is_mirrored(0, 0, index) for index in range(1000)) < 600
+    assert [is_mirrored(0, 0, i) for i in range(50)] != [is_mirrored(0, 1, i) for i in range(50)]
+    stream = loader(Numbers(10), flip=True, workers=0).batches(start_iteration=1, rank=0, world=1)
     for _ in range(5):
         iteration, keys, batch = next(stream)
-        epochs = Order(10, 5).epochs((iteration - 1) * 4, 4)
+        epochs = Shuffle(10, 5).epochs((iteration - 1) * 4, 4)
         for key, x0, epoch in zip(keys, batch.x0, epochs, strict=True):
             index = int(key[1:])
-            assert x0[0, 0].tolist() == ([0.0, index] if flipped(5, int(epoch), index) else [index, 0.0])
+            assert x0[0, 0].tolist() == ([0.0, index] if is_mirrored(5, int(epoch), index) else [index, 0.0])
 
 
 def test_labels_and_text_become_the_backbones_arguments() -> None:
@@ -168,16 +168,16 @@ NULL = {"encoder_hidden_states": torch.zeros(1, 7, 5)}
     ],
 )
 def test_data_that_does_not_fit_the_base_is_refused(model: Any, facts: dict[str, Any], part: str) -> None:
-    made: DiTTransformer2DModel | PixArtTransformer2DModel = model()
+    backbone: DiTTransformer2DModel | PixArtTransformer2DModel = model()
     with pytest.raises(InvalidRequest, match=part):
-        loader(with_(Numbers(3), **facts)).fitted(backbone_of(made))
+        loader(with_(Numbers(3), **facts)).for_base(backbone_of(backbone))
 
 
 def test_a_label_beyond_the_bases_classes_is_a_broken_sample(pull: Pull) -> None:
-    feed = loader(with_(Numbers(12), shape=(1, 8, 8))).fitted(backbone_of(small_dit()))
-    keys = [key for _, keys in pull(feed, 3) for key in keys]
+    stream = loader(with_(Numbers(12), shape=(1, 8, 8))).for_base(backbone_of(small_dit()))
+    keys = [key for _, keys in pull(stream, 3) for key in keys]
     assert not {"n10", "n11"} & set(keys)
-    assert "the base has the classes 0 to 9" in feed.broken.reasons["n10"]
+    assert "the base has the classes 0 to 9" in stream.broken.reasons["n10"]
 
 
 def test_a_broken_sample_says_key_and_reason() -> None:

@@ -60,7 +60,7 @@ def test_captions_come_back_embedded_with_the_null_captions(captions: ImageFolde
     assert source.null is not None
     assert source.null["encoder_hidden_states"].shape == (1, TEXT_TOKENS, TEXT_CHANNELS)
     assert source.null["encoder_attention_mask"].tolist() == [[1.0, 0, 0, 0, 0, 0, 0]]
-    assert words.seen[0] == ""
+    assert words.captions[0] == ""
 
 
 def files(folder: Path) -> dict[str, bytes]:
@@ -77,12 +77,12 @@ class Stopping(Halves):
     """Ends the run before the sample `at`, and counts what it encodes."""
 
     def __init__(self, at: int) -> None:
-        self.at, self.seen = at, list[int]()
+        self.at, self.rows = at, list[int]()
 
     def encode(self, pixels: Any, indices: Any) -> Any:
         if self.at in indices:
             raise KeyboardInterrupt
-        self.seen += indices
+        self.rows += indices
         return super().encode(pixels, indices)
 
 
@@ -91,11 +91,11 @@ def test_a_stopped_run_goes_on_and_gives_the_same_files(labels: ImageFolder, tmp
     with pytest.raises(KeyboardInterrupt):
         prepare(labels, tmp_path / "out", preparation(), pictures=Stopping(6), texts=None)
     assert sorted(files(tmp_path / "out")) == ["index.json", "shard-00000.safetensors"]
-    with pytest.raises(DataError, match="is not whole: 1 shards are there"):
+    with pytest.raises(DataError, match="is not complete: it has 1 shards so far"):
         LatentShards(tmp_path / "out")
     later = Stopping(-1)
     prepare(labels, tmp_path / "out", preparation(), pictures=later, texts=None)
-    assert later.seen == [4, 5, 6, 7, 8, 9]
+    assert later.rows == [4, 5, 6, 7, 8, 9]
     assert files(tmp_path / "out") == files(tmp_path / "whole")
 
 
@@ -110,7 +110,7 @@ def test_a_shard_that_was_damaged_is_made_again(labels: ImageFolder, tmp_path: P
 
 def test_other_settings_are_refused_with_both_values(labels: ImageFolder, tmp_path: Path) -> None:
     prepare(labels, tmp_path / "out", preparation(), pictures=Halves(), texts=None)
-    with pytest.raises(InvalidRequest, match="prepared otherwise: size was 8 and is 16; give another --output"):
+    with pytest.raises(InvalidRequest, match="with other settings: size was 8 and is 16; give another --output"):
         prepare(labels, tmp_path / "out", preparation(settings={"size": 16}), pictures=Halves(), texts=None)
     (tmp_path / "images" / "cat" / "0.png").rename(tmp_path / "images" / "cat" / "9.png")
     moved = ImageFolder(tmp_path / "images", size=8)
@@ -135,7 +135,7 @@ def test_two_runs_do_not_write_into_one_folder(labels: ImageFolder, tmp_path: Pa
 
 def test_a_shard_that_cannot_be_written_leaves_nothing_and_says_so(tmp_path: Path) -> None:
     (tmp_path / "shard-00000.safetensors").mkdir()
-    with pytest.raises(DataError, match=r"cannot write .*shard-00000\.safetensors: .*the same command goes on"):
+    with pytest.raises(DataError, match=r"cannot write .*shard-00000\.safetensors: .*run the same command again"):
         write_shard(tmp_path / "shard-00000.safetensors", {"x0": torch.zeros(1)}, keys=["a"])
     assert [path.name for path in tmp_path.iterdir()] == ["shard-00000.safetensors"]
 
@@ -195,17 +195,17 @@ def test_encoders_that_do_not_match_the_data_are_refused(
 
 
 def test_progress_counts_to_the_end(labels: ImageFolder, tmp_path: Path) -> None:
-    told: list[tuple[int, int]] = []
+    steps: list[tuple[int, int]] = []
     prepare(
         labels,
         tmp_path / "out",
         preparation(),
         pictures=Halves(),
         texts=None,
-        progress=lambda *both: told.append(both),
+        progress=lambda what, done, total, *_: steps.append((done, total)),
     )
-    assert (told[0], told[-1]) == ((0, 10), (10, 10))
-    assert told == sorted(told)
+    assert (steps[0], steps[-1]) == ((0, 10), (10, 10))
+    assert steps == sorted(steps)
 
 
 @pytest.fixture
@@ -263,9 +263,9 @@ def test_the_vae_gives_the_posteriors_mean_shifted_and_scaled(vae_folder: Path) 
 
 def test_a_drawn_latent_depends_on_seed_and_sample_and_not_on_the_batch(vae_folder: Path) -> None:
     pixels = torch.rand(2, 3, 8, 8)
-    drawn = Vae.load(str(vae_folder), sample=True, seed=3)
-    both = drawn.encode(pixels, [7, 8])
-    torch.testing.assert_close(drawn.encode(pixels[1:], [8]), both[1:])
+    vae = Vae.load(str(vae_folder), sample=True, seed=3)
+    both = vae.encode(pixels, [7, 8])
+    torch.testing.assert_close(vae.encode(pixels[1:], [8]), both[1:])
     assert not torch.equal(Vae.load(str(vae_folder), sample=True, seed=4).encode(pixels, [7, 8]), both)
     assert not torch.equal(Vae.load(str(vae_folder)).encode(pixels, [7, 8]), both)
 

@@ -6,8 +6,8 @@ from typing import Any
 import pytest
 
 from ilf_trt.errors import DataError, InvalidRequest
-from ilf_trt.train.batch_stream import MemoryFeed
-from ilf_trt.train.data import fitted, open_feed
+from ilf_trt.train.batch_stream import MemoryStream
+from ilf_trt.train.data import fit_stream, open_stream
 from ilf_trt.train.data.images import ImageFolder
 from ilf_trt.train.data.latents import LatentShards
 from ilf_trt.train.data.loader import Loader
@@ -48,9 +48,9 @@ def test_a_table_that_does_not_fit_is_refused(table: dict[str, Any], part: str) 
 
 def test_the_section_is_named() -> None:
     with pytest.raises(InvalidRequest, match=r"validation\.path is missing"):
-        open_feed({"kind": "latents"}, global_batch=1, seed=0, section="validation")
+        open_stream({"kind": "latents"}, global_batch=1, seed=0, section="validation")
     with pytest.raises(InvalidRequest, match="validation: nowhere is not a folder"):
-        open_feed({"kind": "latents", "path": "nowhere"}, global_batch=1, seed=0, section="validation")
+        open_stream({"kind": "latents", "path": "nowhere"}, global_batch=1, seed=0, section="validation")
 
 
 @pytest.mark.parametrize("name", recipe_names())
@@ -70,24 +70,24 @@ def test_each_kind_opens_its_source(tmp_path: Path) -> None:
         ({"kind": "webdataset", "path": str(shard), "size": 8}, TarShards),
         ({"kind": "latents", "path": str(tmp_path / "out"), "verify": True, "workers": 0}, LatentShards),
     ):
-        feed = open_feed(table, global_batch=2, seed=0)
-        assert isinstance(feed, Loader)
-        assert isinstance(feed.source, kind)
+        stream = open_stream(table, global_batch=2, seed=0)
+        assert isinstance(stream, Loader)
+        assert isinstance(stream.source, kind)
 
 
 def test_digits_come_from_memory_and_need_no_fitting() -> None:
-    feed = open_feed({"kind": "digits"}, global_batch=4, seed=0)
-    assert isinstance(feed, MemoryFeed)
+    stream = open_stream({"kind": "digits"}, global_batch=4, seed=0)
+    assert isinstance(stream, MemoryStream)
     adapter: Any = None
-    assert fitted(feed, adapter) is feed
+    assert fit_stream(stream, adapter) is stream
 
 
 def test_raw_captions_say_to_prepare(tmp_path: Path) -> None:
     write_captions(tmp_path / "captions", 2)
     with pytest.raises(InvalidRequest, match=r"data: the data has captions as text.*run `ilf-trt prepare"):
-        open_feed({"kind": "images", "path": str(tmp_path / "captions"), "size": 8}, global_batch=1, seed=0)
+        open_stream({"kind": "images", "path": str(tmp_path / "captions"), "size": 8}, global_batch=1, seed=0)
 
 
 def test_damaged_data_names_the_section(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"^data: .*is not prepared data"):
-        open_feed({"kind": "latents", "path": str(tmp_path)}, global_batch=1, seed=0)
+        open_stream({"kind": "latents", "path": str(tmp_path)}, global_batch=1, seed=0)

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from ilf_trt.contract.conditions import as_array, check_conditions, read_conditions
+from ilf_trt.contract.arrays import as_array, check_conditions, read_conditions
 from ilf_trt.contract.ports import Port
 from ilf_trt.errors import InvalidRequest
 
