@@ -6,7 +6,7 @@ from typing import Any
 import onnx
 import pytest
 
-from ilf_trt.contract.ports import Graph, Port
+from ilf_trt.contract.ports import Graph, Port, Role
 from ilf_trt.contract.spec import BatchRange, DecoderSpec, Precision
 from ilf_trt.engines.profiles import MAX_TIMES, profile_of
 from tests.engines.conftest import Built
@@ -14,12 +14,12 @@ from tests.engines.conftest import Built
 GRAPH = Graph(
     "g",
     (
-        Port("latent", ("B", 4, 8, 8), "float32"),
-        Port("rows", ("R", 1, 6, 64), "float32"),
-        Port("times", ("T",), "float32"),
-        Port("scales", (3,), "float32"),
+        Port("latent", ("B", 4, 8, 8), "float32", Role.TOKENS),
+        Port("rows", ("R", 1, 6, 64), "float32", Role.TOKENS),
+        Port("times", ("T",), "float32", Role.TOKENS),
+        Port("scales", (3,), "float32", Role.TOKENS),
     ),
-    (Port("hidden", ("R", 16, 64), "float16"),),
+    (Port("hidden", ("R", 16, 64), "float16", Role.TOKENS),),
 )
 
 
@@ -34,7 +34,7 @@ SIZES: Any = SimpleNamespace(sizes=((64, 64), (48, 80), (80, 48)), latent=(4, 64
 
 
 def test_sides_run_from_the_least_to_the_most_and_are_tuned_for_the_default() -> None:
-    graph = Graph("pre", (Port("latent", ("B", 4, "H", "W"), "float32"),), ())
+    graph = Graph("pre", (Port("latent", ("B", 4, "H", "W"), "float32", Role.TOKENS),), ())
     wanted = {"latent": ((1, 4, 48, 48), (2, 4, 64, 64), (4, 4, 80, 80))}
     assert profile_of(graph, BatchRange(1, 2, 4), SIZES, times=10) == wanted
 

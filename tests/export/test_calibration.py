@@ -13,8 +13,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ilf_trt import ILFModel, attach
+from ilf_trt.contract.conditioning import Conditioning
 from ilf_trt.contract.plan import StepPlan, make_plan
-from ilf_trt.contract.ports import Port
 from ilf_trt.contract.solver import DEFAULT_SCHEDULER
 from ilf_trt.contract.spec import Calibrator, ModelSpec, Precision
 from ilf_trt.errors import InvalidRequest, MissingDependency
@@ -229,7 +229,7 @@ def test_an_exclusion_changes_no_other_linear(dit: Case) -> None:
 
 
 def spec_of_classes(dit: Case, classes: int) -> ModelSpec:
-    return replace(dit.spec, conditions=(Port("class_labels", ("B",), "int32", below=classes + 1),))
+    return replace(dit.spec, conditioning=Conditioning.of_labels(classes))
 
 
 @pytest.mark.parametrize("classes", [1, 2, CLASSES, PICTURES, 1000])
@@ -243,7 +243,7 @@ def test_labels_are_spread_over_all_classes_and_leave_the_null_class_out(dit: Ca
 
 
 def test_text_needs_a_file_to_calibrate_on(pixart: Case) -> None:
-    with pytest.raises(InvalidRequest, match=r"pass --calibration TEXT\.npz with text, text_mask, negative_text, "):
+    with pytest.raises(InvalidRequest, match=r"pass --calibration FILE\.npz with text, text_mask, negative_text, "):
         calibration_conditions(pixart.spec, None)
 
 

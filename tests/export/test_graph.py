@@ -21,7 +21,7 @@ from ilf_trt import load_ilf
 from ilf_trt.assembly.conductor import BuildResult, build
 from ilf_trt.assembly.options import BuildOptions
 from ilf_trt.contract.bundle import Bundle
-from ilf_trt.contract.ports import GRAPHS, Graph, Port
+from ilf_trt.contract.ports import GRAPHS, Graph, Port, Role
 from ilf_trt.contract.spec import BatchRange, Precision
 from ilf_trt.errors import ParityError, PortMismatch
 from ilf_trt.export.graph import OPSET, export_segment
@@ -176,7 +176,7 @@ def test_exporting_again_gives_equal_bytes(
 class FixesItsBatch(nn.Module):
     """Gives two rows whatever it gets."""
 
-    graph = Graph("bad", (Port("x", ("B", 3), "float32"),), (Port("y", ("B", 3), "float32"),))
+    graph = Graph("bad", (Port("x", ("B", 3), "float32", Role.TOKENS),), (Port("y", ("B", 3), "float32", Role.TOKENS),))
     spec = SimpleNamespace(patch=2, latent=(1, 8, 8), sizes=((8, 8),), sides=lambda size: {})
     name_in_model = staticmethod(str)
 

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from ilf_trt import load_ilf
 from ilf_trt.contract.bundle import REFERENCE_FILE, Bundle, write_manifest
 from ilf_trt.contract.ports import GRAPHS
-from ilf_trt.contract.reference_cases import AT_T, AT_T_POST, CASES, TRAJECTORY, TRAJECTORY_NOISE
+from ilf_trt.contract.reference_cases import AT_T, AT_T_POST, TRAJECTORY, TRAJECTORY_NOISE, cases_of
 from ilf_trt.contract.spec import Precision
 from ilf_trt.errors import ParityError
 from ilf_trt.export.reference import write_reference
@@ -45,7 +45,7 @@ def test_reference_holds_every_tensor_of_every_case_without_pickle(bundle: Bundl
     graphs = {graph.name: graph for graph in bundle.manifest.graphs}
     pictures = bundle.manifest.batch.min
     sizes = {"B": pictures, "R": 2 * pictures, "T": 2}
-    for case in CASES:
+    for case in cases_of(bundle.manifest.spec):
         graph = graphs[case.graph]
         named = [(case.inputs.get(port.name, port.name), port) for port in graph.inputs]
         named += [(case.outputs.get(port.name, port.name), port) for port in graph.outputs]
@@ -55,8 +55,8 @@ def test_reference_holds_every_tensor_of_every_case_without_pickle(bundle: Bundl
             assert tensor.dtype == port.dtype, name
 
 
-def test_every_graph_has_a_case() -> None:
-    assert {case.graph for case in CASES} == set(GRAPHS)
+def test_every_graph_has_a_case(bundle: Bundle) -> None:
+    assert {case.graph for case in cases_of(bundle.manifest.spec)} == set(GRAPHS)
 
 
 def test_reference_holds_the_trajectory_and_its_noise(bundle: Bundle) -> None:

@@ -9,7 +9,6 @@ import torch
 from torch import Tensor
 
 from ilf_trt import ILFModel, attach
-from ilf_trt.contract.arrays import row_conditions
 from ilf_trt.contract.graphs import graphs_of
 from ilf_trt.contract.ports import GRAPHS
 from ilf_trt.contract.spec import ModelSpec, Precision
@@ -101,7 +100,7 @@ def given_to_cond(model: ILFModel, spec: ModelSpec) -> Tensors:
 def rows_of(spec: ModelSpec) -> Tensors:
     """The conditions by rows, as the graphs take them."""
     asked = {name: value.numpy() for name, value in conditions_of(spec).items()}
-    made = row_conditions(spec, asked, guided=spec.guidance)
+    made = spec.conditioning.rows(asked, guided=spec.guidance)
     return {name: torch.from_numpy(value) for name, value in made.items()}
 
 

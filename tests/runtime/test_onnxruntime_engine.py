@@ -12,7 +12,7 @@ import pytest
 from numpy.typing import NDArray
 
 from ilf_trt.contract.bundle import Bundle
-from ilf_trt.contract.ports import Graph, Port
+from ilf_trt.contract.ports import Graph, Port, Role
 from ilf_trt.errors import EngineError, PortMismatch
 from ilf_trt.runtime.onnxruntime_engine import OnnxRuntimeEngine
 
@@ -25,8 +25,8 @@ small (float[B,3] x, float[3] bias) => (float[B,3] y)
 """
 SMALL = Graph(
     "small",
-    (Port("x", ("B", 3), "float32"), Port("bias", (3,), "float32")),
-    (Port("y", ("B", 3), "float32"),),
+    (Port("x", ("B", 3), "float32", Role.TOKENS), Port("bias", (3,), "float32", Role.TOKENS)),
+    (Port("y", ("B", 3), "float32", Role.TOKENS),),
 )
 PICTURES = 2
 
@@ -140,7 +140,7 @@ PORT_CHANGES = {
     "name of an input": replace(SMALL, inputs=(replace(SMALL.inputs[0], name="z"), SMALL.inputs[1])),
     "name of an output": replace(SMALL, outputs=(replace(SMALL.outputs[0], name="z"),)),
     "a port less": replace(SMALL, inputs=SMALL.inputs[:1]),
-    "a port more": replace(SMALL, outputs=(*SMALL.outputs, Port("z", (1,), "float32"))),
+    "a port more": replace(SMALL, outputs=(*SMALL.outputs, Port("z", (1,), "float32", Role.TOKENS))),
     "an output among the inputs": Graph("small", (*SMALL.inputs, *SMALL.outputs), ()),
 }
 

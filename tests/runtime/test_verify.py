@@ -9,7 +9,7 @@ import pytest
 from rich.console import Console
 
 from ilf_trt.contract.bundle import REFERENCE_FILE, Bundle, write_manifest
-from ilf_trt.contract.reference_cases import CASES, TRAJECTORY
+from ilf_trt.contract.reference_cases import TRAJECTORY, cases_of
 from ilf_trt.contract.spec import Precision
 from ilf_trt.errors import BundleError, ParityError
 from ilf_trt.runtime.verify import Difference, check, difference, table, verify
@@ -38,7 +38,8 @@ def test_every_output_of_every_case_is_compared_and_the_trajectory(
 ) -> None:
     differences, bundle = verified
     outputs = {graph.name: [port.name for port in graph.outputs] for graph in bundle.manifest.graphs}
-    wanted = [f"{case.graph} {case.outputs.get(name, name)}" for case in CASES for name in outputs[case.graph]]
+    cases = cases_of(bundle.manifest.spec)
+    wanted = [f"{case.graph} {case.outputs.get(name, name)}" for case in cases for name in outputs[case.graph]]
     assert [row.what for row in differences] == [*wanted, TRAJECTORY]
 
 

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from ilf_trt.assembly.build_cache import ABANDONED_S, DAY_S, BuildCache
+from ilf_trt.assembly.build_cache import DAY_S, BuildCache
 
 KEY = "5" * 64
 NOTE = {"graph": "pre", "precision": "fp16"}
@@ -306,12 +306,15 @@ def test_with_a_limit_timings_stay_and_what_cannot_be_read_goes(aged: BuildCache
     assert not entry(aged, "1").exists()
 
 
-def test_drafts_that_were_abandoned_go_and_fresh_ones_stay(store: BuildCache) -> None:
-    for name, age_s in (("draft-old", ABANDONED_S + 60), ("draft-fresh", 0)):
-        (store.folder / name).mkdir(parents=True)
-        os.utime(store.folder / name, (time.time() - age_s,) * 2)
+def test_drafts_of_killed_builds_go_and_those_of_living_builds_stay(store: BuildCache) -> None:
+    entries = store.folder / "entries"
+    dead = subprocess.Popen([sys.executable, "-c", ""])
+    dead.wait()
+    for name, pid in (("dead", dead.pid), ("living", 1)):
+        (entries / f".{name}.partial-0123abcd-{pid}").mkdir(parents=True)
+    assert store.entries() == ()
     store.prune(max_age_s=0)
-    assert [path.name for path in store.folder.iterdir()] == ["draft-fresh"]
+    assert [path.name for path in entries.iterdir()] == [".living.partial-0123abcd-1"]
 
 
 def test_files_of_a_bundle_outlive_the_store(store: BuildCache, made: dict[str, Path], places: dict[str, Path]) -> None:

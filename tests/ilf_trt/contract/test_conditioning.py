@@ -1,4 +1,4 @@
-"""Conditions at the door: read from a file, checked against their ports, padded."""
+"""Conditions at the door: read from a file, checked against their ports, padded, doubled for guidance."""
 
 from contextlib import suppress
 from pathlib import Path
@@ -8,18 +8,17 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from ilf_trt.contract.arrays import as_array, check_conditions, read_conditions
-from ilf_trt.contract.ports import Port
+from ilf_trt.contract.arrays import as_array, read_conditions
+from ilf_trt.contract.conditioning import Conditioning
+from ilf_trt.contract.ports import Role
 from ilf_trt.errors import InvalidRequest
 
 Conditions = dict[str, Any]
 
 TOKENS, CHANNELS, CLASSES = 5, 3, 10
-LABELS = (Port("class_labels", ("B",), "int32", below=CLASSES + 1),)
-TEXT = (
-    Port("text", ("B", TOKENS, CHANNELS), "float32"),
-    Port("text_mask", ("B", TOKENS), "float32"),
-    Port("aspect_ratio", ("B", 1), "float32"),
+LABELS = Conditioning.of_labels(CLASSES)
+TEXT = Conditioning(
+    tuple(port for port in Conditioning.of_text(TOKENS, CHANNELS, sized=True).own if port.name != "resolution"), None
 )
 
 
@@ -33,9 +32,9 @@ def given(**changes: Any) -> Conditions:
     return {name: value for name, value in {**values, **changes}.items() if value is not None}
 
 
-def refused(ports: tuple[Port, ...], conditions: Conditions, match: str) -> None:
+def refused(conditioning: Conditioning, conditions: Conditions, match: str) -> None:
     with pytest.raises(InvalidRequest, match=match) as caught:
-        check_conditions(ports, conditions)
+        conditioning.checked(conditions, guidance=False)
     assert "\n" not in str(caught.value)
 
 
@@ -44,33 +43,33 @@ def refused(ports: tuple[Port, ...], conditions: Conditions, match: str) -> None
 
 @pytest.mark.parametrize("labels", [[3, 8], (3, 8), np.array([3, 8]), np.array([3, 8], np.uint8)], ids=repr)
 def test_labels_come_back_in_the_dtype_of_their_port_with_their_number(labels: Any) -> None:
-    arrays, pictures = check_conditions(LABELS, {"class_labels": labels})
+    arrays, pictures = LABELS.checked({"class_labels": labels}, guidance=False)
     assert pictures == 2
     assert arrays["class_labels"].dtype == np.int32
     assert arrays["class_labels"].tolist() == [3, 8]
 
 
 def test_every_class_and_the_null_class_are_labels() -> None:
-    arrays, pictures = check_conditions(LABELS, {"class_labels": range(CLASSES + 1)})
+    arrays, pictures = LABELS.checked({"class_labels": range(CLASSES + 1)}, guidance=False)
     assert (pictures, arrays["class_labels"].max()) == (CLASSES + 1, CLASSES)
 
 
 def test_conditions_come_back_in_the_order_of_their_ports() -> None:
-    arrays, pictures = check_conditions(TEXT, dict(reversed(given().items())))
-    assert list(arrays) == [port.name for port in TEXT]
+    arrays, pictures = TEXT.checked(dict(reversed(given().items())), guidance=False)
+    assert list(arrays) == [port.name for port in TEXT.own]
     assert pictures == 2
 
 
 @pytest.mark.parametrize("dtype", ["float16", "float32", "float64"])
 def test_text_of_any_float_width_is_taken(dtype: str) -> None:
-    arrays, _ = check_conditions(TEXT, given(text=text().astype(dtype)))
+    arrays, _ = TEXT.checked(given(text=text().astype(dtype)), guidance=False)
     assert arrays["text"].dtype == np.float32
     np.testing.assert_array_equal(arrays["text"], text().astype(dtype).astype(np.float32))
 
 
 @pytest.mark.parametrize("tokens", [1, 4, TOKENS])
 def test_short_text_without_a_mask_is_padded_under_a_zero_mask(tokens: int) -> None:
-    arrays, _ = check_conditions(TEXT, given(text=text(tokens=tokens), text_mask=None))
+    arrays, _ = TEXT.checked(given(text=text(tokens=tokens), text_mask=None), guidance=False)
     np.testing.assert_array_equal(arrays["text"][:, :tokens], text(tokens=tokens))
     assert arrays["text"].shape == (2, TOKENS, CHANNELS)
     assert not arrays["text"][:, tokens:].any()
@@ -78,13 +77,13 @@ def test_short_text_without_a_mask_is_padded_under_a_zero_mask(tokens: int) -> N
 
 
 def test_a_mask_as_short_as_its_text_is_padded_with_zeros() -> None:
-    arrays, _ = check_conditions(TEXT, given(text=text(tokens=3), text_mask=[[1.0, 1.0, 0.0], [1.0, 0.0, 0.0]]))
+    arrays, _ = TEXT.checked(given(text=text(tokens=3), text_mask=[[1.0, 1.0, 0.0], [1.0, 0.0, 0.0]]), guidance=False)
     assert arrays["text_mask"].tolist() == [[1.0, 1.0, 0.0, 0.0, 0.0], [1.0, 0.0, 0.0, 0.0, 0.0]]
 
 
 def test_what_the_caller_gave_is_not_written_to() -> None:
     conditions = given(text=text(tokens=3), text_mask=None)
-    check_conditions(TEXT, conditions)
+    TEXT.checked(conditions, guidance=False)
     assert conditions.keys() == {"text", "aspect_ratio"}
     np.testing.assert_array_equal(conditions["text"], text(tokens=3))
 
@@ -157,6 +156,65 @@ def test_ragged_values_are_refused(name: str) -> None:
 def test_a_ragged_array_is_refused_by_its_name() -> None:
     with pytest.raises(InvalidRequest, match=r"^latents is ragged"):
         as_array("latents", [[1.0], [1.0, 2.0]])
+
+
+# --- what the model makes of them
+
+
+SIZED = Conditioning.of_text(TOKENS, CHANNELS, sized=True)
+
+
+def test_guidance_asks_for_what_the_picture_shall_not_show() -> None:
+    names = [port.name for port in SIZED.ports(guidance=True)]
+    assert names == ["text", "text_mask", "negative_text", "negative_text_mask", "resolution", "aspect_ratio"]
+    assert [port.name for port in LABELS.ports(guidance=True)] == ["class_labels"]
+    assert [port.name for port in SIZED.row_ports("R")] == ["text", "text_mask", "resolution", "aspect_ratio"]
+
+
+def test_a_guided_batch_has_the_null_class_in_its_second_half() -> None:
+    labels = np.array([3, 8], np.int32)
+    rows = LABELS.rows({"class_labels": labels}, guided=True)["class_labels"]
+    assert (rows.dtype, rows.tolist()) == (np.int32, [3, 8, CLASSES, CLASSES])
+    assert LABELS.rows({"class_labels": labels}, guided=False)["class_labels"].tolist() == [3, 8]
+
+
+def test_a_guided_batch_has_the_negative_text_in_its_second_half_and_sizes_twice() -> None:
+    values = SIZED.example(2, (8, 16), guidance=True, normal=lambda shape: np.random.default_rng(1).random(shape))
+    values["negative_text"] = values["text"] + 1
+    rows = SIZED.rows(values, guided=True)
+    np.testing.assert_array_equal(rows["text"], np.concatenate([values["text"], values["text"] + 1]))
+    np.testing.assert_array_equal(rows["resolution"], [[8, 16]] * 4)
+
+
+@pytest.mark.parametrize("conditioning", [LABELS, SIZED], ids=["labels", "text"])
+@pytest.mark.parametrize("guidance", [True, False])
+def test_an_example_passes_its_own_check(conditioning: Conditioning, guidance: bool) -> None:
+    arrays, pictures = conditioning.checked(conditioning.example(3, (8, 8), guidance=guidance), guidance=guidance)
+    assert pictures == 3
+    assert list(arrays) == [port.name for port in conditioning.ports(guidance=guidance)]
+
+
+def test_sizes_are_filled_in_unless_the_caller_gives_them() -> None:
+    values = SIZED.with_size({"text": text()}, (32, 64))
+    assert values["resolution"].tolist() == [[32.0, 64.0]] * 2
+    assert values["aspect_ratio"].tolist() == [[0.5]] * 2
+    own = {"text": text(), "resolution": np.ones((2, 2)), "aspect_ratio": np.ones((2, 1))}
+    assert SIZED.with_size(own, (32, 64)) == own
+    assert LABELS.with_size({"class_labels": [1]}, (32, 64)) == {"class_labels": [1]}
+
+
+def test_a_sample_becomes_conditions_or_is_refused_by_what_it_lacks() -> None:
+    assert LABELS.from_sample(size=(8, 8), label=3) == {"class_labels": 3}
+    values = SIZED.from_sample(size=(8, 16), text="t", mask="m")
+    assert values == {"text": "t", "text_mask": "m", "resolution": [8.0, 16.0], "aspect_ratio": [0.5]}
+    with pytest.raises(InvalidRequest, match="a sample has no label"):
+        LABELS.from_sample(size=(8, 8), text="t")
+
+
+def test_ports_are_found_by_their_role() -> None:
+    assert LABELS.port(Role.LABEL) == LABELS.own[0]
+    assert LABELS.port(Role.TEXT) is None
+    assert SIZED.classes is None
 
 
 # --- files

@@ -6,9 +6,10 @@ from itertools import product
 import numpy as np
 import pytest
 
+from ilf_trt.contract.conditioning import Conditioning
 from ilf_trt.contract.graphs import graphs_of
-from ilf_trt.contract.ports import COEFFICIENTS, GRAPHS, Graph, Port
-from ilf_trt.contract.spec import BatchRange, Loop, ModelSpec, Positions, Precision
+from ilf_trt.contract.ports import COEFFICIENTS, GRAPHS, Graph, Port, Role
+from ilf_trt.contract.spec import BatchRange, Loop, ModelSpec, Positions, Precision, Stream
 from ilf_trt.errors import IlfError, InvalidRequest
 
 BLOCKS = 6
@@ -23,18 +24,21 @@ RUN_TIME = {
 def dit(loop: Loop = LOOPS[0], *, guidance: bool = True) -> ModelSpec:
     return ModelSpec(
         kind="dit",
+        block_path="transformer_blocks",
         blocks=BLOCKS,
         width=64,
         patch=2,
         latent=(1, 8, 8),
         sizes=((8, 8),),
         positions=Positions(4, 1.0),
+        side_streams=(),
+        modulation_rows=6,
+        head_rows=2,
         loop=loop,
         guidance=guidance,
         shares_modulation=False,
         train_timesteps=1000,
-        conditions=(Port("class_labels", ("B",), "int32", below=11),),
-        null=10,
+        conditioning=Conditioning.of_labels(10),
         context=(),
         per_block=(),
         constants=(),
@@ -48,15 +52,11 @@ def pixart(loop: Loop = LOOPS[0], *, guidance: bool = True) -> ModelSpec:
         dit(loop, guidance=guidance),
         kind="pixart",
         latent=(4, 8, 8),
-        null=None,
         shares_modulation=True,
-        conditions=(
-            Port("text", ("B", TEXT_TOKENS, 32), "float32"),
-            Port("text_mask", ("B", TEXT_TOKENS), "float32"),
-        ),
+        conditioning=Conditioning.of_text(TEXT_TOKENS, 32, sized=False),
         context=(
-            Port("text_tokens", (rows, TEXT_TOKENS, 64), "float32"),
-            Port("text_bias", (rows, 1, 1, TEXT_TOKENS), "float32"),
+            Port("text_tokens", (rows, TEXT_TOKENS, 64), "float32", Role.CONTEXT),
+            Port("text_bias", (rows, 1, 1, TEXT_TOKENS), "float32", Role.CONTEXT),
         ),
     )
 
@@ -67,10 +67,10 @@ def hoisted(loop: Loop = LOOPS[0], *, guidance: bool = True) -> ModelSpec:
     return replace(
         plain,
         context=plain.context[1:],
-        per_block=(Port("text_pairs", (plain.rows, 2, TEXT_TOKENS, 64), "float32"),),
+        per_block=(Port("text_pairs", (plain.rows, 2, TEXT_TOKENS, 64), "float32", Role.CONTEXT),),
         constants=(
-            Port("feedback.attn2.to_k.weight", (64, 64), "float32"),
-            Port("feedback.attn2.to_k.bias", (64,), "float32"),
+            Port("feedback.attn2.to_k.weight", (64, 64), "float32", Role.WEIGHT),
+            Port("feedback.attn2.to_k.bias", (64,), "float32", Role.WEIGHT),
         ),
     )
 
@@ -87,6 +87,18 @@ def names(ports: tuple[Port, ...]) -> list[str]:
     return [port.name for port in ports]
 
 
+def two_streams(loop: Loop = LOOPS[0], *, guidance: bool = True) -> ModelSpec:
+    """A model whose blocks carry the text's tokens with the image's, under 12 modulation rows."""
+    plain = dit(loop, guidance=guidance)
+    return replace(
+        plain,
+        shares_modulation=True,
+        modulation_rows=12,
+        head_rows=1,
+        side_streams=(Stream("text", (TEXT_TOKENS,), 32),),
+    )
+
+
 def graph(spec: ModelSpec, name: str, precision: Precision = Precision.FP32) -> Graph:
     return next(graph for graph in graphs_of(spec, precision) if graph.name == name)
 
@@ -98,7 +110,7 @@ def graph(spec: ModelSpec, name: str, precision: Precision = Precision.FP32) -> 
 @pytest.mark.parametrize("spec", SPECS)
 def test_every_input_is_given_at_run_time_or_made_by_a_graph(spec: ModelSpec, precision: Precision) -> None:
     given = RUN_TIME | set(names((*spec.conditions, *spec.constants)))
-    made = {"feedback": Port("feedback", (spec.rows, *spec.grid, spec.width), precision.dtype)}  # from the pass before
+    made = {"feedback": Port("feedback", (spec.rows, *spec.grid, spec.width), precision.dtype, Role.FEEDBACK)}
     for each in graphs_of(spec, precision):
         for port in each.inputs:
             if port.name in given:
@@ -189,7 +201,7 @@ def test_a_graph_takes_the_text_of_its_own_blocks_and_no_others() -> None:
 def test_constants_enter_cond_after_the_conditions_and_no_other_graph() -> None:
     spec = hoisted()
     cond, *later = graphs_of(spec, Precision.FP32)
-    assert cond.inputs == (Port("times", ("T",), "float32"), *spec.row_conditions, *spec.constants)
+    assert cond.inputs == (Port("times", ("T",), "float32", Role.TIME), *spec.row_conditions, *spec.constants)
     assert not {name for each in later for name in names(each.inputs)} & set(names(spec.constants))
 
 
@@ -219,6 +231,24 @@ def test_a_loop_to_the_last_block_leaves_post_with_the_head_only() -> None:
     assert "modulation_post" not in names(graph(dit(Loop(2, 5)), "cond").outputs)
 
 
+def test_every_stream_passes_through_pre_loop_and_post() -> None:
+    spec = two_streams(Loop(1, 4))
+    text, start = ("R", TEXT_TOKENS, 32), {port.name: port.shape for port in graph(spec, "cond").outputs}["start_text"]
+    assert start == text
+    assert {port.name: port.shape for port in graph(spec, "pre").inputs}["start_text"] == text
+    assert names(graph(spec, "loop_body").inputs)[:4] == ["hidden", "hidden_text", "feedback", "feedback_text"]
+    assert names(graph(spec, "loop_feedback").outputs) == ["feedback", "feedback_text"]
+    for name in ("loop_body", "loop_feedback", "post"):
+        ports = {port.name: port.shape for port in (*graph(spec, name).inputs, *graph(spec, name).outputs)}
+        assert ports["features_text"] == text
+
+
+def test_modulation_and_head_have_as_many_rows_as_the_model_says() -> None:
+    shapes = {port.name: port.shape for port in graph(two_streams(), "cond").outputs}
+    assert shapes["modulation"] == ("T", "R", 1, 12, 64)
+    assert shapes["modulation_head"] == ("T", "R", 1, 64)
+
+
 def test_a_loop_has_a_scale_for_each_block() -> None:
     scales = {port.name: port.shape for port in graph(dit(Loop(1, 4)), "loop_body").inputs}["scales"]
     assert scales == (4,)
@@ -239,7 +269,7 @@ def test_coefficients_are_the_guidance_and_a_row_of_the_solver() -> None:
 
 
 def test_a_port_resolves_its_symbols() -> None:
-    port = Port("modulation", ("T", "R", 3, 64), "float32")
+    port = Port("modulation", ("T", "R", 3, 64), "float32", Role.MODULATION)
     assert port.resolve({"T": 5, "R": 4, "B": 2}) == (5, 4, 3, 64)
 
 

@@ -11,7 +11,7 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
-from ilf_trt.contract.ports import Graph, Port
+from ilf_trt.contract.ports import Graph, Port, Role
 from ilf_trt.errors import DeviceLost, InvalidRequest, OutOfMemory, PortMismatch
 from ilf_trt.runtime import Pipeline
 from ilf_trt.runtime.engine import Launch
@@ -27,8 +27,8 @@ SAME = 1e-6
 SIZES = {"B": 2, "R": 4}
 ECHO = Graph(
     "echo",
-    (Port("x_bf16", ("B", 3), "bfloat16"), Port("x_fp16", ("B", 3), "float16")),
-    (Port("y_bf16", ("B", 3), "bfloat16"), Port("y_fp16", ("B", 3), "float16")),
+    (Port("x_bf16", ("B", 3), "bfloat16", Role.TOKENS), Port("x_fp16", ("B", 3), "float16", Role.TOKENS)),
+    (Port("y_bf16", ("B", 3), "bfloat16", Role.TOKENS), Port("y_fp16", ("B", 3), "float16", Role.TOKENS)),
 )
 
 
