@@ -5,14 +5,54 @@ python -m benchmarks.tables
 
 import re
 from collections.abc import Callable
+from pathlib import Path
 
 import numpy as np
 
 from benchmarks.record import ROOT, read_rows
 from benchmarks.speed.gpu_tables import gpu_aims, gpu_facts, gpu_latency, gpu_parity
-from benchmarks.study.tables import STUDY
+from benchmarks.study.tables import STUDY, distances
 
 Row = dict[str, str]
+
+
+SUMMARY = {
+    "eager diffusers": "PyTorch, plain",
+    "eager diffusers at equal cost": "PyTorch, plain at the cost of ILF",
+    "eager ILF": "PyTorch, ILF",
+    "ONNX Runtime, one graph": "ONNX Runtime, one graph, plain",
+    "ilf-trt plain": "ilf-trt, plain",
+    "ilf-trt plain at equal cost": "ilf-trt, plain at the cost of ILF",
+    "ilf-trt ILF": "**ilf-trt, ILF**",
+}
+
+
+def summary() -> str:
+    """The demo on the machine that was measured last: speed, and the quality of the same plan over its noise seeds."""
+    quality: dict[tuple[str, str], list[Row]] = {}
+    for row in read_rows("quality-precision"):
+        if row["precision"] == "fp32":
+            quality.setdefault((row["steps"], row["block_forwards"]), []).append(row)
+    demo = [row for row in read_rows("cpu-latency") if row["model"] == "demo"]
+    rows = {row["row"]: row for row in demo if row["device"] == demo[-1]["device"]}
+    lines = [
+        "| what runs | steps | block forwards | times faster, median (least to most) | "
+        "Fréchet distance, mean (each seed) | label accuracy |",
+        "|---|---|---|---|---|---|",
+    ]
+    for name, title in SUMMARY.items():
+        row = rows[name]
+        drawn = quality[row["steps"], row["block_forwards"]]
+        accuracy = np.mean([float(one["accuracy"]) for one in drawn])
+        cells = [title, row["steps"], row["block_forwards"], faster(row), distances(drawn), f"{accuracy:.3f}"]
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def faster(row: Row) -> str:
+    """`8.68x (6.34 to 11.55)`: the median ratio to eager PyTorch with 20 steps, the least and the most."""
+    low, middle, high = (float(row[name]) for name in ("faster_min", "faster_than_eager_20", "faster_max"))
+    return f"{middle:.2f}x ({low:.2f} to {high:.2f})"
 
 
 def latency() -> str:
@@ -24,8 +64,7 @@ def latency() -> str:
     ]
     for row in read_rows("cpu-latency"):
         cells = [machine(row), *(row[name] for name in ("model", "row", "steps", "block_forwards"))]
-        low, middle, high = (float(row[name]) for name in ("faster_min", "faster_than_eager_20", "faster_max"))
-        cells += [f"{middle:.2f}x ({low:.2f} to {high:.2f})", f"{float(row['cost_against_one_graph']):.3f}"]
+        cells += [faster(row), f"{float(row['cost_against_one_graph']):.3f}"]
         cells += [row[name] or "–" for name in ("relative_difference", "frechet", "accuracy")]
         lines += [f"| {' | '.join(cells)} |"]
     return "\n".join(lines)
@@ -178,7 +217,8 @@ def text_export() -> str:
 
 
 TABLES: dict[str, dict[str, Callable[[], str]]] = {
-    "README.md": {
+    "README.md": {"summary": summary},
+    "docs/performance.md": {
         "cpu-latency": latency,
         "cpu-process": process,
         "quality-precision": precision,
@@ -199,16 +239,26 @@ ANYWHERE: dict[str, Callable[[], str]] = {
 """Tables that are written wherever a document has a place for them."""
 
 
+def documents() -> list[Path]:
+    """The README and everything in docs/."""
+    return [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+
+
+def written(path: Path) -> str:
+    """The text of a document with every table anew; raises SystemExit where a table has no place, or two."""
+    text = path.read_text()
+    for name, table in TABLES.get(path.relative_to(ROOT).as_posix(), {}).items():
+        text, count = _filled(text, name, table)
+        if count != 1:
+            raise SystemExit(f"{path} has {count} places for table {name}, expected 1")
+    for name, table in ANYWHERE.items():
+        text, _ = _filled(text, name, table)
+    return text
+
+
 def main() -> None:
-    for path in (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))):
-        text = path.read_text()
-        for name, table in TABLES.get(path.relative_to(ROOT).as_posix(), {}).items():
-            text, count = _filled(text, name, table)
-            if count != 1:
-                raise SystemExit(f"{path} has {count} places for table {name}, expected 1")
-        for name, table in ANYWHERE.items():
-            text, _ = _filled(text, name, table)
-        path.write_text(text)
+    for path in documents():
+        path.write_text(written(path))
 
 
 def _filled(text: str, name: str, table: Callable[[], str]) -> tuple[str, int]:

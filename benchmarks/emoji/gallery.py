@@ -1,8 +1,8 @@
-"""Pictures side by side, from the same noise: 20 plain steps, plain steps at equal cost, and feedback.
+"""Pictures from the same noise: 20 plain steps, plain steps at equal cost, and feedback.
 
     python -m benchmarks.emoji.gallery
 
-Draws from the bundles of the package's own checkpoints and writes `docs/gallery.md` and the pictures beside it.
+It draws from the bundles of the packaged checkpoints, and writes `docs/gallery.md` and its pictures.
 """
 
 import argparse
@@ -39,11 +39,11 @@ PROMPTS = (
 
 @dataclass(frozen=True, slots=True)
 class Exhibit:
-    """One model's pictures: what is asked for, and what people should know when they look at them."""
+    """The pictures of one model: the request, the names of the columns, and a note for the reader."""
 
     model: str
     title: str
-    asked: dict[str, Any]
+    request: dict[str, Any]
     names: tuple[str, ...]
     note: str
 
@@ -54,15 +54,15 @@ EXHIBITS = (
         "Emoji from prompts",
         {"prompt": list(PROMPTS)},
         PROMPTS,
-        "A PixArt of 12 blocks of width 96 with its own text encoder, 32x32 pixels, trained on one CPU core: "
-        "it knows some 590 emoji by name, mixes them up, and is no model of the world. Guidance 4.",
+        "The model is a PixArt of 12 blocks of width 96, with a small text encoder, for 32x32 pixels. It trained on "
+        "one CPU core. It knows about 590 emoji by name, confuses some, and knows nothing else. Guidance is 4.",
     ),
     Exhibit(
         "demo",
         "Digits from classes",
         {"class_labels": list(range(10))},
         tuple(map(str, range(10))),
-        "A DiT of 12 blocks of width 64 on real 8x8 digits. Guidance 1.5.",
+        "The model is a DiT of 12 blocks of width 64. It trained on real 8x8 digits. Guidance is 1.5.",
     ),
 )
 
@@ -78,13 +78,13 @@ def strip(pixels: NDArray[np.uint8]) -> NDArray[np.uint8]:
 
 
 def draw(exhibit: Exhibit, folder: Path, cache: Path) -> list[str]:
-    """The lines of one model in the document; its pictures go into `folder`."""
+    """Lines of the document for one model; writes its pictures into `folder`."""
     lines = [f"## {exhibit.title}", "", exhibit.note, "", f"From left to right: {', '.join(exhibit.names)}.", ""]
     lines += ["| plan | block forwards | pictures |", "|---|---|---|"]
     with Pipeline.load(bundle_of(exhibit.model, cache)) as pipeline:
         for title, steps, feedback in PLANS:
             plan = pipeline.plan(steps, feedback=feedback)
-            result = pipeline.generate(seed=SEED, plan=plan, **exhibit.asked)
+            result = pipeline.generate(seed=SEED, plan=plan, **exhibit.request)
             name = f"{exhibit.model}-{steps}-{feedback.replace(':', '-')}.png"
             Image.fromarray(strip(result.pixels)).save(folder / name)
             lines.append(f"| {title} | {plan.block_forwards} | ![{title}](gallery/{name}) |")
@@ -100,9 +100,16 @@ def main() -> None:
     lines = [
         "# Gallery",
         "",
-        "The same noise (seed 7) and the same requests under three plans: 20 plain solver steps, plain steps that cost",
-        "as much as feedback does, and 10 steps with feedback on the first two and the last two. It is drawn anew by",
-        "`python -m benchmarks.emoji.gallery`; [study.md](study.md) has the numbers.",
+        "This document is for people who want to see what feedback does to pictures.",
+        "",
+        "![Ten prompts under three plans](gallery/side-by-side.png)",
+        "",
+        "`python -m benchmarks.emoji.poster` draws these ten prompts, which the model knows well, with seed 9.",
+        "The tables below show easier and harder requests.",
+        "",
+        "Every table shows three plans with the same requests and the same noise (seed 7): 20 plain steps, plain steps",
+        "at the cost of feedback, and 10 steps with feedback on the first two and the last two.",
+        "`python -m benchmarks.emoji.gallery` draws this document again. [study.md](study.md) has the numbers.",
         "",
     ]
     for exhibit in EXHIBITS:

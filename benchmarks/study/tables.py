@@ -5,10 +5,11 @@ from collections.abc import Callable, Iterable
 import numpy as np
 
 from benchmarks.record import read_rows
-from benchmarks.study.samplers import samplers
+from benchmarks.study.samplers import TUNED, samplers
 
 Row = dict[str, str]
 COLUMNS = ("accuracy", "precision", "recall", "density", "coverage", "psnr_db", "feature_distance")
+ANSWER_DATA = (("digits", 3), ("cifar10", 2))  # and the decimals of their distances
 HEADS = {"psnr_db": "PSNR to 50 steps, dB", "feature_distance": "features apart"}
 
 
@@ -45,6 +46,37 @@ def part_of(data: str, part: str) -> list[Row]:
     """The rows of a part, whichever part they were drawn for: one may serve several."""
     wanted = {(sampler.name, sampler.training) for sampler in samplers() if sampler.part == part}
     return [row for row in read_rows(f"quality-{data}") if (row["sampler"], row["training"]) in wanted]
+
+
+ANSWER = (
+    ("plain 50", ""),
+    ("plain 20", ""),
+    ("cache-dit 20", ""),
+    ("cache 20", ""),
+    ("plain 12", ""),
+    ("ILF 10 outer:2 anneal m/n", TUNED),
+    ("plain 9", ""),
+    ("ILF 7 outer:2 anneal m/n", TUNED),
+    ("cache 14", ""),
+)
+
+
+def answer() -> str:
+    """The study's main question on both data sets: the mean of every sampler, its best and its worst seed."""
+    lines = [
+        "| sampler | block forwards | digits, mean (best to worst seed) | CIFAR-10, mean (best to worst seed) |",
+        "|---|---|---|---|",
+    ]
+    parts = [part_of(data, "main") for data, _ in ANSWER_DATA]
+    for sampler, training in ANSWER:
+        cells = []
+        for rows, (_, digits) in zip(parts, ANSWER_DATA, strict=True):
+            rows = [row for row in rows if (row["sampler"], row["training"]) == (sampler, training)]
+            found = [float(row["frechet"]) for row in rows]
+            mean, best, worst = (f"{value:.{digits}f}" for value in (np.mean(found), min(found), max(found)))
+            cells.append(f"{mean} ({best} to {worst})")
+        lines.append(f"| {' | '.join([sampler, rows[0]['block_forwards'], *cells])} |")
+    return "\n".join(lines)
 
 
 def emoji() -> str:
@@ -100,5 +132,6 @@ STUDY: dict[str, Callable[[], str]] = {
     for data in ("digits", "digits-4-rounds", "cifar10", "cifar10-other-base")
     for part in PARTS
 }
+STUDY["study-answer"] = lambda: answer()
 STUDY["study-emoji"] = lambda: emoji()
 STUDY["study-cifar10-shrinkage"] = lambda: shrinkage("cifar10")
