@@ -25,7 +25,7 @@ PlanMaker = Callable[[Mapping[str, object], int], StepPlan]
 class Follower:
     """Knows which step of its plan a pipeline is at, by asking the pipeline's scheduler.
 
-    A scheduler makes its timesteps again for every run, and a plan is made with them. Where times may repeat a scheduler
+    A scheduler makes its timesteps again for every run; a plan is made with them. Where times may repeat a scheduler
     counts its steps; where it does not count, as DDIM, the time is looked up, which waits for a GPU.
     """
 
