@@ -1,4 +1,4 @@
-"""Writes the tables of the documents anew from the committed CSVs, between their markers.
+"""Writes the tables of the documents again from the committed CSVs, between their markers.
 
 python -m benchmarks.tables
 """
@@ -245,7 +245,7 @@ def documents() -> list[Path]:
 
 
 def written(path: Path) -> str:
-    """The text of a document with every table anew; raises SystemExit where a table has no place, or two."""
+    """The text of a document with every table again; raises SystemExit where a table has no place, or two."""
     text = path.read_text()
     for name, table in TABLES.get(path.relative_to(ROOT).as_posix(), {}).items():
         text, count = _filled(text, name, table)

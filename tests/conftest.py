@@ -78,7 +78,7 @@ def write_checkpoint(folder: Path, backbone: Any, loop: tuple[int, int] = LOOP) 
     return folder
 
 
-def train_anew(model: ILFModel) -> None:
+def train_again(model: ILFModel) -> None:
     """Other values in the feedback block and its scales, in place."""
     torch.manual_seed(5)
     with torch.no_grad():

@@ -64,7 +64,7 @@ def test_a_second_build_takes_everything_from_the_cache_and_says_so(
     assert first == second
 
 
-def test_without_the_cache_everything_is_built_anew(
+def test_without_the_cache_everything_is_built_again(
     run: Run,
     checkpoint: Path,
     rtx_bundle: Path,

@@ -121,7 +121,7 @@ def new_scheduler() -> DPMSolverMultistepScheduler:
 
 
 class Captions:
-    """Captions of every picture as tokens, drawn anew for each batch."""
+    """Captions of every picture as tokens, drawn again for each batch."""
 
     def __init__(self, emoji: list[Emoji], tokenizer: Any) -> None:
         self.emoji, self.tokenizer = emoji, tokenizer

@@ -19,7 +19,7 @@ Run = Callable[[Mapping[str, Tensor], Tensor], Tensor]
 
 
 class CachedBlocks(nn.Module):
-    """Blocks that follow one another, run anew every `every`-th step of a trajectory of `steps`.
+    """Blocks that follow one another, run again every `every`-th step of a trajectory of `steps`.
 
     On the steps between, what their attentions and feed-forwards added last is added to the new input instead. The
     paper stores it block by block; the sum of all, kept here, is the same and takes one addition.

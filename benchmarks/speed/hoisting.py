@@ -4,7 +4,7 @@
 
 Full-size models without weights (torch's meta device) at batch 1 with guidance, ten steps, feedback on the first two
 and last two. FLOPs are counted by torch's own counter; weights are those of Linears and convolutions in float16, read
-anew by each call, DiT's equal embedders once. "in every step" is the same plan through the eager model, which computes
+again by each call, DiT's equal embedders once. "in every step" is the same plan through the eager model, which computes
 all it needs at every step. `--text-gain` also times a mid-size PixArt in ONNX Runtime with its text's keys and values
 made in every block and once a picture, turn by turn.
 """

@@ -191,7 +191,7 @@ def _measure_memory(blocks: int, batch: int) -> dict[str, Any]:
         model = attach(new_backbone(blocks), loop)
         engine = new_engine(model, batch, Path(folder), loop)
         ctypes.CDLL("libc.so.6").malloc_trim(0)  # what making the model left behind
-        Path("/proc/self/clear_refs").write_text("5")  # the peak begins anew
+        Path("/proc/self/clear_refs").write_text("5")  # the peak begins again
         before = psutil.Process().memory_info().rss
         batches: Iterator[Any] = engine.stream.batches(start_iteration=1, rank=0, world=1)
         for _ in range(MEMORY_STEPS):

@@ -1,4 +1,4 @@
-"""Draws the study's figures anew from the committed CSVs: quality over cost, over training, over time and blocks.
+"""Draws the study's figures again from the committed CSVs: quality over cost, over training, over time and blocks.
 
 python -m benchmarks.study.plots
 """

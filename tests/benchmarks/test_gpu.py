@@ -313,7 +313,7 @@ def test_cached_blocks_run_as_often_as_the_papers_cost_says(kind: str) -> None:
     assert not torch.allclose(first, plain)
 
 
-def test_blocks_that_run_anew_at_every_step_change_nothing() -> None:
+def test_blocks_that_run_again_at_every_step_change_nothing() -> None:
     blocks = [torch.nn.Linear(4, 4) for _ in range(3)]
     cached = eager.CachedBlocks(blocks, every=1, steps=5)
     for _ in range(4):

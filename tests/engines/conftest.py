@@ -53,13 +53,16 @@ VARYING: Profile = {"x": ((1, 64), (4, 64), (8, 64))}
 
 @dataclass
 class ProgressRecord:
-    """The progress calls of a build."""
+    """The progress calls of a build, or of a builder."""
 
-    stages: list[str] = field(default_factory=list)
-    steps: list[tuple[str, int, int]] = field(default_factory=list)
+    calls: list[tuple[str, int, int, str]] = field(default_factory=list)
 
-    def tell(self, phase: str, done: int, total: int, detail: str = "", /) -> None:
-        self.steps.append((phase, done, total))
+    def tell(self, what: str, done: int, total: int, detail: str = "", /) -> None:
+        self.calls.append((what, done, total, detail))
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        return tuple(dict.fromkeys(what for what, *_ in self.calls))
 
 
 @dataclass(frozen=True)
@@ -91,7 +94,7 @@ def build_with_engines(checkpoint: Path, **options: Any) -> Built:
     progress = ProgressRecord()
     settings = BuildOptions(**{**STEPS, "engines": RTX, "cache": cache, **options})
     output = checkpoint.parent / f"{settings.precision}.ilf"
-    result = build(str(checkpoint), output, settings, progress=progress.stages.append, tell=progress.tell)
+    result = build(str(checkpoint), output, settings, progress=progress.tell)
     return Built(result, progress, checkpoint, cache, settings)
 
 

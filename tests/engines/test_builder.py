@@ -83,7 +83,7 @@ def test_every_builder_level_is_taken(level: int, tmp_path: Path) -> None:
     assert build_graph(tmp_path, product(), profile=VARYING, builder_level=level).kernels
 
 
-def test_a_timing_cache_that_is_damaged_is_written_anew(tmp_path: Path) -> None:
+def test_a_timing_cache_that_is_damaged_is_written_again(tmp_path: Path) -> None:
     cache = tmp_path / "timings.cache"
     build_graph(tmp_path, product(), profile=VARYING, timing_cache=str(cache))
     whole = cache.read_bytes()
@@ -97,8 +97,8 @@ def test_a_timing_cache_that_is_damaged_is_written_anew(tmp_path: Path) -> None:
 def test_progress_is_told_to_its_end(tmp_path: Path) -> None:
     progress = ProgressRecord()
     build_graph(tmp_path, product(), progress, profile=VARYING)
-    assert all(0 <= done <= total for _, done, total in progress.steps)
-    last = {phase: (done, total) for phase, done, total in progress.steps}
+    assert all(0 <= done <= total for _, done, total, _ in progress.calls)
+    last = {phase: (done, total) for phase, done, total, _ in progress.calls}
     assert all(done == total for done, total in last.values())
     assert len(last) > 1
 

@@ -92,7 +92,7 @@ def test_an_output_that_exists_needs_force(
     assert "taken from the build cache: engine cond" in said(capsys)
 
 
-def test_no_cache_builds_everything_anew(worker: Worker, dit_bundle: Path, place: Path, cache: Path) -> None:
+def test_no_cache_builds_everything_again(worker: Worker, dit_bundle: Path, place: Path, cache: Path) -> None:
     for flags in ([], ["--no-cache"]):
         command = [
             "compile",

@@ -19,7 +19,7 @@ from ilf_trt.contract.ports import GRAPHS
 from ilf_trt.contract.spec import BatchRange, Precision
 from ilf_trt.errors import InvalidRequest
 from ilf_trt.runtime import Pipeline
-from tests.conftest import TEXT_CHANNELS, TEXT_TOKENS, train_anew
+from tests.conftest import TEXT_CHANNELS, TEXT_TOKENS, train_again
 
 PICTURES = 2
 # The same products in the same precision, made in another graph; measured below 1e-6 over four steps.
@@ -30,7 +30,7 @@ TEXT_PROJECTIONS = ("attn2.to_k.weight", "attn2.to_v.weight")
 def retrained(checkpoint: Path, folder: Path) -> Path:
     """The same base with another feedback block and other scales."""
     model = load_ilf(checkpoint)
-    train_anew(model)
+    train_again(model)
     save_ilf(model, folder)
     shutil.copytree(checkpoint / "scheduler", folder / "scheduler")
     return folder
@@ -106,7 +106,7 @@ def pair(request: pytest.FixtureRequest) -> tuple[BuildResult, BuildResult]:
 # --- a feedback block trained again
 
 
-def test_a_feedback_block_trained_anew_changes_no_graph_but_its_own(pair: tuple[BuildResult, BuildResult]) -> None:
+def test_a_feedback_block_trained_again_changes_no_graph_but_its_own(pair: tuple[BuildResult, BuildResult]) -> None:
     before, after = (built.bundle for built in pair)
     changed = differing(before, after)
     assert {name.partition(".onnx")[0] for name in changed if name.startswith("graphs/")} == {"graphs/loop_feedback"}
@@ -114,7 +114,7 @@ def test_a_feedback_block_trained_anew_changes_no_graph_but_its_own(pair: tuple[
     assert before.manifest.scales != after.manifest.scales
 
 
-def test_a_feedback_block_trained_anew_is_verified_like_the_first(pair: tuple[BuildResult, BuildResult]) -> None:
+def test_a_feedback_block_trained_again_is_verified_like_the_first(pair: tuple[BuildResult, BuildResult]) -> None:
     limit = pair[1].bundle.manifest.precision.parity_limit
     assert {row.what: row.relative for row in pair[1].differences if not row.relative <= limit} == {}
 

@@ -21,7 +21,7 @@ from ilf_trt.contract.bundle import Bundle
 from ilf_trt.contract.spec import BatchRange, Calibrator, Precision
 from ilf_trt.errors import InvalidRequest
 from ilf_trt.export.quantization import E4M3_MAX, SMALLEST_SCALE, quantize_linears
-from tests.conftest import TEXT_TOKENS, small_dit, small_pixart, train_anew, write_checkpoint
+from tests.conftest import TEXT_TOKENS, small_dit, small_pixart, train_again, write_checkpoint
 
 Array = NDArray[Any]
 
@@ -376,11 +376,11 @@ def test_fp8_graphs_are_valid(eight: BuildResult) -> None:
         onnx.checker.check_model(eight.bundle.graph_path(graph.name), full_check=True)
 
 
-def test_a_feedback_block_trained_anew_on_the_scales_of_the_old_bundle_changes_one_graph(
+def test_a_feedback_block_trained_again_on_the_scales_of_the_old_bundle_changes_one_graph(
     dit_eight: BuildResult, tmp_path: Path
 ) -> None:
     model = load_ilf(dit_eight.bundle.path.parent / "checkpoint")
-    train_anew(model)
+    train_again(model)
     save_ilf(model, tmp_path / "again")
     options = BuildOptions(
         precision=Precision.FP8,

@@ -104,7 +104,7 @@ def test_reference_written_again_is_the_same(dit_checkpoint: Path, dit_bundle: P
         pictures=manifest.batch.min,
         guidance_scale=manifest.guidance_scale,
         precision=Precision.FP32,
-        beside={},
+        of_parts={},
     )
     again, before = read(Bundle(tmp_path, manifest)), read(Bundle(dit_bundle, manifest))
     assert again.keys() == before.keys()

@@ -58,7 +58,7 @@ def test_a_launch_writes_into_the_bound_output(engine: OnnxRuntimeEngine) -> Non
     np.testing.assert_array_equal(memory["y"], memory["x"] + memory["bias"])
 
 
-def test_a_launch_reads_its_inputs_anew_each_time(engine: OnnxRuntimeEngine) -> None:
+def test_a_launch_reads_its_inputs_again_each_time(engine: OnnxRuntimeEngine) -> None:
     memory = arrays()
     launch = engine.bind(memory)
     launch()

@@ -39,7 +39,7 @@ def test_a_pipeline_brings_text_and_decoder(around: Callable[..., PipelineParts]
     assert (made.text.tokens, made.text.channels) == (120, small_pipelines.TEXT_WIDTH)
     assert made.decoder is not None
     assert (made.decoder.scale, made.decoder.size) == (2, (8, 8))
-    assert set(made.golden()) >= {"text_ids", "text_embedded", "decode_latents", "decode_shades"}
+    assert set(made.reference()) >= {"text_ids", "text_embedded", "decode_latents", "decode_shades"}
 
 
 @pytest.mark.parametrize("stage", PipelinePart)
@@ -84,7 +84,7 @@ def test_sizes_are_read_as_height_by_width() -> None:
 @pytest.mark.parametrize(
     ("options", "match"),
     [
-        ({"text_precision": Precision.FP16}, "--text-precision is fp16, T5 takes fp32 or bf16 alone"),
+        ({"text_precision": Precision.FP16}, "--text-precision is fp16, T5 takes only fp32 or bf16"),
         ({"decoder_precision": Precision.FP8}, "--decoder-precision is fp8"),
     ],
 )

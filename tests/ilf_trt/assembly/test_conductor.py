@@ -40,7 +40,7 @@ def test_engine_options_that_contradict_one_another_are_refused_before_the_check
     stages: list[str] = []
     options = BuildOptions(engines=EngineOptions(Library.TENSORRT_RTX))
     with pytest.raises(InvalidRequest, match="say for which GPUs"):
-        build("no such checkpoint", tmp_path / "a.ilf", options, progress=stages.append)
+        build("no such checkpoint", tmp_path / "a.ilf", options, progress=lambda stage, *_: stages.append(stage))
     assert stages == ["engine library"]
     assert list(tmp_path.iterdir()) == []
 
@@ -85,5 +85,9 @@ def test_a_place_that_is_taken_is_refused_before_anything_is_built(dit_build: Bu
     (tmp_path / "thesis").mkdir()
     stages: list[str] = []
     with pytest.raises(BundleError, match="exists and is not a bundle"):
-        compile_bundle(dit_build.bundle.path, tmp_path / "thesis", RTX, force=True, progress=stages.append)
+        compile_bundle(
+            dit_build.bundle.path, tmp_path / "thesis", RTX, force=True, progress=lambda what, *_: stages.append(what)
+        )
+            dit_build.bundle.path, tmp_path / "thesis", RTX, force=True, progress=lambda stage, *_: stages.append(stage)
+        )
     assert stages == ["engine library"]

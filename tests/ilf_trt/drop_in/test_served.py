@@ -105,7 +105,7 @@ def test_the_pipelines_own_scheduler_is_followed(kind: str, name: str, case: Cal
         assert relative(run(pipe), wanted) < TRAJECTORY_ROUNDING
 
 
-def test_the_plan_is_the_bundles_own_and_made_anew_for_every_call(case: Callable[..., Case]) -> None:
+def test_the_plan_is_the_bundles_own_and_made_again_for_every_call(case: Callable[..., Case]) -> None:
     pipe, model, bundle = case("alpha")
     eager = pipe_of("alpha", model.backbone)
     ILFTransformer.install(eager, model, feedback="last:1", rule="uniform")

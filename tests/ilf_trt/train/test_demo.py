@@ -81,7 +81,7 @@ def again(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def test_trained_anew_it_is_a_checkpoint_with_its_base_beside(again: Path) -> None:
+def test_trained_again_it_is_a_checkpoint_with_its_base_beside(again: Path) -> None:
     model = load_ilf(again)
     assert model.feedback.scales.abs().min() > 0
     checkpoint = read_checkpoint(again)
@@ -110,7 +110,7 @@ def test_without_base_iterations_the_base_is_kept_and_the_feedback_goes_on(again
     assert (copy / weights).read_bytes() == (again / weights).read_bytes()
 
 
-def test_a_base_trained_anew_starts_the_feedback_anew(again: Path, tmp_path: Path) -> None:
+def test_a_base_trained_again_starts_the_feedback_again(again: Path, tmp_path: Path) -> None:
     copy = Path(shutil.copytree(again, tmp_path / "copy", symlinks=True))
     train(copy, seed=1, base_iterations=1, feedback_iterations=1)
     assert [path.name for path in (copy / "training" / "steps").iterdir()] == ["00000001"]

@@ -52,7 +52,7 @@ def test_a_slot_holds_its_tensor(route: Route) -> None:
 def test_what_the_host_writes_comes_first_and_is_all_that_it_writes(route: Route) -> None:
     arena = arena_of(route)
     inputs = {name for name, slot in arena.slots.items() if slot.offset < arena.input_bytes}
-    assert inputs == set(route.given)
+    assert inputs == set(route.inputs)
     assert not inputs & route.fixed.keys()
 
 
@@ -64,12 +64,12 @@ def test_the_predictions_are_the_zeros(route: Route) -> None:
 
 def test_only_tables_whose_rows_are_not_aligned_are_written_elsewhere_first(route: Route) -> None:
     for name, slot in arena_of(route).slots.items():
-        table = route.tensors[name].by_row and name not in route.given
+        table = route.tensors[name].by_row and name not in route.inputs
         assert (slot.dense is not None) == (table and slot.row_bytes % ALIGNMENT != 0)
 
 
 def test_the_start_and_the_result_are_latents(route: Route) -> None:
-    assert LATENTS[0] in route.given
+    assert LATENTS[0] in route.inputs
     assert route.result in LATENTS
 
 

@@ -131,7 +131,7 @@ def test_a_caption_equals_that_of_diffusers(text: str, clean: bool, pipeline: ob
     assert prepare_caption(text, clean=clean) == reference(pipeline, text, clean=clean)
 
 
-def test_parts_of_captions_put_together_anew_equal_those_of_diffusers(pipeline: object) -> None:
+def test_parts_of_captions_put_together_again_equal_those_of_diffusers(pipeline: object) -> None:
     for text in recombined():
         assert prepare_caption(text, clean=True) == reference(pipeline, text, clean=True), ascii(text)
 
