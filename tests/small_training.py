@@ -59,12 +59,12 @@ def pixart_rows(size: int, *, sized: bool = True) -> Batch:
     """Latents of noise and their texts, with alpha's sizes or without."""
     generator = torch.Generator().manual_seed(8)
     sizes = {"resolution": torch.full((size, 2), 128.0), "aspect_ratio": torch.ones(size, 1)}
-    call = {
-        "encoder_hidden_states": torch.randn(size, TEXT_TOKENS, TEXT_CHANNELS, generator=generator),
-        "encoder_attention_mask": torch.ones(size, TEXT_TOKENS),
-        "added_cond_kwargs": sizes if sized else {},
+    conditions = {
+        "text": torch.randn(size, TEXT_TOKENS, TEXT_CHANNELS, generator=generator),
+        "text_mask": torch.ones(size, TEXT_TOKENS),
+        **(sizes if sized else {}),
     }
-    return Batch(torch.randn(size, 4, 16, 16, generator=generator), call)
+    return Batch(torch.randn(size, 4, 16, 16, generator=generator), conditions)
 
 
 def small_stream(recipe: Recipe, rows: Batch | None = None, **options: Any) -> MemoryStream:

@@ -466,5 +466,5 @@ def test_a_model_of_another_base_is_refused() -> None:
 
 
 def test_a_pipeline_of_another_kind_is_refused() -> None:
-    with pytest.raises(InvalidRequest, match="Pipe has no transformer; give a DiT or PixArt pipeline"):
+    with pytest.raises(InvalidRequest, match="Pipe has no transformer; give a diffusers pipeline such as DiTPipeline"):
         ILFTransformer.install(Pipe(CONFIG), fed(net_of("dit")))

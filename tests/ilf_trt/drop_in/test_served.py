@@ -276,7 +276,7 @@ def test_a_scheduler_without_a_plan_is_refused_by_name(case: Callable[..., Case]
         ({"encoder_hidden_states": None}, "^'text' is missing; this bundle takes text, text_mask, resolution, aspect"),
         ({"encoder_attention_mask": torch.zeros(ROWS, 1, TEXT_TOKENS)}, r"^text_mask is \(4, 1, 7\), its text is"),
         ({"attention_mask": torch.ones(1)}, "^'attention_mask' is not supported by a served transformer; leave it out"),
-        ({"class_labels": torch.tensor([1])}, "^'class_labels' is not a condition of this bundle; it takes text"),
+        ({"class_labels": torch.tensor([1])}, "^'class_labels' is not supported by a served transformer; leave it out"),
         ({"timestep": torch.tensor([5])}, "^no step is at time 5; the plan's are 999, 832, 666, …, 166$"),
     ],
     ids=["long text", "no text", "bias as mask", "mask of the latent", "labels", "timestep"],

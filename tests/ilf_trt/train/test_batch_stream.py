@@ -35,7 +35,7 @@ def test_keys_name_the_rows_that_are_given() -> None:
     (_, names, batch), *_ = items(stream(), 1)
     numbers = [int(name) for name in names]
     assert torch.equal(batch.x0, dit_rows(ROWS).x0[numbers])
-    assert torch.equal(batch.call["class_labels"], dit_rows(ROWS).call["class_labels"][numbers])
+    assert torch.equal(batch.conditions["class_labels"], dit_rows(ROWS).conditions["class_labels"][numbers])
 
 
 def test_opened_later_it_goes_on_as_if_it_had_run() -> None:
@@ -63,24 +63,24 @@ def test_no_picture_is_refused() -> None:
         MemoryStream(Batch(torch.zeros(0, 1, 8, 8), {}), global_batch=1, seed=0)
 
 
-def test_a_part_cuts_nested_arguments_too() -> None:
+def test_a_part_cuts_every_condition() -> None:
     whole = pixart_rows(6)
     part = whole.part(slice(1, 3), torch.device("cpu"))
     assert torch.equal(part.x0, whole.x0[1:3])
-    assert torch.equal(part.call["encoder_hidden_states"], whole.call["encoder_hidden_states"][1:3])
-    assert part.call["added_cond_kwargs"]["resolution"].shape == (2, 2)
+    assert torch.equal(part.conditions["text"], whole.conditions["text"][1:3])
+    assert part.conditions["resolution"].shape == (2, 2)
 
 
 def test_dropped_rows_get_the_arguments_of_the_null_and_keep_the_others() -> None:
     rows, drop_mask = pixart_rows(3), torch.tensor([False, True, False])
     null = {
-        "encoder_hidden_states": torch.full((1, 7, 32), 9.0),
-        "encoder_attention_mask": torch.tensor([[1.0, 1, 0, 0, 0, 0, 0]]),
+        "text": torch.full((1, 7, 32), 9.0),
+        "text_mask": torch.tensor([[1.0, 1, 0, 0, 0, 0, 0]]),
     }
     result = rows.without_condition(drop_mask, null)
-    assert torch.equal(result.call["encoder_hidden_states"][1], null["encoder_hidden_states"][0])
-    assert torch.equal(result.call["encoder_attention_mask"][1], null["encoder_attention_mask"][0])
+    assert torch.equal(result.conditions["text"][1], null["text"][0])
+    assert torch.equal(result.conditions["text_mask"][1], null["text_mask"][0])
     for row in (0, 2):
-        assert torch.equal(result.call["encoder_hidden_states"][row], rows.call["encoder_hidden_states"][row])
-    assert result.call["added_cond_kwargs"] is rows.call["added_cond_kwargs"]
-    assert torch.equal(rows.call["encoder_hidden_states"], pixart_rows(3).call["encoder_hidden_states"])
+        assert torch.equal(result.conditions["text"][row], rows.conditions["text"][row])
+    assert result.conditions["resolution"] is rows.conditions["resolution"]
+    assert torch.equal(rows.conditions["text"], pixart_rows(3).conditions["text"])

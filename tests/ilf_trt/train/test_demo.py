@@ -129,11 +129,11 @@ def test_training_leaves_torch_s_threads_as_they_were(again: Path, tmp_path: Pat
 
 
 def test_batches_of_the_base_have_a_tenth_of_null_labels() -> None:
-    labels = next(digit_batches(2000, 0)).call["class_labels"]
+    labels = next(digit_batches(2000, 0)).conditions["class_labels"]
     assert (labels == CLASSES).float().mean().item() == pytest.approx(0.1, abs=0.034)  # five standard errors
 
 
 def test_the_stream_holds_all_digits_in_range() -> None:
     rows = digits_stream(global_batch=4, seed=0).rows
     assert (len(rows.x0), rows.x0.min().item(), rows.x0.max().item()) == (1797, -1.0, 1.0)
-    assert set(rows.call["class_labels"].tolist()) == set(range(CLASSES))
+    assert set(rows.conditions["class_labels"].tolist()) == set(range(CLASSES))

@@ -75,21 +75,21 @@ def test_dropped_conditions_are_the_backbone_s_null_class(tmp_path: Path) -> Non
     model = small_model()
     recipe = small_recipe(loss={"condition_dropout": 1.0}, optimisation={"iterations": 1})
     training = Training(model, recipe, small_stream(recipe), small_setup(tmp_path))
-    training.objective.register_forward_pre_hook(lambda _, inputs: conditions.append(inputs[0].call["class_labels"]))
+    training.objective.register_forward_pre_hook(
+        lambda _, inputs: conditions.append(inputs[0].conditions["class_labels"])
+    )
     training.step(training.stream.batches(start_iteration=1, rank=0, world=1))
     training.close()
     assert torch.equal(conditions[0], torch.full((BATCH,), CLASSES))
 
 
 def test_dropped_conditions_are_the_data_s_null_where_the_backbone_has_none(tmp_path: Path) -> None:
-    null = {"encoder_hidden_states": torch.full((1, 7, 32), 9.0), "encoder_attention_mask": torch.ones(1, 7)}
+    null = {"text": torch.full((1, 7, 32), 9.0), "text_mask": torch.ones(1, 7)}
     recipe = small_recipe(loss={"condition_dropout": 1.0}, optimisation={"iterations": 1, "batch_size": 2})
     stream = small_stream(recipe, pixart_rows(4), null=null)
     training = Training(attach(small_pixart(sized=True), LOOP), recipe, stream, small_setup(tmp_path))
     conditions: list[Tensor] = []
-    training.objective.register_forward_pre_hook(
-        lambda _, inputs: conditions.append(inputs[0].call["encoder_hidden_states"])
-    )
+    training.objective.register_forward_pre_hook(lambda _, inputs: conditions.append(inputs[0].conditions["text"]))
     training.step(stream.batches(start_iteration=1, rank=0, world=1))
     training.close()
     assert torch.equal(conditions[0], torch.full((2, 7, 32), 9.0))

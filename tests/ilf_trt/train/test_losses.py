@@ -68,14 +68,14 @@ def x_at(time: Tensor, x0: Tensor, noise: Tensor) -> Tensor:
 @torch.no_grad()
 def student_of(model: ILFModel, rows: Batch, noise: Tensor, t_post: Tensor) -> Tensor:
     """The model as a caller uses it; the second channel is the variance."""
-    sample: Tensor = model(x_at(TIME, rows.x0, noise), TIME, rows.call["class_labels"], t_post=t_post).sample
+    sample: Tensor = model(x_at(TIME, rows.x0, noise), TIME, rows.conditions["class_labels"], t_post=t_post).sample
     return sample[:, :1]
 
 
 @torch.no_grad()
 def teacher_of(model: ILFModel, x: Tensor, time: Tensor, rows: Batch) -> Tensor:
     """The backbone itself, by diffusers' own code."""
-    sample: Tensor = model.backbone(x, timestep=time, class_labels=rows.call["class_labels"]).sample
+    sample: Tensor = model.backbone(x, timestep=time, class_labels=rows.conditions["class_labels"]).sample
     return sample[:, :1]
 
 
@@ -201,7 +201,7 @@ def test_an_interval_s_second_pass_is_conditioned_on_the_rescaled_time(
     time, later = objective._step(TIME, SHARE)
     t_post = time - (time - later) * (model.loop.size / len(model.adapter.blocks))
     with torch.no_grad():
-        sample = model(x_at(time, rows.x0, noise), time, rows.call["class_labels"], t_post=t_post).sample[:, :1]
+        sample = model(x_at(time, rows.x0, noise), time, rows.conditions["class_labels"], t_post=t_post).sample[:, :1]
     assert torch.allclose(terms_of(model, rows, noise, INTERVAL)[0], mse(sample, noise), **FLOAT32)
 
 
@@ -218,7 +218,7 @@ def test_an_interval_s_target_ends_a_single_step_where_diffusers_own_steps_end(
     with torch.no_grad():
         for t in scheduler.timesteps[:4]:
             x = scheduler.step(teacher_of(model, x, t.reshape(1), one), t, x).prev_sample
-        first = model.first_pass(x_t, time, model.adapter.context(one.call))
+        first = model.first_pass(x_t, time, model.adapter.context(model.adapter.call(one.conditions)))
         epsilon = objective.interval(x_t, first, later, 4)
     assert torch.allclose(ddim(x_t, epsilon, time, later, ALPHAS), x, **SOLVER)
 
@@ -249,9 +249,13 @@ def test_a_pixart_s_loss_is_the_same_equation() -> None:
     model, rows = fed_back(small_pixart(sized=True)), pixart_rows(4)
     noise = torch.randn(4, 4, 16, 16, generator=torch.Generator().manual_seed(2))
     with torch.no_grad():
-        student = model(x_at(TIME, rows.x0, noise), timestep=TIME, t_post=TIME, **rows.call).sample[:, :4]
+        student = model(
+            x_at(TIME, rows.x0, noise), timestep=TIME, t_post=TIME, **model.adapter.call(rows.conditions)
+        ).sample[:, :4]
         half = TIME // 2
-        teacher = model.backbone(x_at(half, rows.x0, noise), timestep=half, **rows.call).sample[:, :4]
+        teacher = model.backbone(
+            x_at(half, rows.x0, noise), timestep=half, **model.adapter.call(rows.conditions)
+        ).sample[:, :4]
     result = terms_of(model, rows, noise)
     assert torch.allclose(result, torch.stack([mse(student, noise), mse(student, teacher)]), **FLOAT32)
 

@@ -8,6 +8,7 @@ import pytest
 import torch
 from diffusers import DiTTransformer2DModel, PixArtTransformer2DModel
 
+from ilf_trt.contract.conditioning import Conditioning
 from ilf_trt.errors import BrokenSample, DataError, InvalidRequest
 from ilf_trt.model.backbones import backbone_of
 from ilf_trt.train.data.loader import Loader, batch_of, is_mirrored
@@ -123,15 +124,16 @@ def test_about_half_is_mirrored_by_seed_epoch_and_index() -> None:
             assert x0[0, 0].tolist() == ([0.0, index] if is_mirrored(5, int(epoch), index) else [index, 0.0])
 
 
-def test_labels_and_text_become_the_backbones_arguments() -> None:
+def test_labels_and_text_become_the_conditions_of_the_base() -> None:
     x0, text, mask = torch.zeros(1, 2, 2), torch.ones(3, 5), torch.tensor([1, 1, 0], dtype=torch.uint8)
-    labels = batch_of([Sample("a", x0, (2, 2), label=label) for label in (3, 1)])
-    assert labels.call["class_labels"].tolist() == [3, 1]
-    call = batch_of([Sample("a", x0, (64, 32), text=text, text_mask=mask)] * 2).call
-    assert call["encoder_hidden_states"].shape == (2, 3, 5)
-    assert call["encoder_attention_mask"].tolist() == [[1.0, 1.0, 0.0]] * 2
-    assert call["added_cond_kwargs"]["resolution"].tolist() == [[64.0, 32.0]] * 2
-    assert call["added_cond_kwargs"]["aspect_ratio"].tolist() == [[2.0]] * 2
+    labels = batch_of([Sample("a", x0, (2, 2), label=label) for label in (3, 1)], Conditioning.of_labels(10))
+    assert labels.conditions["class_labels"].tolist() == [3, 1]
+    captions = [Sample("a", x0, (64, 32), text=text, text_mask=mask)] * 2
+    conditions = batch_of(captions, Conditioning.of_text(3, 5, sized=True)).conditions
+    assert conditions["text"].shape == (2, 3, 5)
+    assert conditions["text_mask"].tolist() == [[1.0, 1.0, 0.0]] * 2
+    assert conditions["resolution"].tolist() == [[64.0, 32.0]] * 2
+    assert conditions["aspect_ratio"].tolist() == [[2.0]] * 2
 
 
 def with_(source: Numbers, **facts: Any) -> Numbers:
@@ -150,7 +152,7 @@ def test_data_without_samples_is_refused() -> None:
         loader(Numbers(0))
 
 
-NULL = {"encoder_hidden_states": torch.zeros(1, 7, 5)}
+NULL = {"text": torch.zeros(1, 7, 5)}
 
 
 @pytest.mark.parametrize(

@@ -58,8 +58,8 @@ def test_captions_come_back_embedded_with_the_null_captions(captions: ImageFolde
     assert sample.text[0, 0] == len("Picture number 9")
     assert sample.text_mask.tolist() == [1, 1, 1, 1, 0, 0, 0]
     assert source.null is not None
-    assert source.null["encoder_hidden_states"].shape == (1, TEXT_TOKENS, TEXT_CHANNELS)
-    assert source.null["encoder_attention_mask"].tolist() == [[1.0, 0, 0, 0, 0, 0, 0]]
+    assert source.null["text"].shape == (1, TEXT_TOKENS, TEXT_CHANNELS)
+    assert source.null["text_mask"].tolist() == [[1.0, 0, 0, 0, 0, 0, 0]]
     assert words.captions[0] == ""
 
 
