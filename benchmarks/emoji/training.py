@@ -194,13 +194,13 @@ def train_feedback(pictures: Path, output: Path, *, iterations: int, seed: int) 
     nothing = captions.tokens([""])
     with torch.inference_mode():
         text, null = (encoder(i, attention_mask=m).last_hidden_state.clone() for i, m in ((ids, mask), nothing))
-    conditions = {"encoder_hidden_states": text, "encoder_attention_mask": mask.float()}
+    conditions = {"text": text, "text_mask": mask.float()}
     recipe = Recipe.read("emoji", [f"optimisation.iterations={iterations}", f"seed={seed}"])
     stream = MemoryStream(
         Batch(images[rows], conditions),
         global_batch=recipe.optimisation.batch_size,
         seed=seed,
-        null={"encoder_hidden_states": null, "encoder_attention_mask": nothing[1].float()},
+        null={"text": null, "text_mask": nothing[1].float()},
     )
     source = str(output.resolve() / "transformer")
     backbone = load_backbone(source)

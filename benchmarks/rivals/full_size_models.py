@@ -28,7 +28,7 @@ MODELS: dict[str, dict[str, Any]] = {
     },
 }
 LOOP = (8, 19)
-SMALL = {"num_layers": 4, "num_attention_heads": 2, "attention_head_dim": 16, "patch_size": 2}
+SMALL = {"num_layers": 3, "num_attention_heads": 2, "attention_head_dim": 16, "patch_size": 2}
 TINY: dict[str, dict[str, Any]] = {
     "tiny-dit": {
         "kind": "dit",
@@ -48,7 +48,7 @@ TINY: dict[str, dict[str, Any]] = {
         },
     },
 }
-TINY_LOOP = (1, 2)
+TINY_LOOP = (1, 1)
 PIXELS = 8  # of a picture's side to one of the latent's
 
 

@@ -15,21 +15,21 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-import diffusers
 import numpy as np
 import torch
 import torch.nn.functional as F
+from diffusers import PixArtTransformer2DModel
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks.record import write_rows
-from benchmarks.rivals.full_size_models import LOOP, MODELS, PIXART, TEXT_CHANNELS
+from benchmarks.rivals.full_size_models import LOOP, MODELS, PIXART, make_backbone
 from ilf_trt import attach, save_ilf
 from ilf_trt.assembly.conductor import build
 from ilf_trt.assembly.options import BuildOptions
 from ilf_trt.contract.plan import StepPlan, make_plan
-from ilf_trt.contract.ports import BLOCKS, Port
+from ilf_trt.contract.ports import PICTURES, ROWS, Port
 from ilf_trt.contract.solver import DEFAULT_SCHEDULER
 from ilf_trt.contract.spec import BatchRange, ModelSpec, Precision
 from ilf_trt.export.segments import Segment, segments_of, spec_of
@@ -45,22 +45,21 @@ BYTES = 2
 
 def rows_of(name: str, *, hoist_text: bool) -> list[Mapping[str, Any]]:
     """A row for each graph, and one for the whole plan before and after."""
-    facts = MODELS[name]
-    kind = diffusers.DiTTransformer2DModel if facts["kind"] == "dit" else diffusers.PixArtTransformer2DModel
+    text_tokens = MODELS[name]["text_tokens"]
     with torch.device("meta"):
-        model = attach(kind(**facts["config"]), LOOP)
+        model = attach(make_backbone(name), LOOP)
     plan = make_plan(DEFAULT_SCHEDULER, 10, blocks=len(model.adapter.blocks), loop=model.loop, feedback="outer:2")
     spec = spec_of(
         model,
         guidance=True,
-        text_tokens=facts["text_tokens"] or 1,
+        text_tokens=text_tokens or 1,
         train_timesteps=1000,
         precision=Precision.FP16,
         hoist_text=hoist_text,
     )
     runs = runs_of(plan)
     shared = {"model": name, "text": "once a picture" if hoist_text else "in every block"}
-    sizes = {"B": 1, "R": 2, "T": len(plan.times)}
+    sizes = {PICTURES: 1, ROWS: 2, "T": len(plan.times)}
     rows: list[dict[str, Any]] = []
     for graph, segment in segments_of(model, spec, Precision.FP32).items():
         inputs = meta_inputs(segment, sizes)
@@ -76,7 +75,7 @@ def rows_of(name: str, *, hoist_text: bool) -> list[Mapping[str, Any]]:
             }
         )
     after = [sum(row["runs"] * row[key] for row in rows) for key in ("gflop_a_run", "weights_mib")]
-    before = cost_before(model, plan, facts["text_tokens"])
+    before = cost_before(model, plan, text_tokens)
     totals = {HOISTED: after, IN_EVERY_STEP: before}
     return rows + [
         {
@@ -93,14 +92,15 @@ def rows_of(name: str, *, hoist_text: bool) -> list[Mapping[str, Any]]:
 
 def runs_of(plan: StepPlan) -> dict[str, int]:
     """How often a plan runs each graph."""
-    steps, fed = len(plan.steps), sum(step.feedback for step in plan.steps)
-    return {"cond": 1, "pre": steps, "loop_body": steps + fed, "loop_feedback": fed, "post": steps}
+    steps, with_feedback = len(plan.steps), sum(step.feedback for step in plan.steps)
+    second_passes = {"loop_body": steps + with_feedback, "loop_feedback": with_feedback}
+    return {"cond": 1, "pre": steps, **second_passes, "post": steps}
 
 
 def linear_flop(model: ILFModel, spec: ModelSpec, plan: StepPlan, pictures: int) -> float:
     """Operations of the Linears in all graph runs of a plan, two a multiply-add; `model` is on the meta device."""
     runs, total = runs_of(plan), 0.0
-    sizes = {"B": pictures, "R": 2 * pictures, "T": len(plan.times)}
+    sizes = {PICTURES: pictures, ROWS: 2 * pictures, "T": len(plan.times)}
     for graph, segment in segments_of(model, spec, Precision.FP32).items():
         with torch.no_grad(), LinearCounter() as counter:
             segment(*meta_inputs(segment, sizes))
@@ -110,23 +110,28 @@ def linear_flop(model: ILFModel, spec: ModelSpec, plan: StepPlan, pictures: int)
 
 def meta_inputs(segment: Segment, sizes: Mapping[str, int]) -> list[Tensor]:
     """A tensor without values for each input of a segment."""
-    return [torch.zeros(port.resolve(sizes), dtype=_dtype(port), device="meta") for port in segment.graph.inputs]
+    return [meta_tensor(port, sizes) for port in segment.graph.inputs]
+
+
+def meta_tensor(port: Port, sizes: Mapping[str, int]) -> Tensor:
+    """A tensor without values, of the shape of a port."""
+    dtype = torch.int64 if port.dtype.startswith("int") else torch.float32
+    return torch.zeros(port.resolve(sizes), dtype=dtype, device="meta")
 
 
 def cost_before(model: ILFModel, plan: StepPlan, text_tokens: int) -> tuple[float, float]:
     """The plan through the eager model, which computes all it needs at every step."""
-    rows = torch.zeros(2, *model.adapter.latent, device="meta")
-    call: dict[str, Any] = {"timestep": torch.zeros(2, device="meta")}
-    if model.adapter.kind == "dit":
-        call["class_labels"] = torch.zeros(2, dtype=torch.int64, device="meta")
-    else:
-        call["encoder_hidden_states"] = torch.zeros(2, text_tokens, TEXT_CHANNELS, device="meta")
-        call["encoder_attention_mask"] = torch.ones(2, text_tokens, device="meta")
-        sizes = {"resolution": torch.zeros(2, 2, device="meta"), "aspect_ratio": torch.zeros(2, 1, device="meta")}
-        call["added_cond_kwargs"] = sizes if model.config["use_additional_conditions"] else None
-    by_kind = {fed: cost(lambda fed=fed: model(rows, feedback=fed, **call), frozenset()) for fed in (True, False)}
-    every = [by_kind[step.feedback] for step in plan.steps]
-    return sum(gflop for gflop, _ in every), sum(mib for _, mib in every)
+    adapter = model.adapter
+    latents, time = torch.zeros(2, *adapter.latent, device="meta"), torch.zeros(2, device="meta")
+    ports = adapter.conditioning(text_tokens).row_ports(ROWS)
+    call = adapter.call({port.name: meta_tensor(port, {ROWS: 2}) for port in ports})
+
+    def step_cost(feedback: bool) -> tuple[float, float]:
+        return cost(lambda: model(latents, timestep=time, feedback=feedback, **call), frozenset())
+
+    costs = {feedback: step_cost(feedback) for feedback in (True, False)}
+    steps = [costs[step.feedback] for step in plan.steps]
+    return sum(gflop for gflop, _ in steps), sum(mib for _, mib in steps)
 
 
 def stored_mib(model: ILFModel, copies: frozenset[int]) -> float:
@@ -136,9 +141,9 @@ def stored_mib(model: ILFModel, copies: frozenset[int]) -> float:
 
 def copies_of(model: ILFModel) -> frozenset[int]:
     """The embedders' weights of all blocks but the first, which a converted DiT carries as equal copies."""
-    later = {f"{BLOCKS}.{index}.norm1.emb." for index in range(1, len(model.adapter.blocks))}
-    named = model.backbone.named_parameters()
-    return frozenset(id(value) for name, value in named if any(name.startswith(place) for place in later))
+    path, blocks = model.adapter.block_path, len(model.adapter.blocks)
+    copies = tuple(f"{path}.{index}.norm1.emb." for index in range(1, blocks))
+    return frozenset(id(value) for name, value in model.backbone.named_parameters() if name.startswith(copies))
 
 
 def cost(work: Callable[[], Any], copies: frozenset[int]) -> tuple[float, float]:
@@ -189,7 +194,7 @@ def text_gain() -> list[Mapping[str, Any]]:
     rng = np.random.default_rng(0)
     rows: list[Mapping[str, Any]] = []
     with tempfile.TemporaryDirectory() as folder:
-        model = attach(diffusers.PixArtTransformer2DModel(**config), (3, 7))
+        model = attach(PixArtTransformer2DModel(**config), (3, 7))
         save_ilf(model, Path(folder) / "checkpoint")
         for text_tokens in (120, 300):
             pipelines = []
@@ -199,7 +204,9 @@ def text_gain() -> list[Mapping[str, Any]]:
                 )
                 place = Path(folder) / f"{text_tokens}-{hoist_text}.ilf"
                 pipelines.append(Pipeline.load(build(str(Path(folder) / "checkpoint"), place, options).bundle.path))
-            texts = {f"{p}text": rng.standard_normal((1, text_tokens, 256), np.float32) for p in ("", "negative_")}
+            texts: dict[str, Any] = {
+                f"{prefix}text": rng.standard_normal((1, text_tokens, 256), np.float32) for prefix in ("", "negative_")
+            }
             results = [pipeline.generate(**texts) for pipeline in pipelines]
             apart = np.abs(results[0].latents - results[1].latents).max() / np.abs(results[0].latents).max()
             ratios = []
@@ -221,10 +228,6 @@ def text_gain() -> list[Mapping[str, Any]]:
             for pipeline in pipelines:
                 pipeline.close()
     return rows
-
-
-def _dtype(port: Port) -> torch.dtype:
-    return torch.int64 if port.dtype.startswith("int") else torch.float32
 
 
 def main() -> None:

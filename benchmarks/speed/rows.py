@@ -19,13 +19,13 @@ from benchmarks.speed.gpu_tables import ILF_ROW
 from benchmarks.speed.hoisting import linear_flop
 from benchmarks.speed.machine import DTYPES, MIB, Machine, Shot, measured_rate
 from ilf_trt import attach, load_ilf
-from ilf_trt.contract.arrays import row_conditions
 from ilf_trt.contract.bundle import ENGINE_FOLDER, GRAPH_FOLDER, Bundle
 from ilf_trt.contract.plan import StepPlan, cached_block_forwards, make_plan
 from ilf_trt.contract.target import Library
 from ilf_trt.model.checkpoint import read_checkpoint
 from ilf_trt.model.sampling import CompileOptions
 from ilf_trt.runtime import Pipeline
+from ilf_trt.runtime.trajectory import RunOptions
 from ilf_trt.runtime.verify import difference
 
 STEPS, FED_STEPS, FEEDBACK = 20, 10, "outer:2"
@@ -249,11 +249,11 @@ class Bench:
         whole = unsplit_path(bundle.path, library)
         of_library = None if library == ONNXRUNTIME else Library(library)
         spec = bundle.manifest.spec
-        rows = row_conditions(spec, self.conditions, guided=spec.guidance)
+        rows = spec.conditioning.rows(self.conditions, guided=spec.guidance)
         with opened(bundle, plan, self.batch, whole, device=self.machine.device, library=of_library) as trajectory:
 
             def run(*, profile: bool) -> tuple[Any, Any]:
-                return trajectory.run(self.noise, rows, GUIDANCE_SCALE, profile=profile, on_device=False, watch=None)
+                return trajectory.run(self.noise, rows, GUIDANCE_SCALE, RunOptions(profile=profile))
 
             yield Ready(
                 lambda: _shot(*run(profile=False)),

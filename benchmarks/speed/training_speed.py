@@ -61,7 +61,7 @@ class HandWritten:
             lr=1e-4,
             weight_decay=0.0,
         )
-        self.pictures, self.labels = rows.x0, rows.call["class_labels"]
+        self.pictures, self.labels = rows.x0, rows.conditions["class_labels"]
         self.alphas = DPMSolverMultistepScheduler().alphas_cumprod
         self.size = batch
 
@@ -170,7 +170,7 @@ def _loss_difference(hand: HandWritten, engine: Training, rows: Batch, batch: in
     for one in (hand.scales, engine.model.feedback.scales):
         one.copy_(scales)
     ours = engine.objective.total(engine.objective(some, time, noise, torch.zeros(batch))).item()
-    theirs = hand.loss(some.x0, some.call["class_labels"], time, noise).item()
+    theirs = hand.loss(some.x0, some.conditions["class_labels"], time, noise).item()
     for one in (hand.scales, engine.model.feedback.scales):
         one.zero_()
     return abs(ours - theirs) / theirs

@@ -22,7 +22,6 @@ from benchmarks.speed import gpu, gpu_pieces, gpu_tables, hoisting, rows
 from benchmarks.speed import machine as speed_machine
 from ilf_trt import attach
 from ilf_trt.assembly.conductor import BuildResult
-from ilf_trt.contract.arrays import row_conditions
 from ilf_trt.contract.bundle import Bundle
 from ilf_trt.contract.plan import SCHEDULERS, cached_block_forwards, make_plan
 from ilf_trt.contract.spec import Loop, Precision
@@ -32,6 +31,7 @@ from ilf_trt.errors import DeviceError, InvalidRequest
 from ilf_trt.export.segments import spec_of
 from ilf_trt.model.sampling import sample
 from ilf_trt.runtime import Pipeline
+from ilf_trt.runtime.trajectory import RunOptions
 from tests.conftest import BLOCKS, LOOP, TEXT_CHANNELS, TEXT_TOKENS, small_dit, small_pixart
 from tests.ilf_trt.model.test_sampling import dit_conditions, noise_of, pixart_conditions
 from tests.runtime.conftest import VERSIONS, Compiled, Machine, compiled, machine
@@ -57,25 +57,21 @@ ENGINE_ROWS = ("one graph a step", "five graphs", "ilf-trt ILF")
 NUMBERS = ("denoise_p50_ms", "denoise_p95_ms", "end_to_end_ms", "faster_than_eager_20", "cold_load_s", "block_forwards")
 
 
-def started(*arguments: object) -> subprocess.CompletedProcess[str]:
-    """The benchmark as it is called, in a process of its own."""
-    command = [sys.executable, "-m", "benchmarks.speed.gpu", *map(str, arguments)]
-    return subprocess.run(command, capture_output=True, text=True, check=False, timeout=TIMEOUT_S, cwd=ROOT)
-
-
 def run(*arguments: object) -> tuple[int, str]:
     """The benchmark in this process, which has torch loaded: its exit code and what it printed."""
-    said = io.StringIO()
-    with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stdout(said), warnings.catch_warnings():
+    output = io.StringIO()
+    with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stdout(output), warnings.catch_warnings():
         warnings.simplefilter("ignore")
         patch.setattr(sys, "argv", ["gpu", *map(str, arguments)])
         patch.setattr(rows, "LEAST_REPEATS", 2)
+        patch.setattr(rows, "WARM_UPS", 1)
+        patch.setattr(speed_machine, "SAMPLES", 2)
         try:
             code = gpu.main()
         finally:
             logging.disable(logging.NOTSET)
             torch.compiler.reset()
-    return code, said.getvalue()
+    return code, output.getvalue()
 
 
 def rows_of(path: Path) -> list[dict[str, str]]:
@@ -89,12 +85,12 @@ def results() -> dict[str, bytes]:
 
 @pytest.fixture(scope="module")
 def dry(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
-    """The whole dry run: its folder and what it said."""
+    """The whole dry run: its folder and its output."""
     folder, before = tmp_path_factory.mktemp("gpu") / "dry", results()
-    code, said = run("--dry-run", "--output", folder, "--library", "tensorrt", "onnxruntime")
+    code, output = run("--dry-run", "--output", folder, "--library", "tensorrt", "onnxruntime")
     assert code == 0
     assert results() == before
-    return folder, said
+    return folder, output
 
 
 # --- the dry run
@@ -156,19 +152,19 @@ def test_a_dry_run_holds_every_graph_and_both_plans_against_torch(dry: tuple[Pat
 def test_the_same_call_again_makes_nothing_twice(dry: tuple[Path, str]) -> None:
     folder = dry[0]
     before = {path.name: path.read_bytes() for path in folder.glob("*.csv")}
-    code, said = run("--dry-run", "--output", folder, "--library", "tensorrt", "onnxruntime")
+    code, output = run("--dry-run", "--output", folder, "--library", "tensorrt", "onnxruntime")
     assert code == 0
     assert {path.name: path.read_bytes() for path in folder.glob("*.csv")} == before
-    assert "left for another call: 0" in said
+    assert "left for another call: 0" in output
 
 
 def test_a_call_stops_at_its_deadline_and_says_what_is_left(tmp_path: Path) -> None:
-    done = started("--dry-run", "--output", tmp_path, "--piece", "facts", "build", "latency", "--minutes", 0)
-    assert done.returncode == 0, done.stderr
+    code, output = run("--dry-run", "--output", tmp_path, "--piece", "facts", "build", "latency", "--minutes", 0)
+    assert code == 0
     assert {row["what"] for row in rows_of(tmp_path / "gpu-facts.csv")} >= {"matmul fp16", "matmul fp8"}
     assert not (tmp_path / "gpu-build.csv").exists()
-    said = done.stdout.partition("left for another call: ")[2].splitlines()
-    assert said == ["2", "  checkpoint tiny-dit", "  checkpoint tiny-dit"]
+    left = output.partition("left for another call: ")[2].splitlines()
+    assert left == ["2", "  checkpoint tiny-dit", "  checkpoint tiny-dit"]
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="needs no GPU")
@@ -416,14 +412,14 @@ def test_one_graph_a_step_gives_what_five_give(
     pictures = 3
     noise = np.random.default_rng(3).standard_normal((pictures, *bundle.manifest.spec.latent), np.float32)
     conditions = conditions_of(bundle, pictures)
-    rows = row_conditions(bundle.manifest.spec, conditions, guided=True)
+    rows = bundle.manifest.spec.conditioning.rows(conditions, guided=True)
     with Pipeline.load(built.bundle.path, threads=1) as pipeline:
         plan = pipeline.plan(5, feedback="none")
         wanted = pipeline.generate(latents=noise, plan=plan, guidance_scale=GUIDANCE, **conditions).latents
     device = "cpu" if library is None else "cuda:0"
     with unsplit.opened(bundle, plan, pictures, whole, device=device, library=library) as trajectory:
         for _ in range(3):
-            got, timings = trajectory.run(noise, rows, GUIDANCE, profile=False, on_device=False)
+            got, timings = trajectory.run(noise, rows, GUIDANCE, RunOptions())
             assert np.abs(got - wanted).max() <= ROUNDING * np.abs(wanted).max()
     assert timings.captured == (library is not None)
 
