@@ -2,7 +2,8 @@
 
     python -m benchmarks.emoji.gallery
 
-Draws from the bundles of the package's own checkpoints and writes `docs/gallery.md` and the pictures beside it.
+The command uses the bundles of the packaged checkpoints. It writes `docs/gallery.md` and the pictures in
+`docs/gallery/`.
 """
 
 import argparse
@@ -39,11 +40,11 @@ PROMPTS = (
 
 @dataclass(frozen=True, slots=True)
 class Exhibit:
-    """One model's pictures: what is asked for, and what people should know when they look at them."""
+    """The pictures of one model: the request, and a note for the reader."""
 
     model: str
     title: str
-    asked: dict[str, Any]
+    request: dict[str, Any]
     names: tuple[str, ...]
     note: str
 
@@ -68,7 +69,7 @@ EXHIBITS = (
 
 
 def strip(pixels: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    """pixels (B, H, W, C) -> one row of pictures, each 64 pixels high, without smoothing."""
+    """pixels (B, H, W, C) -> one row of pictures, each 64 pixels high, enlarged without smoothing."""
     zoom = max(1, TILE // pixels.shape[1])
     tiles = pixels.repeat(zoom, axis=1).repeat(zoom, axis=2)
     if tiles.shape[3] == 1:
@@ -78,13 +79,13 @@ def strip(pixels: NDArray[np.uint8]) -> NDArray[np.uint8]:
 
 
 def draw(exhibit: Exhibit, folder: Path, cache: Path) -> list[str]:
-    """The lines of one model in the document; its pictures go into `folder`."""
+    """Draw one model's pictures into `folder`, and return its lines of the document."""
     lines = [f"## {exhibit.title}", "", exhibit.note, "", f"From left to right: {', '.join(exhibit.names)}.", ""]
     lines += ["| plan | block forwards | pictures |", "|---|---|---|"]
     with Pipeline.load(bundle_of(exhibit.model, cache)) as pipeline:
         for title, steps, feedback in PLANS:
             plan = pipeline.plan(steps, feedback=feedback)
-            result = pipeline.generate(seed=SEED, plan=plan, **exhibit.asked)
+            result = pipeline.generate(seed=SEED, plan=plan, **exhibit.request)
             name = f"{exhibit.model}-{steps}-{feedback.replace(':', '-')}.png"
             Image.fromarray(strip(result.pixels)).save(folder / name)
             lines.append(f"| {title} | {plan.block_forwards} | ![{title}](gallery/{name}) |")
@@ -93,7 +94,7 @@ def draw(exhibit: Exhibit, folder: Path, cache: Path) -> list[str]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--cache", type=Path, default=ROOT / "build" / "cache", help="where bundles are kept")
+    parser.add_argument("--cache", type=Path, default=ROOT / "build" / "cache", help="folder of the bundles")
     options = parser.parse_args()
     folder = ROOT / "docs" / "gallery"
     folder.mkdir(parents=True, exist_ok=True)

@@ -2,8 +2,8 @@
 
     python -m benchmarks.speed.cpu [--repeats 7]
 
-Two models: the demo, and a random DiT of 12 blocks, width 384 and 256 tokens. Rows take turns, repeat by repeat, so
-that a drift of the machine meets them all; ratios are taken within a repeat. Quality stands in the same row.
+Two models: the demo, and a random DiT of 12 blocks, width 384 and 256 tokens. Each repeat runs every row once, so that
+a drift of the machine affects all rows; a ratio compares two times of one repeat. Each row also has the quality.
 """
 
 import argparse
@@ -52,7 +52,7 @@ Run = Callable[[], NDArray[np.float32]]
 
 
 class Plain(nn.Module):
-    """The diffusers backbone as it stands, for an export without any of this package's work."""
+    """The plain diffusers backbone, for an export without this package."""
 
     def __init__(self, backbone: nn.Module) -> None:
         super().__init__()
@@ -85,7 +85,7 @@ class Bench:
             BASE_LINE: (self.plain, self.eager(self.model.backbone, self.plain)),
             "eager diffusers at equal cost": (equal, self.eager(self.model.backbone, equal)),
             "eager ILF": (self.with_feedback, self.eager(self.model, self.with_feedback)),
-            "ONNX Runtime, diffusers' own graph": (self.plain, self.exported_as_is()),
+            "ONNX Runtime, diffusers' own graph": (self.plain, self.diffusers_graph()),
             "ONNX Runtime, one graph": (self.plain, self.unsplit()),
             "ilf-trt plain": (self.plain, self.served(self.plain)),
             "ilf-trt plain at equal cost": (equal, self.served(equal)),
@@ -101,8 +101,8 @@ class Bench:
         noise = torch.from_numpy(self.noise)
         return lambda: sampling.sample(model, plan, scheduler, labels, noise, guidance_scale=scale).numpy()
 
-    def exported_as_is(self) -> Run:
-        """diffusers' forward in one graph, the loop and the solver around it in numpy."""
+    def diffusers_graph(self) -> Run:
+        """diffusers' forward as one graph; the loop over the steps and the solver are in numpy."""
         path = self.folder / f"{self.name}-diffusers.onnx"
         rows = (2, *self.manifest.spec.latent)
         example = (torch.zeros(rows), torch.zeros(2), torch.zeros(2, dtype=torch.int64))
@@ -139,7 +139,7 @@ class Bench:
         return run
 
     def unsplit(self) -> Run:
-        """One graph a step, bound to memory beforehand as the runtime does."""
+        """One graph for a whole step, bound to memory once, as the runtime binds its graphs."""
         spec, path = self.manifest.spec, self.folder / f"{self.name}-unsplit.onnx"
         export_unsplit(self.model, self.manifest, path)
         trajectory = self.resources.enter_context(
@@ -151,19 +151,19 @@ class Bench:
 
     def measure(self, repeats: int, quality: Mapping[StepPlan, Mapping[str, float]]) -> list[dict[str, Any]]:
         rows = self.rows()
-        wanted = {plan: self.eager(self.model, plan)() for plan, _ in rows.values()}
-        errors = {name: difference(name, run(), wanted[plan]).relative for name, (plan, run) in rows.items()}
-        taken: dict[str, list[float]] = {name: [] for name in rows}
+        references = {plan: self.eager(self.model, plan)() for plan, _ in rows.values()}
+        errors = {name: difference(name, run(), references[plan]).relative for name, (plan, run) in rows.items()}
+        times_ms: dict[str, list[float]] = {name: [] for name in rows}
         for _ in range(repeats):
             for name, (_, run) in rows.items():
                 time.sleep(SETTLE_S)
-                begin = time.perf_counter()
+                start_s = time.perf_counter()
                 run()
-                taken[name].append((time.perf_counter() - begin) * 1000)
-        base, split = np.array(taken[BASE_LINE]), np.array(taken["ONNX Runtime, one graph"])
+                times_ms[name].append((time.perf_counter() - start_s) * 1000)
+        base, one_graph = np.array(times_ms[BASE_LINE]), np.array(times_ms["ONNX Runtime, one graph"])
         result = []
         for name, (plan, _) in rows.items():
-            values = np.array(taken[name])
+            values = np.array(times_ms[name])
             result.append(
                 {
                     "model": self.name,
@@ -179,7 +179,7 @@ class Bench:
                     "faster_than_eager_20": round(float(np.median(base / values)), 3),
                     "faster_min": round(float((base / values).min()), 3),
                     "faster_max": round(float((base / values).max()), 3),
-                    "cost_against_one_graph": round(float(np.median(values / split)), 4),
+                    "cost_against_one_graph": round(float(np.median(values / one_graph)), 4),
                     "relative_difference": f"{errors[name]:.1e}",
                     "frechet": quality.get(plan, {}).get("frechet", ""),
                     "accuracy": quality.get(plan, {}).get("accuracy", ""),
@@ -189,7 +189,7 @@ class Bench:
         return result
 
     def overhead_us(self, repeats: int) -> float:
-        """Median Python time of a step beyond its engines."""
+        """The median Python time of a step, without its engines."""
         runs = [
             self.pipeline.generate(class_labels=[self.label], latents=self.noise, plan=self.with_feedback).timings
             for _ in range(repeats * 5)
@@ -198,7 +198,7 @@ class Bench:
 
 
 def demo_quality(folder: Path) -> dict[StepPlan, dict[str, float]]:
-    """Distance and accuracy of the demo under the plans that are timed, one noise seed, without guidance."""
+    """Distance and accuracy of the demo under the timed plans, for one noise seed and without guidance."""
     judge = DigitsJudge()
     built = build("demo", folder / "quality.ilf", BuildOptions(batch=BatchRange(1, BATCH, BATCH), guidance=False))
     with Pipeline.load(built.bundle.path) as pipeline:
@@ -214,7 +214,7 @@ def demo_quality(folder: Path) -> dict[StepPlan, dict[str, float]]:
 
 
 def middle_checkpoint(folder: Path) -> str:
-    """A random DiT of 12 blocks, width 384 and 256 tokens, its feedback scales not zero."""
+    """A checkpoint of a random DiT of 12 blocks, width 384 and 256 tokens, with feedback scales of 0.05."""
     torch.manual_seed(0)
     backbone = DiTTransformer2DModel(
         num_attention_heads=6,
@@ -236,8 +236,8 @@ def process_facts(bundle: Path, repeats: int) -> dict[str, float]:
     """Import time and peak memory of a process that only serves."""
 
     def run(code: str, *arguments: str) -> float:
-        done = subprocess.run([sys.executable, "-c", code, *arguments], capture_output=True, text=True, check=True)
-        return float(json.loads(done.stdout))
+        process = subprocess.run([sys.executable, "-c", code, *arguments], capture_output=True, text=True, check=True)
+        return float(json.loads(process.stdout))
 
     return {
         "import_s": round(float(np.median([run(IMPORTS) for _ in range(repeats)])), 3),

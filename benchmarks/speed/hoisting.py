@@ -1,12 +1,12 @@
-"""What is computed once a picture instead of at every step: weights and FLOPs of every graph, before and after.
+"""The gain of hoisting, which computes once a picture instead of at every step: weights and FLOPs of every graph.
 
     python -m benchmarks.speed.hoisting [--text-gain]
 
-Full-size models without weights (torch's meta device) at batch 1 with guidance, ten steps, feedback on the first two
-and last two. FLOPs are counted by torch's own counter; weights are those of Linears and convolutions in float16, read
-anew by each call, DiT's equal embedders once. "in every step" is the same plan through the eager model, which computes
-all it needs at every step. `--text-gain` also times a mid-size PixArt in ONNX Runtime with its text's keys and values
-made in every block and once a picture, turn by turn.
+Full-size models without weights (torch's meta device) run at batch 1 with guidance, for ten steps with feedback on the
+first two and the last two. torch's counter counts the FLOPs. Weights are those of Linears and convolutions in float16;
+each call reads them again, and DiT's equal embedders count once. "in every step" is the same plan through the eager
+model, which computes everything at every step. `--text-gain` times a mid-size PixArt in ONNX Runtime instead, with the
+text's keys and values computed in every block, and once a picture.
 """
 
 import argparse
@@ -35,6 +35,7 @@ from ilf_trt.contract.spec import BatchRange, ModelSpec, Precision
 from ilf_trt.export.segments import Segment, segments_of, spec_of
 from ilf_trt.model.ilf_model import ILFModel
 from ilf_trt.runtime import Pipeline
+from ilf_trt.runtime.verify import difference
 
 REPEATS = 9
 HOISTED, IN_EVERY_STEP = "all, hoisted", "all, in every step"
@@ -44,7 +45,7 @@ BYTES = 2
 
 
 def rows_of(name: str, *, hoist_text: bool) -> list[Mapping[str, Any]]:
-    """A row for each graph, and one for the whole plan before and after."""
+    """A row for each graph, and two for the whole plan: with hoisting, and with everything in every step."""
     text_tokens = MODELS[name]["text_tokens"]
     with torch.device("meta"):
         model = attach(make_backbone(name), LOOP)
@@ -120,7 +121,7 @@ def meta_tensor(port: Port, sizes: Mapping[str, int]) -> Tensor:
 
 
 def cost_before(model: ILFModel, plan: StepPlan, text_tokens: int) -> tuple[float, float]:
-    """The plan through the eager model, which computes all it needs at every step."""
+    """The cost of a plan through the eager model, which computes everything at every step."""
     adapter = model.adapter
     latents, time = torch.zeros(2, *adapter.latent, device="meta"), torch.zeros(2, device="meta")
     ports = adapter.conditioning(text_tokens).row_ports(ROWS)
@@ -135,26 +136,26 @@ def cost_before(model: ILFModel, plan: StepPlan, text_tokens: int) -> tuple[floa
 
 
 def stored_mib(model: ILFModel, copies: frozenset[int]) -> float:
-    """All parameters of base and feedback block, without `copies`."""
+    """MiB of all parameters of base and feedback block, without `copies`."""
     return sum(value.numel() for value in model.parameters() if id(value) not in copies) * BYTES / MIB
 
 
 def copies_of(model: ILFModel) -> frozenset[int]:
-    """The embedders' weights of all blocks but the first, which a converted DiT carries as equal copies."""
+    """Ids of the embedders' weights in all blocks but the first; a converted DiT has equal copies there."""
     path, blocks = model.adapter.block_path, len(model.adapter.blocks)
     copies = tuple(f"{path}.{index}.norm1.emb." for index in range(1, blocks))
     return frozenset(id(value) for name, value in model.backbone.named_parameters() if name.startswith(copies))
 
 
 def cost(work: Callable[[], Any], copies: frozenset[int]) -> tuple[float, float]:
-    """10^9 operations of `work`, two for each multiply-add, and MiB of the weights that it reads, without `copies`."""
+    """GFLOP of `work`, two operations a multiply-add, and MiB of the weights that it reads, without `copies`."""
     with torch.no_grad(), FlopCounterMode(display=False) as counter, WeightCounter(copies) as weights:
         work()
     return counter.get_total_flops() / GIGA, weights.elements * BYTES / MIB
 
 
 class WeightCounter(TorchFunctionMode):
-    """Elements of the weights of Linears and convolutions, once a call."""
+    """Counts the elements of the weights of Linears and convolutions, once a call."""
 
     def __init__(self, copies: frozenset[int]) -> None:
         super().__init__()
@@ -168,7 +169,7 @@ class WeightCounter(TorchFunctionMode):
 
 
 class LinearCounter(TorchFunctionMode):
-    """Operations of Linears."""
+    """Counts the operations of Linears."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -181,7 +182,7 @@ class LinearCounter(TorchFunctionMode):
 
 
 def text_gain() -> list[Mapping[str, Any]]:
-    """Seconds of a trajectory of a mid-size PixArt in ONNX Runtime, text in every block against once a picture."""
+    """The speed of a mid-size PixArt in ONNX Runtime with the text's keys and values once a picture, as ratios."""
     torch.manual_seed(0)
     config = {
         **PIXART,
@@ -202,13 +203,13 @@ def text_gain() -> list[Mapping[str, Any]]:
                 options = BuildOptions(
                     batch=BatchRange(1, 1, 1), text_tokens=text_tokens, hoist_text=hoist_text, verify=False
                 )
-                place = Path(folder) / f"{text_tokens}-{hoist_text}.ilf"
-                pipelines.append(Pipeline.load(build(str(Path(folder) / "checkpoint"), place, options).bundle.path))
+                output = Path(folder) / f"{text_tokens}-{hoist_text}.ilf"
+                pipelines.append(Pipeline.load(build(str(Path(folder) / "checkpoint"), output, options).bundle.path))
             texts: dict[str, Any] = {
                 f"{prefix}text": rng.standard_normal((1, text_tokens, 256), np.float32) for prefix in ("", "negative_")
             }
             results = [pipeline.generate(**texts) for pipeline in pipelines]
-            apart = np.abs(results[0].latents - results[1].latents).max() / np.abs(results[0].latents).max()
+            relative = difference("latents", results[1].latents, results[0].latents).relative
             ratios = []
             for _ in range(REPEATS):
                 ms = [pipeline.generate(**texts).timings.total_ms for pipeline in pipelines]
@@ -222,7 +223,7 @@ def text_gain() -> list[Mapping[str, Any]]:
                     "faster_min": low,
                     "faster_max": high,
                     "repeats": REPEATS,
-                    "relative_difference": f"{apart:.1e}",
+                    "relative_difference": f"{relative:.1e}",
                 }
             )
             for pipeline in pipelines:
@@ -232,7 +233,7 @@ def text_gain() -> list[Mapping[str, Any]]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--text-gain", action="store_true", help="time the text's keys and values instead of counting")
+    parser.add_argument("--text-gain", action="store_true", help="time a PixArt instead of counting operations")
     options = parser.parse_args()
     if options.text_gain:
         print(write_rows("hoisting-text", "python -m benchmarks.speed.hoisting --text-gain", text_gain()))

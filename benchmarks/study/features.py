@@ -1,9 +1,9 @@
-"""How much every block's output changes from step to step: plain, with the paper's cache, with feedback (figures 3, 4).
+"""The change of every block's output from step to step: plain, with the paper's cache, with feedback (figures 3, 4).
 
     python -m benchmarks.study.features --training build/study/digits/tuned [--name features-digits]
 
-A change is |f_k - f_(k-1)| / |f_(k-1)| over all tokens and samples, f the output of a block at a step; of a step with
-feedback, that of its second pass where there is one.
+A change is |f_k - f_(k-1)| / |f_(k-1)| over all tokens and samples, where f is the output of a block at a step. In a
+step with feedback, f comes from the second pass if the block has one.
 """
 
 import argparse
@@ -29,7 +29,7 @@ SAMPLES, CLASSES, SEED = 200, 10, 1
 
 
 class Trace:
-    """One trajectory, block by block; a renewal of the cache every `every` steps, 0 for none."""
+    """One trajectory, block by block; the cache is renewed every `every` steps, and 0 means no cache."""
 
     def __init__(self, model: ILFModel, *, every: int = 0) -> None:
         self.model, self.every = model, every
