@@ -1,11 +1,11 @@
-"""One CSV row of a measurement: where and with what it was made, then its numbers."""
+"""The rows of a measurement in a CSV: each names its machine, versions and commit, then its numbers."""
 
 import csv
 import os
 import platform
 import shutil
 import subprocess
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
@@ -20,10 +20,10 @@ GPU_TOOLS = ("tensorrt", "tensorrt-cu13", "onnxruntime-gpu", "cuda-core", "cuda-
 
 @dataclass(frozen=True, slots=True)
 class Records:
-    """A folder of CSVs, and what every new row says of the machine.
+    """A folder of CSVs, and the facts that every new row states.
 
-    `gpu` describes the GPU that was measured on, empty for a CPU. `copies` is a second folder that gets every file that
-    is written. `commit` stands in where git is not at hand.
+    `gpu` describes the measured GPU; it is empty for a CPU. `copies` is a second folder that gets a copy of every file.
+    `commit` is for a machine without git.
     """
 
     folder: Path = RESULTS
@@ -32,7 +32,7 @@ class Records:
     commit: str = ""
 
     def environment(self) -> dict[str, str]:
-        """Columns that every row begins with; a package that is not there is left out of the versions."""
+        """The first columns of every row; the versions leave out packages that are not installed."""
         host = f"{_cpu_name()}, {os.cpu_count()} cores"
         tools = (*TOOLS, *GPU_TOOLS) if self.gpu else TOOLS
         return {
@@ -40,22 +40,22 @@ class Records:
             "commit": self.commit or _commit(),
             "device": f"{self.gpu}; {host}" if self.gpu else host,
             "python": platform.python_version(),
-            "versions": " ".join(f"{tool}={found}" for tool in tools if (found := _version(tool))),
+            "versions": " ".join(f"{tool}={number}" for tool in tools if (number := _version(tool))),
         }
 
-    def write(self, name: str, command: str, rows: list[Mapping[str, Any]]) -> Path:
+    def write(self, name: str, command: str, rows: Sequence[Mapping[str, Any]]) -> Path:
         """Replace `NAME.csv` by these rows; all have the same columns."""
         return self._put(name, [{**self.environment(), "command": command, **row} for row in rows])
 
-    def append(self, name: str, command: str, rows: list[Mapping[str, Any]], *, key: tuple[str, ...]) -> Path:
-        """Put these rows into `NAME.csv`, in place of those that agree with them in `key`."""
-        made = [{**self.environment(), "command": command, **row} for row in rows]
-        new = {tuple(str(row[name]) for name in key) for row in made}
-        kept = [row for row in self.read(name) if tuple(row.get(name, "") for name in key) not in new]
-        return self._put(name, [*kept, *made])
+    def append(self, name: str, command: str, rows: Sequence[Mapping[str, Any]], *, key: tuple[str, ...]) -> Path:
+        """Add these rows to `NAME.csv`; they replace the rows with the same values in the columns `key`."""
+        new_rows = [{**self.environment(), "command": command, **row} for row in rows]
+        new_keys = {tuple(str(row[column]) for column in key) for row in new_rows}
+        old_rows = [row for row in self.read(name) if tuple(row.get(column, "") for column in key) not in new_keys]
+        return self._put(name, [*old_rows, *new_rows])
 
     def read(self, name: str) -> list[dict[str, str]]:
-        """The rows of `NAME.csv`; empty when it was never measured."""
+        """The rows of `NAME.csv`; empty if there is no such file."""
         path = self.folder / f"{name}.csv"
         if not path.is_file():
             return []
@@ -65,13 +65,13 @@ class Records:
     def _put(self, name: str, rows: list[dict[str, Any]]) -> Path:
         self.folder.mkdir(parents=True, exist_ok=True)
         path = self.folder / f"{name}.csv"
-        beside = path.with_suffix(".partial")
+        draft = path.with_suffix(".partial")
         columns = dict.fromkeys([*rows[-1], *(column for row in rows for column in row)])
-        with beside.open("w", newline="") as file:
+        with draft.open("w", newline="") as file:
             writer = csv.DictWriter(file, list(columns), restval="", lineterminator="\n")
             writer.writeheader()
             writer.writerows(rows)
-        beside.replace(path)
+        draft.replace(path)
         if self.copies is not None and self.copies.resolve() != self.folder.resolve():
             self.copies.mkdir(parents=True, exist_ok=True)
             shutil.copy(path, self.copies / path.name)
@@ -79,22 +79,22 @@ class Records:
 
 
 def environment() -> dict[str, str]:
-    """Columns that every row of a CPU's measurement begins with."""
+    """The first columns of every row that was measured on a CPU."""
     return Records().environment()
 
 
-def write_rows(name: str, command: str, rows: list[Mapping[str, Any]]) -> Path:
+def write_rows(name: str, command: str, rows: Sequence[Mapping[str, Any]]) -> Path:
     """Replace `results/NAME.csv` by these rows; all have the same columns."""
     return Records().write(name, command, rows)
 
 
-def append_rows(name: str, command: str, rows: list[Mapping[str, Any]], *, key: tuple[str, ...]) -> Path:
-    """Put these rows into `results/NAME.csv`, in place of those that agree with them in `key`."""
+def append_rows(name: str, command: str, rows: Sequence[Mapping[str, Any]], *, key: tuple[str, ...]) -> Path:
+    """Add these rows to `results/NAME.csv`; they replace the rows with the same values in the columns `key`."""
     return Records().append(name, command, rows, key=key)
 
 
 def read_rows(name: str) -> list[dict[str, str]]:
-    """The rows of `results/NAME.csv`; empty when it was never measured."""
+    """The rows of `results/NAME.csv`; empty if there is no such file."""
     return Records().read(name)
 
 

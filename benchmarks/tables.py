@@ -1,4 +1,4 @@
-"""Writes the tables of the documents again from the committed CSVs, between their markers.
+"""Rewrites the tables of the documents from the committed CSVs, between their markers.
 
 python -m benchmarks.tables
 """
@@ -56,7 +56,7 @@ def faster(row: Row) -> str:
 
 
 def latency() -> str:
-    """Ratios and differences, a section for each machine and model."""
+    """Speed and quality of each row, by machine and model."""
     lines = [
         "| machine | model | what runs | steps | block forwards | faster than eager 20 (spread) | against one graph | "
         "difference from eager | Fréchet distance | accuracy |",
@@ -71,7 +71,7 @@ def latency() -> str:
 
 
 def process() -> str:
-    """What a serving process costs besides its engines."""
+    """The cost of a serving process besides its engines."""
     lines = [
         "| machine | model | Python a step beyond the engines | `import ilf_trt.runtime` | peak memory |",
         "|---|---|---|---|---|",
@@ -88,7 +88,7 @@ def machine(row: Row) -> str:
 
 
 def precision() -> str:
-    """The demo under three plans in every precision, the seeds' spread of float32 beside it."""
+    """The demo under three plans in every precision, with the spread of the seeds in float32."""
     cells: dict[tuple[str, str], list[Row]] = {}
     for row in read_rows("quality-precision"):
         cells.setdefault((row["plan"], row["precision"]), []).append(row)
@@ -108,7 +108,7 @@ def precision() -> str:
 
 
 def full_size() -> str:
-    """One row a build: what it took, what came out, attentions fused in pre, loop_body, loop_feedback and post."""
+    """One row a build: time, sizes, kernels, and the fused attentions of pre, loop_body, loop_feedback and post."""
     builds: dict[tuple[str, str], dict[str, Row]] = {}
     for row in read_rows("build"):
         builds.setdefault((row["model"], row["precision"]), {})[row["graph"]] = row
@@ -130,15 +130,15 @@ def full_size() -> str:
 
 
 def hoisting() -> str:
-    """Weights that a picture reads and what it computes, everything in every step and hoisted."""
-    found: dict[tuple[str, str], dict[str, Row]] = {}
+    """Weights and operations of a picture, with everything in every step and with hoisting."""
+    models: dict[tuple[str, str], dict[str, Row]] = {}
     for row in read_rows("hoisting"):
-        found.setdefault((row["model"], row["text"]), {})[row["graph"]] = row
+        models.setdefault((row["model"], row["text"]), {})[row["graph"]] = row
     lines = [
         "| model | text's keys and values | weights stored, MiB | weights read a picture, MiB | TFLOP a picture |",
         "|---|---|---|---|---|",
     ]
-    for (model, text), graphs in found.items():
+    for (model, text), graphs in models.items():
         before, after = graphs["all, in every step"], graphs["all, hoisted"]
         reads = [float(row["weights_mib"]) for row in (before, after)]
         work = [float(row["gflop_a_run"]) / 1000 for row in (before, after)]
@@ -151,7 +151,7 @@ def hoisting() -> str:
 
 
 def text_gain() -> str:
-    """What the text's keys and values gain when they are made once a picture, measured."""
+    """The measured gain of computing the text's keys and values once a picture."""
     lines = ["| model | text tokens | faster with --hoist-text (spread) |", "|---|---|---|"]
     for row in read_rows("hoisting-text"):
         spread = f"{float(row['faster_hoisted']):.2f}x ({row['faster_min']} to {row['faster_max']})"
@@ -160,7 +160,7 @@ def text_gain() -> str:
 
 
 def training() -> str:
-    """What the engine's memory scales with, and its throughput beside a plain loop."""
+    """The memory of the engine by blocks, and its throughput against a plain loop."""
     rows = {row["what"]: row for row in read_rows("training")}
     lines = [
         "| blocks | backbone, MiB | F and s, MiB | optimizer, MiB | a checkpoint, MiB | growth of peak memory, MiB |",
@@ -184,7 +184,7 @@ def training() -> str:
 
 
 def serving() -> str:
-    """Cold start, memory, and what generations leave behind."""
+    """Cold start, memory, and the growth of memory over many generations."""
     lines = [
         "| bundle | MiB on disk | process start to first picture, s (spread) | peak MiB | with low_memory: peak MiB "
         "| s | growth over 200 generations, MiB |",
@@ -236,7 +236,7 @@ ANYWHERE: dict[str, Callable[[], str]] = {
     "gpu-facts": gpu_facts,
     "gpu-parity": gpu_parity,
 }
-"""Tables that are written wherever a document has a place for them."""
+"""Tables that any document may have."""
 
 
 def documents() -> list[Path]:
@@ -244,24 +244,24 @@ def documents() -> list[Path]:
     return [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 
 
-def written(path: Path) -> str:
+def text_of(path: Path) -> str:
     """The text of a document with every table again; raises SystemExit where a table has no place, or two."""
     text = path.read_text()
     for name, table in TABLES.get(path.relative_to(ROOT).as_posix(), {}).items():
-        text, count = _filled(text, name, table)
+        text, count = _fill(text, name, table)
         if count != 1:
             raise SystemExit(f"{path} has {count} places for table {name}, expected 1")
     for name, table in ANYWHERE.items():
-        text, _ = _filled(text, name, table)
+        text, _ = _fill(text, name, table)
     return text
 
 
 def main() -> None:
     for path in documents():
-        path.write_text(written(path))
+        path.write_text(text_of(path))
 
 
-def _filled(text: str, name: str, table: Callable[[], str]) -> tuple[str, int]:
+def _fill(text: str, name: str, table: Callable[[], str]) -> tuple[str, int]:
     marked = re.compile(f"(<!-- table {name} -->\n).*?(<!-- end -->)", re.DOTALL)
     return marked.subn(lambda match: match[1] + table() + "\n" + match[2], text)
 

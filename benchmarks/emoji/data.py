@@ -1,4 +1,4 @@
-"""The emoji that the text-to-image demo is trained on: pictures, and what people may call them.
+"""The training data of the text-to-image demo: pictures of emoji and their captions.
 
 FOLDER is the unpacked npm package `emoji-datasource-google` (pictures: Noto Emoji, Apache-2.0; package: MIT):
 
@@ -17,20 +17,20 @@ from PIL import Image
 
 SIDE = 32
 CATEGORIES = ("Smileys & Emotion", "Animals & Nature", "Food & Drink", "Activities")
-ALSO = ("sky & weather",)  # of the places
+SUBCATEGORIES = ("sky & weather",)  # of the places
 SEPARATORS = str.maketrans(dict.fromkeys("_-:,()“”", " "))
 
 
 @dataclass(frozen=True, slots=True)
 class Emoji:
-    """One picture's captions: its name, its other names, and what kind of thing it is, all in lower case."""
+    """The captions of one picture: its name, its other names, and its kind, all in lower case."""
 
     name: str
     others: tuple[str, ...]
     kind: str
 
     def caption(self, draw: np.random.Generator) -> str:
-        """A caption for training: mostly the name, sometimes some of its words, another name, or the kind as well."""
+        """A caption for training: the name, some of its words, another name, or the name with its kind."""
         chance = draw.random()
         if chance < 0.5:
             return self.name
@@ -39,22 +39,22 @@ class Emoji:
         words = self.name.split()
         if chance < 0.9 and len(words) > 1:
             count = int(draw.integers(1, len(words)))
-            kept = sorted(draw.choice(len(words), count, replace=False))
-            return " ".join(words[index] for index in kept)
+            indices = sorted(draw.choice(len(words), count, replace=False))
+            return " ".join(words[index] for index in indices)
         return f"{self.name} {self.kind}"
 
 
 def read(folder: Path) -> tuple[NDArray[np.uint8], list[Emoji]]:
     """Pictures (N, 32, 32, 3) on white, and their captions: faces, animals, plants, food, games and the sky."""
     table = json.loads((folder / "emoji.json").read_text())
-    rows = [row for row in table if row["category"] in CATEGORIES or row["subcategory"] in ALSO]
+    rows = [row for row in table if row["category"] in CATEGORIES or row["subcategory"] in SUBCATEGORIES]
     rows = [row for row in rows if row["has_img_google"]]
     pictures = np.stack([_picture(folder / "img" / "google" / "64" / row["image"]) for row in rows])
     return pictures, [_emoji(row) for row in rows]
 
 
 def texts(emoji: Sequence[Emoji]) -> Iterator[str]:
-    """Every caption that may be drawn, once, but for parts of names."""
+    """Every possible caption once, except parts of names."""
     for one in emoji:
         yield from dict.fromkeys((one.name, *one.others, f"{one.name} {one.kind}"))
 

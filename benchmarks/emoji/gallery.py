@@ -2,7 +2,8 @@
 
     python -m benchmarks.emoji.gallery
 
-It draws from the bundles of the packaged checkpoints, and writes `docs/gallery.md` and its pictures.
+The command uses the bundles of the packaged checkpoints. It writes `docs/gallery.md` and the pictures in
+`docs/gallery/`.
 """
 
 import argparse
@@ -39,7 +40,7 @@ PROMPTS = (
 
 @dataclass(frozen=True, slots=True)
 class Exhibit:
-    """The pictures of one model: the request, the names of the columns, and a note for the reader."""
+    """The pictures of one model: the request, and a note for the reader."""
 
     model: str
     title: str
@@ -68,7 +69,7 @@ EXHIBITS = (
 
 
 def strip(pixels: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    """pixels (B, H, W, C) -> one row of pictures, each 64 pixels high, without smoothing."""
+    """pixels (B, H, W, C) -> one row of pictures, each 64 pixels high, enlarged without smoothing."""
     zoom = max(1, TILE // pixels.shape[1])
     tiles = pixels.repeat(zoom, axis=1).repeat(zoom, axis=2)
     if tiles.shape[3] == 1:
@@ -78,7 +79,7 @@ def strip(pixels: NDArray[np.uint8]) -> NDArray[np.uint8]:
 
 
 def draw(exhibit: Exhibit, folder: Path, cache: Path) -> list[str]:
-    """Lines of the document for one model; writes its pictures into `folder`."""
+    """Draw one model's pictures into `folder`, and return its lines of the document."""
     lines = [f"## {exhibit.title}", "", exhibit.note, "", f"From left to right: {', '.join(exhibit.names)}.", ""]
     lines += ["| plan | block forwards | pictures |", "|---|---|---|"]
     with Pipeline.load(bundle_of(exhibit.model, cache)) as pipeline:
@@ -93,7 +94,7 @@ def draw(exhibit: Exhibit, folder: Path, cache: Path) -> list[str]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--cache", type=Path, default=ROOT / "build" / "cache", help="where bundles are kept")
+    parser.add_argument("--cache", type=Path, default=ROOT / "build" / "cache", help="folder of the bundles")
     options = parser.parse_args()
     folder = ROOT / "docs" / "gallery"
     folder.mkdir(parents=True, exist_ok=True)

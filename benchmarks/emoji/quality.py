@@ -1,10 +1,10 @@
-"""The text-to-image demo under plans of equal and unequal cost: how far its pictures are from the emoji asked for.
+"""Quality of the text-to-image demo under plans of equal and unequal cost, against the real emoji.
 
     python -m benchmarks.emoji.quality --pictures FOLDER
 
-FOLDER is what `benchmarks/emoji/data.py` says. Every emoji is drawn once for each seed from its own name. `frechet` is
-between Gaussians of the pictures brought down to 8x8 pixels; `own` is the share whose nearest real emoji is the one
-asked for, and `near` the share where that is among the five nearest.
+`benchmarks/emoji/data.py` describes FOLDER. The prompt of a picture is the name of an emoji, once for each seed.
+`frechet` is the distance between Gaussians of the pictures, reduced to 8x8 pixels. `own` is the share of pictures whose
+nearest real emoji is the requested one; `near` is the share with the requested one among the five nearest.
 """
 
 import argparse
@@ -25,7 +25,7 @@ from ilf_trt.runtime import Pipeline
 FEATURES = 8  # pixels to a side
 NEAREST = 5
 PLANS = (("plain 20", 20, "none"), ("plain 12", 12, "none"), ("plain 9", 9, "none"))
-FED = (("ILF 10 outer:2", 10, "outer:2"), ("ILF 7 outer:2", 7, "outer:2"))
+FEEDBACK_PLANS = (("ILF 10 outer:2", 10, "outer:2"), ("ILF 7 outer:2", 7, "outer:2"))
 
 
 def features(pixels: NDArray[np.uint8]) -> NDArray[np.float64]:
@@ -35,10 +35,10 @@ def features(pixels: NDArray[np.uint8]) -> NDArray[np.float64]:
     return small.reshape(len(pixels), -1)
 
 
-def ranks(drawn: NDArray[np.float64], real: NDArray[np.float64]) -> NDArray[np.int64]:
-    """For every picture, how many real emoji are nearer to it than the one that was asked for."""
-    apart = ((drawn[:, None] - real[None]) ** 2).sum(-1)
-    return (apart < np.diagonal(apart)[:, None]).sum(1)
+def ranks(pictures: NDArray[np.float64], real: NDArray[np.float64]) -> NDArray[np.int64]:
+    """For every picture, the number of real emoji that are nearer to it than the requested one."""
+    distance = ((pictures[:, None] - real[None]) ** 2).sum(-1)
+    return (distance < np.diagonal(distance)[:, None]).sum(1)
 
 
 def main() -> None:
@@ -46,7 +46,7 @@ def main() -> None:
     parser.add_argument("--pictures", type=Path, required=True)
     parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3])
     parser.add_argument("--guidance-scale", type=float, default=None)
-    parser.add_argument("--cache", type=Path, default=ROOT / "build" / "cache", help="where bundles are kept")
+    parser.add_argument("--cache", type=Path, default=ROOT / "build" / "cache", help="folder of the bundles")
     options = parser.parse_args()
     pixels, emoji = read(options.pictures)
     real, names = features(pixels), [one.name for one in emoji]
@@ -54,20 +54,20 @@ def main() -> None:
     with Pipeline.load(bundle_of("demo-emoji", options.cache), threads=1) as pipeline:
         scale = pipeline.manifest.guidance_scale if options.guidance_scale is None else options.guidance_scale
         for seed in options.seeds:
-            for name, steps, feedback in (*PLANS, *FED):
+            for name, steps, feedback in (*PLANS, *FEEDBACK_PLANS):
                 plan = pipeline.plan(steps, feedback=feedback)
                 result = pipeline.generate(names, seed=seed, plan=plan, guidance_scale=scale)
-                drawn = features(result.pixels)
-                behind = ranks(drawn, real)
+                pictures = features(result.pixels)
+                rank = ranks(pictures, real)
                 row: dict[str, Any] = {
                     "sampler": name,
                     "block_forwards": plan.block_forwards,
                     "guidance_scale": scale,
                     "seed": seed,
-                    "samples": len(drawn),
-                    "frechet": round(Gaussian.of(drawn).distance(Gaussian.of(real)), 4),
-                    "own": round(float((behind == 0).mean()), 4),
-                    "near": round(float((behind < NEAREST).mean()), 4),
+                    "samples": len(pictures),
+                    "frechet": round(Gaussian.of(pictures).distance(Gaussian.of(real)), 4),
+                    "own": round(float((rank == 0).mean()), 4),
+                    "near": round(float((rank < NEAREST).mean()), 4),
                 }
                 print(row, flush=True)
                 append_rows("quality-emoji", command, [row], key=("sampler", "guidance_scale", "seed"))

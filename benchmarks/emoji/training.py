@@ -1,10 +1,10 @@
-"""The text-to-image demo: a small PixArt on emoji with a T5 text encoder of its own, and its feedback block.
+"""The training of the text-to-image demo: a small PixArt on emoji, its T5 text encoder, and its feedback block.
 
     python -m benchmarks.emoji.training --pictures FOLDER --output build/emoji
 
-FOLDER is what `benchmarks/emoji/data.py` says. Writes an ILF checkpoint that is a PixArtAlphaPipeline too: pixels for
-latents, no VAE. A training that was stopped goes on. What is kept of base and text encoder is the mean of their weights
-over time, in half precision; the feedback block is trained on what was kept.
+`benchmarks/emoji/data.py` describes FOLDER. The command writes an ILF checkpoint that is also a PixArtAlphaPipeline
+without a VAE: its latents are pixels. A second call resumes a stopped training. The checkpoint holds the running mean
+of the weights of base and text encoder, in half precision; the feedback block is trained on that mean.
 """
 
 import argparse
@@ -35,12 +35,12 @@ BATCH = 64
 WARMUP = 300
 MEAN_HALF_LIFE = 300  # iterations of the weights' running mean
 NULL_SHARE = 0.1
-MOST_SNR = 5.0  # of the weight of a time in the loss (min-SNR, arXiv 2303.09556)
+MAX_SNR = 5.0  # of the weight of a time in the loss (min-SNR, arXiv 2303.09556)
 SAVE_EVERY = 250
 DRAWINGS = 8  # captions of every picture that the feedback block sees
 
 
-class Pictured(nn.Module):
+class TextToImage(nn.Module):
     """Transformer and text encoder, trained together."""
 
     def __init__(self, transformer: Any, encoder: Any) -> None:
@@ -72,8 +72,8 @@ def new_tokenizer(emoji: list[Emoji], folder: Path) -> Any:
     return T5TokenizerFast.from_pretrained(folder)
 
 
-def new_model(vocabulary: int) -> Pictured:
-    """The untrained pair; the head and the text's attention from zero."""
+def new_model(vocabulary: int) -> TextToImage:
+    """The untrained transformer and text encoder; the head and the attention to the text begin at zero."""
     transformer = PixArtTransformer2DModel(
         num_attention_heads=WIDTH // HEAD_WIDTH,
         attention_head_dim=HEAD_WIDTH,
@@ -102,13 +102,13 @@ def new_model(vocabulary: int) -> Pictured:
             feed_forward_proj="gated-gelu",
         )
     )
-    return Pictured(transformer, encoder)
+    return TextToImage(transformer, encoder)
 
 
 def new_scheduler() -> DPMSolverMultistepScheduler:
-    """DPM-Solver++ of second order over Stable Diffusion's betas, which leave a trace of the picture at the last time.
+    """DPM-Solver++ of second order with Stable Diffusion's betas, which leave a trace of the picture at the last time.
 
-    Over PixArt's a small model's error at that time is divided by 0.006, and the picture is one colour or two.
+    PixArt's betas divide a small model's error at that time by 0.006, which leaves pictures of one or two colours.
     """
     return DPMSolverMultistepScheduler(
         num_train_timesteps=1000,
@@ -121,21 +121,21 @@ def new_scheduler() -> DPMSolverMultistepScheduler:
 
 
 class Captions:
-    """Captions of every picture as tokens, drawn again for each batch."""
+    """Captions of pictures as tokens; each batch draws new ones."""
 
     def __init__(self, emoji: list[Emoji], tokenizer: Any) -> None:
         self.emoji, self.tokenizer = emoji, tokenizer
 
-    def draw(self, chosen: list[int], draw: np.random.Generator, *, null_share: float) -> tuple[Tensor, Tensor]:
-        """ids and mask (B, L) of some pictures; some of them of the empty caption."""
-        drawn = [self.emoji[index].caption(draw) if draw.random() >= null_share else "" for index in chosen]
-        return self.tokens(drawn)
+    def draw(self, indices: list[int], draw: np.random.Generator, *, null_share: float) -> tuple[Tensor, Tensor]:
+        """ids and mask (B, L) of a caption for each picture; a share `null_share` of the captions is empty."""
+        captions = [self.emoji[index].caption(draw) if draw.random() >= null_share else "" for index in indices]
+        return self.tokens(captions)
 
     def tokens(self, captions: list[str]) -> tuple[Tensor, Tensor]:
-        made = self.tokenizer(
+        tokens = self.tokenizer(
             captions, padding="max_length", max_length=TEXT_TOKENS, truncation=True, return_tensors="pt"
         )
-        return made.input_ids, made.attention_mask
+        return tokens.input_ids, tokens.attention_mask
 
 
 def train_model(pictures: Path, output: Path, *, iterations: int, seed: int, compiled: bool) -> None:
@@ -150,16 +150,16 @@ def train_model(pictures: Path, output: Path, *, iterations: int, seed: int, com
 
     def loss_of(iteration: int) -> Tensor:
         draw = np.random.default_rng([seed, iteration])
-        chosen = draw.integers(0, len(images), BATCH).tolist()
-        ids, mask = captions.draw(chosen, draw, null_share=NULL_SHARE)
+        indices = draw.integers(0, len(images), BATCH).tolist()
+        ids, mask = captions.draw(indices, draw, null_share=NULL_SHARE)
         generator = torch.Generator().manual_seed(seed * 1_000_003 + iteration)
         time_ = ((torch.arange(BATCH) + torch.rand(1, generator=generator)) / BATCH * len(alphas)).long()
         noise = torch.randn(BATCH, 3, SIDE, SIDE, generator=generator)
         with torch.autocast("cpu", torch.bfloat16):
-            predicted = forward(add_noise(images[chosen], noise, time_, alphas), time_, ids, mask)
-        apart = F.mse_loss(predicted.float(), noise, reduction="none").mean((1, 2, 3))
+            predicted = forward(add_noise(images[indices], noise, time_, alphas), time_, ids, mask)
+        errors = F.mse_loss(predicted.float(), noise, reduction="none").mean((1, 2, 3))
         snr = alphas[time_] / (1 - alphas[time_])
-        return (apart * (MOST_SNR / snr).clamp(max=1)).mean()
+        return (errors * (MAX_SNR / snr).clamp(max=1)).mean()
 
     def write(mean: dict[str, Tensor]) -> None:
         write_pipeline(output, mean, captions.tokenizer)
@@ -169,21 +169,21 @@ def train_model(pictures: Path, output: Path, *, iterations: int, seed: int, com
 
 def write_pipeline(output: Path, weights: dict[str, Tensor], tokenizer: Any) -> None:
     """The pipeline's folder, in half precision."""
-    kept = new_model(len(tokenizer))
-    kept.load_state_dict(weights)
-    kept = kept.half()
+    model = new_model(len(tokenizer))
+    model.load_state_dict(weights)
+    model = model.half()
     pipeline = PixArtAlphaPipeline(
         tokenizer=tokenizer,
-        text_encoder=kept.encoder,
+        text_encoder=model.encoder,
         vae=None,
-        transformer=kept.transformer,
+        transformer=model.transformer,
         scheduler=new_scheduler(),
     )
     pipeline.save_pretrained(output)
 
 
 def train_feedback(pictures: Path, output: Path, *, iterations: int, seed: int) -> None:
-    """Train the feedback block on the base that lies in `output`, with captions that were embedded once."""
+    """Train the feedback block on the base in `output`; the text encoder embeds each caption once."""
     pixels, emoji = read(pictures)
     images = torch.from_numpy(pixels).permute(0, 3, 1, 2).float() / 127.5 - 1
     encoder = T5EncoderModel.from_pretrained(output / "text_encoder", dtype=torch.float32)
@@ -191,16 +191,16 @@ def train_feedback(pictures: Path, output: Path, *, iterations: int, seed: int) 
     draw = np.random.default_rng(seed)
     rows = list(range(len(emoji))) * DRAWINGS
     ids, mask = captions.draw(rows, draw, null_share=0.0)
-    nothing = captions.tokens([""])
+    empty = captions.tokens([""])
     with torch.inference_mode():
-        text, null = (encoder(i, attention_mask=m).last_hidden_state.clone() for i, m in ((ids, mask), nothing))
-    conditions = {"encoder_hidden_states": text, "encoder_attention_mask": mask.float()}
+        text, null = (encoder(i, attention_mask=m).last_hidden_state.clone() for i, m in ((ids, mask), empty))
+    conditions = {"text": text, "text_mask": mask.float()}
     recipe = Recipe.read("emoji", [f"optimisation.iterations={iterations}", f"seed={seed}"])
     stream = MemoryStream(
         Batch(images[rows], conditions),
         global_batch=recipe.optimisation.batch_size,
         seed=seed,
-        null={"encoder_hidden_states": null, "encoder_attention_mask": nothing[1].float()},
+        null={"text": null, "text_mask": empty[1].float()},
     )
     source = str(output.resolve() / "transformer")
     backbone = load_backbone(source)
@@ -219,7 +219,7 @@ def main() -> None:
     parser.add_argument("--feedback-iterations", type=int, default=450)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--eager", action="store_true", help="without torch.compile")
+    parser.add_argument("--eager", action="store_true", help="do not use torch.compile")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     train_model(

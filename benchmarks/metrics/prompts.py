@@ -1,6 +1,6 @@
-"""Prompt lists in the formats of their official repositories, and the pictures that were made of them.
+"""Prompt lists in the formats of their official repositories, and the pictures of their prompts.
 
-The prompts are not in this repository: download a list from its `url` and point to it.
+This repository has no prompts: download a list from its `url`.
 """
 
 import csv
@@ -17,14 +17,14 @@ PICTURES = (".png", ".jpg", ".jpeg", ".webp")
 
 
 class Prompt(NamedTuple):
-    """A text, and the id that its pictures are named by."""
+    """A text, and its id, which names its pictures."""
 
     id: str
     text: str
 
 
 class Pictured(NamedTuple):
-    """A prompt and its pictures; every prompt of a list has as many."""
+    """A prompt and its pictures; every prompt of a list has the same number of pictures."""
 
     prompt: Prompt
     pictures: tuple[Path, ...]
@@ -32,7 +32,7 @@ class Pictured(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class PromptList:
-    """An official list: where it is published, how many prompts it has (None: any number), and how it is read."""
+    """An official list: its address, its number of prompts (None means any number), and its reader."""
 
     name: str
     file: str
@@ -41,7 +41,7 @@ class PromptList:
     read: Callable[[Path], Iterable[Prompt]]
 
     def load(self, path: Path) -> list[Prompt]:
-        """Raises InvalidRequest when the file is not there, is not this list, or has another number of prompts."""
+        """Raises InvalidRequest if the file is missing, is not this list, or has another number of prompts."""
         try:
             prompts = list(self.read(path))
         except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
@@ -55,17 +55,17 @@ class PromptList:
 
 
 def match_pictures(folder: Path, prompts: list[Prompt]) -> list[Pictured]:
-    """The pictures of each prompt: `ID.png`, or `ID_0.png`, `ID_1.png` … where a prompt has several.
+    """The pictures of each prompt: `ID.png`, or `ID_0.png`, `ID_1.png` … for several pictures.
 
     Raises InvalidRequest for a prompt without a picture, a picture without a prompt, and prompts of unequal numbers.
     """
-    found: dict[str, list[Path]] = {prompt.id: [] for prompt in prompts}
+    by_id: dict[str, list[Path]] = {prompt.id: [] for prompt in prompts}
     extra = []
     for path in pictures_in(folder):
         before, _, number = path.stem.rpartition("_")
-        named = path.stem if path.stem in found else before if number.isdecimal() else ""
-        found.get(named, extra).append(path)
-    missing = [name for name, paths in found.items() if not paths]
+        name = path.stem if path.stem in by_id else before if number.isdecimal() else ""
+        by_id.get(name, extra).append(path)
+    missing = [name for name, paths in by_id.items() if not paths]
     faults = []
     if missing:
         faults.append(f"{len(missing)} of {len(prompts)} prompts have no picture, the first is {missing[0]}.png")
@@ -73,21 +73,21 @@ def match_pictures(folder: Path, prompts: list[Prompt]) -> list[Pictured]:
         faults.append(f"{len(extra)} pictures have no prompt, the first is {extra[0].name}")
     if faults:
         raise InvalidRequest(f"{folder}: {'; '.join(faults)}; name each picture by its prompt's id")
-    each = len(found[prompts[0].id])
-    if uneven := [name for name, paths in found.items() if len(paths) != each]:
+    count = len(by_id[prompts[0].id])
+    if uneven := [name for name, paths in by_id.items() if len(paths) != count]:
         raise InvalidRequest(
-            f"{folder}: {len(uneven)} prompts do not have {each} pictures as the first has, "
-            f"{uneven[0]} has {len(found[uneven[0]])}; make as many of each"
+            f"{folder}: {len(uneven)} prompts do not have {count} pictures as the first has, "
+            f"{uneven[0]} has {len(by_id[uneven[0]])}; make the same number for each"
         )
-    return [Pictured(prompt, tuple(found[prompt.id])) for prompt in prompts]
+    return [Pictured(prompt, tuple(by_id[prompt.id])) for prompt in prompts]
 
 
 def pictures_in(folder: Path) -> list[Path]:
-    """The pictures right in a folder, by name; raises InvalidRequest when there are none."""
-    found = sorted(path for path in folder.iterdir() if path.suffix.lower() in PICTURES) if folder.is_dir() else []
-    if not found:
+    """The pictures of a folder, without its subfolders, by name; raises InvalidRequest if there is none."""
+    paths = sorted(path for path in folder.iterdir() if path.suffix.lower() in PICTURES) if folder.is_dir() else []
+    if not paths:
         raise InvalidRequest(f"{folder} is no folder with pictures ({', '.join(PICTURES)})")
-    return found
+    return paths
 
 
 def _numbered(texts: Iterable[str]) -> list[Prompt]:

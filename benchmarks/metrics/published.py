@@ -6,10 +6,10 @@
     python -m benchmarks.metrics.published --metric clean-fid --pictures FOLDER --prompts meta_data.json \\
         --reference FOLDER
 
-Pictures are named by the id of their prompt, docs/metrics.md shows how. Each library fetches and loads its own weights.
-ImageReward's are a torch checkpoint that its author's loader opens with `torch.load`, which is pickle: since torch 2.6
-that reads tensors alone, an older torch runs whatever the file holds. clean-fid's Inception is TorchScript, which is
-code too, and lies in /tmp/inception-2015-12-05.pt: on a machine that others write to, see whose file it is.
+The name of a picture is the id of its prompt; docs/metrics.md has examples. Each library downloads its own weights.
+ImageReward's loader opens its checkpoint with `torch.load`, which is pickle. Since torch 2.6, `torch.load` reads
+tensors alone; an older torch runs any code in the file. clean-fid's Inception is TorchScript, which is code too, in
+/tmp/inception-2015-12-05.pt: check the owner of that file on a shared machine.
 """
 
 import argparse
@@ -53,7 +53,7 @@ class Better(Enum):
 
 @dataclass(frozen=True, slots=True)
 class Options:
-    """How a metric runs; an empty `model` is the metric's own default."""
+    """How a metric runs; an empty `model` means the default of the metric."""
 
     device: str
     batch: int
@@ -62,7 +62,7 @@ class Options:
 
 @dataclass(frozen=True, slots=True)
 class Sample:
-    """A folder of pictures, their prompts where a list was given, and what they are compared with."""
+    """A folder of pictures, their prompts, and the reference to compare them with; the last two may be empty."""
 
     folder: Path
     pictured: tuple[Pictured, ...] = ()
@@ -78,7 +78,7 @@ class Metric:
     """A metric: its library (`package` on PyPI, in our `extra`), its official prompts, and its function.
 
     `module` must have all of `names`. A `reference` is a folder of pictures or the library's own statistics; with one,
-    prompts only check that the pictures are complete.
+    prompts only check that no picture is missing.
     """
 
     name: str
@@ -98,8 +98,8 @@ class Metric:
             raise InvalidRequest(f"{self.name} compares with other pictures; give --reference")
         if not self.reference and not sample.pictured:
             raise InvalidRequest(f"{self.name} needs --prompts: {self.prompts.file}, {self.prompts.url}")
-        chosen = Options(options.device, options.batch, options.model or self.model)
-        return self.score(self._library(), sample, chosen)
+        complete = Options(options.device, options.batch, options.model or self.model)
+        return self.score(self._library(), sample, complete)
 
     def _library(self) -> Any:
         install = f"pip install 'ilf-trt[{self.extra}]', best into an environment of its own"
@@ -113,13 +113,13 @@ class Metric:
 
 
 def clean_fid(fid: Any, sample: Sample, options: Options) -> dict[str, float]:
-    """Fréchet Inception distance to a folder, or to statistics that `fid.make_custom_stats(NAME, FOLDER)` has kept."""
+    """Fréchet Inception distance to a folder, or to the statistics of `fid.make_custom_stats(NAME, FOLDER)`."""
     import torch
 
     nested = [path for path in sample.folder.rglob("*") if path.is_file() and path.parent != sample.folder]
     if nested:
         raise InvalidRequest(
-            f"{sample.folder} has {len(nested)} files in folders below, which clean-fid would count too"
+            f"{sample.folder} has {len(nested)} files in folders below, which clean-fid would count too; move them away"
         )
     if len(pictures_in(sample.folder)) < 2:
         raise InvalidRequest(f"{sample.folder} has one picture; a covariance needs two, and FID some thousands")
@@ -128,21 +128,21 @@ def clean_fid(fid: Any, sample: Sample, options: Options) -> dict[str, float]:
         "model_name": options.model,
         "batch_size": options.batch,
         "device": torch.device(options.device),
-        "use_dataparallel": False,  # else a second GPU that is asked for is refused
+        "use_dataparallel": False,  # else clean-fid refuses a second GPU
     }
     if Path(sample.reference).is_dir():
         return {"fid": float(fid.compute_fid(str(sample.folder), sample.reference, **settings))}
-    name = sample.reference.lower()  # the library keeps statistics in lower case and looks them up as written
+    name = sample.reference.lower()  # the library saves names in lower case, and does not lower them to look them up
     if not fid.test_stats_exists(name, "clean", options.model):
         raise InvalidRequest(
-            f"--reference {sample.reference} is neither a folder nor statistics that clean-fid has kept"
+            f"--reference {sample.reference} is neither a folder nor statistics of clean-fid; give one of them"
         )
-    kept = {"dataset_name": name, "dataset_split": "custom"}
-    return {"fid": float(fid.compute_fid(str(sample.folder), **kept, **settings))}
+    statistics = {"dataset_name": name, "dataset_split": "custom"}
+    return {"fid": float(fid.compute_fid(str(sample.folder), **statistics, **settings))}
 
 
 def clip_score(multimodal: Any, sample: Sample, options: Options) -> dict[str, float]:
-    """Mean over pictures of 100 cos(picture, prompt); a prompt past CLIP's 77 tokens is cut."""
+    """The mean over pictures of 100 cos(picture, prompt); CLIP cuts a prompt after 77 tokens."""
     import torch
 
     metric = multimodal.CLIPScore(model_name_or_path=options.model).to(options.device)
@@ -154,9 +154,9 @@ def clip_score(multimodal: Any, sample: Sample, options: Options) -> dict[str, f
 
 
 def clip_iqa(multimodal: Any, sample: Sample, options: Options) -> dict[str, float]:
-    """Mean over pictures of how far each resembles "Good photo." against "Bad photo." …, in percent.
+    """The mean over pictures of the similarity to "Good photo." against "Bad photo." …, in percent.
 
-    Noisiness is "Clean photo." against "Noisy photo.", so that it too rises with quality.
+    Noisiness is "Clean photo." against "Noisy photo.", so it also rises with quality.
     """
     import torch
 
@@ -167,12 +167,12 @@ def clip_iqa(multimodal: Any, sample: Sample, options: Options) -> dict[str, flo
     for path, _ in sample.pairs():  # one by one: pictures may differ in size, and the model takes them unresized
         metric.update(_pixels(path)[None].to(options.device))
     with torch.inference_mode():
-        found = metric.compute()
-    return {f"clip_iqa_{aspect}": PERCENT * float(found[aspect].double().mean()) for aspect in ASPECTS}
+        scores = metric.compute()
+    return {f"clip_iqa_{aspect}": PERCENT * float(scores[aspect].double().mean()) for aspect in ASPECTS}
 
 
 def image_reward(library: Any, sample: Sample, options: Options) -> dict[str, float]:
-    """Mean over prompts of the mean reward of a prompt's pictures, times 100."""
+    """The mean over prompts of the mean reward of a prompt's pictures, times 100."""
     import torch
 
     model = library.load(options.model, device=options.device)
@@ -281,10 +281,10 @@ def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--metric", required=True, choices=list(METRICS))
     parser.add_argument("--pictures", required=True, type=Path, help="a folder; ID.png, or ID_0.png, ID_1.png …")
-    parser.add_argument("--prompts", type=Path, help="the list's file, as it is published")
-    parser.add_argument("--list", choices=list(LISTS), help="which list the file is; by default the metric's own")
-    parser.add_argument("--reference", default="", help="clean-fid: a folder, or the name of statistics it has kept")
-    parser.add_argument("--model", default="", help="an id or file for the metric's library; by default its own")
+    parser.add_argument("--prompts", type=Path, help="the published file of the list")
+    parser.add_argument("--list", choices=list(LISTS), help="name of the list; by default the list of the metric")
+    parser.add_argument("--reference", default="", help="clean-fid: a folder, or the name of its statistics")
+    parser.add_argument("--model", default="", help="an id or file for the library of the metric; by default its own")
     parser.add_argument("--device", default="cpu", help="cpu, cuda, cuda:1 …")
     parser.add_argument("--batch", type=int, default=16, help="pictures at once")
     parser.add_argument("--name", default="metrics", help="CSV to append to under benchmarks/results/")

@@ -1,9 +1,9 @@
-"""The base lines in PyTorch: diffusers as it stands, compiled, with the paper's cache, and with a caching library."""
+"""The rivals in PyTorch: plain diffusers, compiled, with the paper's cache, and with a caching library."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from importlib import import_module
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -19,10 +19,10 @@ Run = Callable[[Mapping[str, Tensor], Tensor], Tensor]
 
 
 class CachedBlocks(nn.Module):
-    """Blocks that follow one another, run again every `every`-th step of a trajectory of `steps`.
+    """Consecutive blocks that run on every `every`-th step of a trajectory of `steps`.
 
-    On the steps between, what their attentions and feed-forwards added last is added to the new input instead. The
-    paper stores it block by block; the sum of all, kept here, is the same and takes one addition.
+    On all other steps, the last change that the blocks made is added to the new input. The paper stores the change of
+    every attention and feed-forward; this class stores their sum, which gives the same result with one addition.
     """
 
     def __init__(self, blocks: Sequence[nn.Module], *, every: int, steps: int) -> None:
@@ -37,20 +37,20 @@ class CachedBlocks(nn.Module):
         step, self._step = self._step, (self._step + 1) % self._steps
         if self._added is not None and step % self._every:
             return tokens + self._added
-        made = tokens
+        output = tokens
         for block in self.blocks:
-            made = block(made, *conditions, **more)
-        self._added = made - tokens
-        return made
+            output = block(output, *conditions, **more)
+        self._added = output - tokens
+        return output
 
 
 def cached_blocks(blocks: int) -> int:
-    """How many of the middle blocks the paper's cache covers."""
+    """The number of middle blocks that the paper's cache covers."""
     return blocks * CACHED // OF_BLOCKS
 
 
 class Eager:
-    """Rows of one model in torch on one device: each gives a `Run` within a block, and holds its own copy there."""
+    """The rivals of one model in torch on one device; each `with` block has its own copy of the model."""
 
     def __init__(
         self,
@@ -85,33 +85,34 @@ class Eager:
     def cached(self, plan: StepPlan) -> Iterator[Run]:
         """diffusers' model with the paper's cache around its middle blocks."""
         with self._copy(self._model.backbone) as copy:
-            blocks = list(cast(Any, copy).transformer_blocks)
-            inside = cached_blocks(len(blocks))
-            begin = (len(blocks) - inside) // 2
-            end = begin + inside
+            path = self._model.adapter.block_path
+            blocks = list(copy.get_submodule(path).children())
+            begin = (len(blocks) - cached_blocks(len(blocks))) // 2
+            end = begin + cached_blocks(len(blocks))
             middle = CachedBlocks(blocks[begin:end], every=CACHED_EVERY, steps=len(plan.steps))
-            cast(Any, copy).transformer_blocks = nn.ModuleList([*blocks[:begin], middle, *blocks[end:]])
+            copy.set_submodule(path, nn.ModuleList([*blocks[:begin], middle, *blocks[end:]]))
             yield self._run(copy, plan)
 
     @contextmanager
     def cache_dit(self, plan: StepPlan) -> Iterator[tuple[Run, Callable[[], int]]]:
-        """diffusers' model under cache-dit, and a count of the blocks that the last run ran.
+        """diffusers' model under cache-dit, and a call that gives the block forwards of the last run.
 
-        Its defaults, but on its own `medium` schedule of steps: by default it looks how much the features change, and
-        with random weights that says nothing. Raises MissingDependency without the package, and the package's errors.
+        All options have cache-dit's defaults, except the steps: they follow its `medium` schedule. The default schedule
+        watches how much the features change, which means nothing with random weights. Raises MissingDependency without
+        the package, and the package's errors.
         """
         try:
             library = import_module("cache_dit")
         except ImportError as error:
             raise MissingDependency(f"cache-dit cannot be imported ({error}); pip install cache-dit") from error
         with self._copy(self._model.backbone) as copy:
-            ran = 0
+            block_forwards = 0
 
             def count(*_: Any) -> None:
-                nonlocal ran
-                ran += 1
+                nonlocal block_forwards
+                block_forwards += 1
 
-            for block in cast(Any, copy).transformer_blocks:
+            for block in copy.get_submodule(self._model.adapter.block_path).children():
                 block.register_forward_hook(count)
             steps = len(plan.steps)
             config = library.DBCacheConfig(
@@ -123,19 +124,19 @@ class Eager:
             inner = self._run(copy, plan)
 
             def run(conditions: Mapping[str, Tensor], noise: Tensor) -> Tensor:
-                nonlocal ran
-                ran = 0
+                nonlocal block_forwards
+                block_forwards = 0
                 library.refresh_context(copy, num_inference_steps=steps)
                 return inner(conditions, noise)
 
             try:
-                yield run, lambda: ran
+                yield run, lambda: block_forwards
             finally:
-                with suppress(Exception):  # the copy goes anyway; its errors are not of what was measured
+                with suppress(Exception):  # the copy is dropped anyway, and the measurement is over
                     library.disable_cache(copy)
 
-    def wanted(self, plan: StepPlan, conditions: Mapping[str, Tensor], noise: Tensor) -> Tensor:
-        """What every row of `plan` is held against: the latents in whole float32, on the host."""
+    def reference(self, plan: StepPlan, conditions: Mapping[str, Tensor], noise: Tensor) -> Tensor:
+        """The reference for every row of `plan`: the latents in whole float32, on the host."""
         with placed(self._model, self._device):
             return self._run(self._model, plan)(conditions, noise).cpu()
 

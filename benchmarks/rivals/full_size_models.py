@@ -1,4 +1,4 @@
-"""The paper's five models at full size, and two tiny ones to try a flow on, all with random weights."""
+"""The paper's five models at full size, and two tiny ones for dry runs, all with random weights."""
 
 from pathlib import Path
 from typing import Any
@@ -28,7 +28,7 @@ MODELS: dict[str, dict[str, Any]] = {
     },
 }
 LOOP = (8, 19)
-SMALL = {"num_layers": 4, "num_attention_heads": 2, "attention_head_dim": 16, "patch_size": 2}
+SMALL = {"num_layers": 3, "num_attention_heads": 2, "attention_head_dim": 16, "patch_size": 2}
 TINY: dict[str, dict[str, Any]] = {
     "tiny-dit": {
         "kind": "dit",
@@ -48,8 +48,8 @@ TINY: dict[str, dict[str, Any]] = {
         },
     },
 }
-TINY_LOOP = (1, 2)
-PIXELS = 8  # of a picture's side to one of the latent's
+TINY_LOOP = (1, 1)
+PIXELS = 8  # to a side of a latent's cell
 
 
 def make_backbone(name: str) -> Any:
@@ -80,7 +80,7 @@ def make_checkpoint(name: str, folder: Path) -> None:
 
 
 def make_conditions(name: str, pictures: int) -> dict[str, NDArray[Any]]:
-    """Conditions for a number of pictures, under the names of the served model's ports; every text at full length."""
+    """Conditions of `pictures` pictures by port name; every text has its full length."""
     facts = (MODELS | TINY)[name]
     config = facts["config"]
     if facts["kind"] == "dit":

@@ -1,18 +1,17 @@
-"""One graph a step, bound and captured as the five graphs are: what the cost of splitting is measured against."""
+"""One graph for a whole step, bound and captured as the five graphs are: the rival that shows the cost of splitting."""
 
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
-import numpy as np
 from torch import Tensor, nn
 
 from ilf_trt.contract.bundle import ENGINE_FOLDER, Bundle
 from ilf_trt.contract.manifest import Manifest
 from ilf_trt.contract.plan import StepPlan
-from ilf_trt.contract.ports import Graph, Port
+from ilf_trt.contract.ports import Graph, Port, Role
 from ilf_trt.contract.target import EngineOptions, Library
 from ilf_trt.engines.builder import BuildRequest
 from ilf_trt.engines.compiler import Compiler
@@ -22,22 +21,23 @@ from ilf_trt.engines.report import EngineReport
 from ilf_trt.export.graph import export_segment
 from ilf_trt.export.segments import Segment, segments_of
 from ilf_trt.model.ilf_model import ILFModel
-from ilf_trt.runtime.gpu.cuda import Gpu, Memory, Stream
+from ilf_trt.runtime.gpu.cuda import Gpu, upload
 from ilf_trt.runtime.gpu.onnxruntime_cuda import OnnxRuntimeCudaEngine
 from ilf_trt.runtime.gpu.tensorrt import TensorRT
 from ilf_trt.runtime.gpu.trajectory import DeviceTrajectory
 from ilf_trt.runtime.host import HostTrajectory
 from ilf_trt.runtime.onnxruntime_engine import OnnxRuntimeEngine
-from ilf_trt.runtime.route import COND, Route, Run, route_of
+from ilf_trt.runtime.route import COND, LAST, Route, Run, route_of
 from ilf_trt.runtime.trajectory import Job, Trajectory
 
 UNSPLIT = "unsplit"
 PARTS = ("pre", "loop_body", "post")
-INSIDE = ("hidden", "features", "feedback", "scales")
+INSIDE = (Role.TOKENS, Role.FEATURES, Role.FEEDBACK, Role.SCALES)
+"""Roles of the ports between the parts, which the one graph does not have."""
 
 
 class Unsplit(Segment):
-    """A plain step as one graph, modulations still hoisted."""
+    """A plain step as one graph; its modulation still comes from `cond`."""
 
     name = UNSPLIT
 
@@ -48,19 +48,19 @@ class Unsplit(Segment):
 
     def forward(self, *tensors: Tensor) -> Any:
         ports = self.named(tensors)
-        pre, loop, post = (self.segments[name] for name in PARTS)
+        pre, loop, post = (cast(Segment, self.segments[name]) for name in PARTS)
         hidden = pre(*(ports[port.name] for port in pre.graph.inputs))
-        features = loop.run(
-            hidden, {port.name: ports[port.name] for port in loop.graph.inputs if port.name not in INSIDE}
-        )
-        return post(*({**ports, "features": features}[port.name] for port in post.graph.inputs))
+        outer = {port.name: ports[port.name] for port in loop.graph.inputs if port.role not in INSIDE}
+        features = loop.run(hidden if isinstance(hidden, tuple) else (hidden,), outer)
+        ports |= {port.name: tokens for port, tokens in zip(loop.graph.outputs, features, strict=True)}
+        return post(*(ports[port.name] for port in post.graph.inputs))
 
 
 def unsplit_graph(graphs: Mapping[str, Graph]) -> Graph:
-    """The border of the three parts as one."""
+    """The border of the three parts together."""
     ports: dict[str, Port] = {}
     for name in PARTS:
-        ports |= {port.name: port for port in graphs[name].inputs if port.name not in INSIDE}
+        ports |= {port.name: port for port in graphs[name].inputs if port.role not in INSIDE}
     return Graph(UNSPLIT, tuple(ports.values()), graphs["post"].outputs)
 
 
@@ -71,8 +71,8 @@ def export_unsplit(model: ILFModel, manifest: Manifest, path: Path) -> None:
 
 
 def build_unsplit(manifest: Manifest, onnx: Path, engine: Path, options: EngineOptions) -> EngineReport:
-    """Build its engine just as the bundle's own are built; raises what building those raises."""
-    Compiler.open(options, manifest.precision, None)  # refuses what it would refuse for them
+    """Build the engine of the graph `onnx` as the bundle's engines are built; raises what building those raises."""
+    Compiler.open(options, manifest.precision, None)  # raises for a GPU or a precision that the library lacks
     engine.parent.mkdir(parents=True, exist_ok=True)
     request = BuildRequest(
         library=options.library.value,
@@ -97,23 +97,25 @@ def build_unsplit(manifest: Manifest, onnx: Path, engine: Path, options: EngineO
 def opened(
     bundle: Bundle, plan: StepPlan, pictures: int, whole: Path, *, device: str, library: Library | None
 ) -> Iterator[Trajectory]:
-    """A trajectory of `plan`, plain steps only, with the bundle's own `cond` and the graph or engine in `whole`.
+    """A trajectory of `plan`, which has plain steps only: the bundle's `cond`, then `whole`, a graph or an engine.
 
-    `library` None is ONNX Runtime. Raises what loading a bundle raises.
+    `library` None means ONNX Runtime. Raises what loading a bundle raises.
     """
     manifest = bundle.manifest
-    graphs = _graphs(manifest)
-    both = (graphs[COND], unsplit_graph(graphs))
+    borders = _graphs(manifest)
+    graphs = {COND: borders[COND], LAST: unsplit_graph(borders)}
     job = Job(plan, pictures, manifest.spec.latent[1:], manifest.spec.guidance)
-    route = _route(route_of(manifest, job), both[1])
+    route = _route(route_of(manifest, job), graphs[LAST])
     cond = bundle.path / ENGINE_FOLDER / library / f"{COND}.engine" if library else bundle.graph_path(COND)
-    files = {COND: cond, UNSPLIT: whole}
+    files = {COND: cond, LAST: whole}
     with ExitStack() as stack:
         if device == "cpu":
-            engines = {graph.name: OnnxRuntimeEngine(graph, files[graph.name], threads=0) for graph in both}
+            engines = {run: OnnxRuntimeEngine(graph, files[run], threads=0) for run, graph in graphs.items()}
+            for engine in engines.values():
+                stack.callback(engine.close)
             trajectory: Trajectory = HostTrajectory(engines, bundle.constants(), route)
         else:
-            trajectory = _on_gpu(stack, bundle, both, files, route, library)
+            trajectory = _on_gpu(stack, bundle, graphs, files, route, library)
         stack.callback(trajectory.close)
         yield trajectory
 
@@ -121,7 +123,7 @@ def opened(
 def _on_gpu(
     stack: ExitStack,
     bundle: Bundle,
-    graphs: tuple[Graph, ...],
+    graphs: Mapping[str, Graph],
     files: Mapping[str, Path],
     route: Route,
     library: Library | None,
@@ -131,13 +133,17 @@ def _on_gpu(
     stack.callback(stream.close)
     engines: dict[str, Any] = {}
     trt = TensorRT(library) if library else None
-    for graph in graphs:
-        path = files[graph.name]
-        engines[graph.name] = (
+    for run, graph in graphs.items():
+        path = files[run]
+        engines[run] = (
             trt.load(graph, path, stream) if trt else OnnxRuntimeCudaEngine(graph, path, gpu=gpu, stream=stream)
         )
-        stack.callback(engines[graph.name].close)
-    constants = {name: _uploaded(stack, gpu, stream, array) for name, array in bundle.constants().items()}
+        stack.callback(engines[run].close)
+    constants = {}
+    for name, array in bundle.constants().items():
+        constants[name] = gpu.allocate(array.nbytes, stream)
+        stack.callback(constants[name].close)
+        upload(gpu, stream, constants[name], array)
     scratch = None
     scratch_bytes = max(engine.scratch_bytes for engine in engines.values())
     if scratch_bytes:
@@ -146,23 +152,12 @@ def _on_gpu(
     return DeviceTrajectory(gpu, engines, constants, route, stream, scratch)
 
 
-def _uploaded(stack: ExitStack, gpu: Gpu, stream: Stream, array: np.ndarray[Any, Any]) -> Memory:
-    """A constant of `cond`, which is never bfloat16 here."""
-    memory, pinned = gpu.allocate(array.nbytes, stream), gpu.pinned(array.nbytes)
-    stack.callback(memory.close)
-    pinned.host_bytes()[: array.nbytes] = np.frombuffer(array.tobytes(), np.uint8)
-    stream.copy(memory, pinned.part(0, memory.size_bytes))
-    stream.sync()
-    pinned.close()
-    return memory
-
-
 def _route(route: Route, graph: Graph) -> Route:
-    """All runs of a step as one run of `graph`, which sees what they saw."""
+    """The route with one run for all runs of a step; it bears the name of the last one, which ends a step."""
     runs = [run for run in route.runs if run.step is None]
     for step in range(len(route.plan.steps)):
-        seen = {port: view for run in route.runs if run.step == step for port, view in run.views.items()}
-        runs.append(Run(graph.name, step, {port.name: seen[port.name] for port in (*graph.inputs, *graph.outputs)}))
+        views = {port: view for run in route.runs if run.step == step for port, view in run.views.items()}
+        runs.append(Run(LAST, step, {port.name: views[port.name] for port in (*graph.inputs, *graph.outputs)}))
     return replace(route, runs=tuple(runs))
 
 

@@ -2,8 +2,8 @@
 
     python -m benchmarks.speed.cpu [--repeats 7]
 
-Two models: the demo, and a random DiT of 12 blocks, width 384 and 256 tokens. Rows take turns, repeat by repeat, so
-that a drift of the machine meets them all; ratios are taken within a repeat. Quality stands in the same row.
+Two models: the demo, and a random DiT of 12 blocks, width 384 and 256 tokens. Each repeat runs every row once, so that
+a drift of the machine affects all rows; a ratio compares two times of one repeat. Each row also has the quality.
 """
 
 import argparse
@@ -13,6 +13,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Mapping
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from benchmarks.record import append_rows
-from benchmarks.rivals.unsplit import Unsplit
+from benchmarks.rivals.unsplit import export_unsplit, opened
 from benchmarks.study.judge import DigitsJudge
 from benchmarks.study.served_quality import BATCH, SHOWN, sample
 from ilf_trt import attach, load_ilf, save_ilf
@@ -31,11 +32,9 @@ from ilf_trt.assembly.conductor import build
 from ilf_trt.assembly.options import BuildOptions
 from ilf_trt.contract.plan import StepPlan
 from ilf_trt.contract.spec import BatchRange
-from ilf_trt.export.graph import export_segment
-from ilf_trt.export.segments import segments_of
 from ilf_trt.model import sampling
 from ilf_trt.runtime import Pipeline
-from ilf_trt.runtime.onnxruntime_engine import OnnxRuntimeEngine
+from ilf_trt.runtime.trajectory import RunOptions
 from ilf_trt.runtime.verify import difference
 
 ONE = BatchRange(1, 1, 1)
@@ -53,7 +52,7 @@ Run = Callable[[], NDArray[np.float32]]
 
 
 class Plain(nn.Module):
-    """The diffusers backbone as it stands, for an export without any of this package's work."""
+    """The plain diffusers backbone, for an export without this package."""
 
     def __init__(self, backbone: nn.Module) -> None:
         super().__init__()
@@ -64,32 +63,33 @@ class Plain(nn.Module):
 
 
 class Bench:
-    """The rows of one model, batch 1 with guidance."""
+    """The rows of one model, batch 1 with guidance; `resources` closes what they load."""
 
-    def __init__(self, name: str, checkpoint: str, folder: Path, label: int) -> None:
+    def __init__(self, name: str, checkpoint: str, folder: Path, label: int, resources: ExitStack) -> None:
         self.name = name
         self.label = label
         self.folder = folder
+        self.resources = resources
         self.model = load_ilf(checkpoint)
         built = build(checkpoint, folder / f"{name}.ilf", BuildOptions(batch=ONE, guidance_scale=4.0))
-        self.pipeline = Pipeline.load(built.bundle.path)
+        self.pipeline = resources.enter_context(Pipeline.load(built.bundle.path))
         self.path = built.bundle.path
         self.manifest = built.bundle.manifest
         self.noise = np.random.default_rng(0).standard_normal((1, *self.manifest.spec.latent), np.float32)
         self.plain = self.pipeline.plan(20, feedback="none")
-        self.fed = self.pipeline.plan(10, feedback="outer:2")
+        self.with_feedback = self.pipeline.plan(10, feedback="outer:2")
 
     def rows(self) -> dict[str, tuple[StepPlan, Run]]:
-        equal = self.pipeline.plan(self.fed.block_forwards // self.fed.blocks, feedback="none")
+        equal = self.pipeline.plan(self.with_feedback.block_forwards // self.with_feedback.blocks, feedback="none")
         return {
             BASE_LINE: (self.plain, self.eager(self.model.backbone, self.plain)),
             "eager diffusers at equal cost": (equal, self.eager(self.model.backbone, equal)),
-            "eager ILF": (self.fed, self.eager(self.model, self.fed)),
-            "ONNX Runtime, diffusers' own graph": (self.plain, self.exported_as_is()),
+            "eager ILF": (self.with_feedback, self.eager(self.model, self.with_feedback)),
+            "ONNX Runtime, diffusers' own graph": (self.plain, self.diffusers_graph()),
             "ONNX Runtime, one graph": (self.plain, self.unsplit()),
             "ilf-trt plain": (self.plain, self.served(self.plain)),
             "ilf-trt plain at equal cost": (equal, self.served(equal)),
-            "ilf-trt ILF": (self.fed, self.served(self.fed)),
+            "ilf-trt ILF": (self.with_feedback, self.served(self.with_feedback)),
         }
 
     def served(self, plan: StepPlan) -> Run:
@@ -101,15 +101,15 @@ class Bench:
         noise = torch.from_numpy(self.noise)
         return lambda: sampling.sample(model, plan, scheduler, labels, noise, guidance_scale=scale).numpy()
 
-    def exported_as_is(self) -> Run:
-        """diffusers' forward in one graph, the loop and the solver around it in numpy."""
+    def diffusers_graph(self) -> Run:
+        """diffusers' forward as one graph; the loop over the steps and the solver are in numpy."""
         path = self.folder / f"{self.name}-diffusers.onnx"
         rows = (2, *self.manifest.spec.latent)
-        inputs = (torch.zeros(rows), torch.zeros(2), torch.zeros(2, dtype=torch.int64))
+        example = (torch.zeros(rows), torch.zeros(2), torch.zeros(2, dtype=torch.int64))
         names = ["latent", "times", "labels"]
         with torch.no_grad():
             program: Any = torch.onnx.export(
-                Plain(self.model.backbone), inputs, dynamo=True, opset_version=20, input_names=names, verbose=False
+                Plain(self.model.backbone), example, dynamo=True, opset_version=20, input_names=names, verbose=False
             )
         program.save(path)
         import onnxruntime
@@ -117,8 +117,7 @@ class Bench:
         options = onnxruntime.SessionOptions()
         options.add_session_config_entry("session.force_spinning_stop", "1")
         session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
-        null = self.manifest.spec.conditions[0].below - 1
-        labels = np.array([self.label, null])
+        labels = np.array([self.label, self.manifest.spec.conditioning.null])
         channels, scale = self.manifest.spec.latent[0], np.float32(self.manifest.guidance_scale)
 
         def run() -> NDArray[np.float32]:
@@ -126,9 +125,12 @@ class Bench:
             history = [np.zeros_like(latent)] * 3
             for step in self.plain.steps:
                 c_x, c_out, a, b_0, b_1, b_2 = (np.float32(value) for value in step.solver)
-                seen = np.concatenate([latent, latent])
-                feeds = {"latent": seen, "times": np.full(2, step.t, np.float32), "labels": labels}
-                conditional, unconditional = session.run(None, feeds)[0][:, :channels]
+                inputs = {
+                    "latent": np.concatenate([latent, latent]),
+                    "times": np.full(2, step.t, np.float32),
+                    "labels": labels,
+                }
+                conditional, unconditional = session.run(None, inputs)[0][:, :channels]
                 output = unconditional + scale * (conditional - unconditional)
                 history = [c_x * latent + c_out * output[None], *history[:2]]
                 latent = a * latent + b_0 * history[0] + b_1 * history[1] + b_2 * history[2]
@@ -137,66 +139,31 @@ class Bench:
         return run
 
     def unsplit(self) -> Run:
-        """One graph a step, bound to memory beforehand as the runtime does."""
-        manifest, plan = self.manifest, self.plain
-        whole = Unsplit(self.model, segments_of(self.model, manifest.spec, manifest.precision))
-        path = self.folder / f"{self.name}-unsplit.onnx"
-        export_segment(whole, ONE, path)
-        engine = OnnxRuntimeEngine(whole.graph, path, threads=0)
-        border = next(graph for graph in manifest.graphs if graph.name == "cond")
-        cond = OnnxRuntimeEngine(border, self.pipeline.bundle.graph_path("cond"), threads=0)
-        sizes = {"B": 1, "R": 2, "T": len(plan.times)}
-        tables = {port.name: np.zeros(port.resolve(sizes), port.dtype) for port in cond.graph.outputs}
-        times, labels = np.array(plan.times, np.float32), np.array([self.label, manifest.spec.null], np.int32)
-        rows = {"picture": [0, 0], "conditional": [0], "unconditional": [1]}
-        places = {name: np.array(numbers, np.int32) for name, numbers in rows.items()}
-        constants = self.pipeline.bundle.constants()
-        condition = cond.bind({"times": times, "class_labels": labels, **constants, **tables})
-        latents = [np.zeros((1, *manifest.spec.latent), np.float32) for _ in range(2)]
-        history = [np.zeros_like(latents[0]) for _ in range(3)]
-        coefficients = np.zeros((len(plan.steps), 8), np.float32)
-        coefficients[:, 0] = manifest.guidance_scale
-        coefficients[:, 1:7] = [step.solver for step in plan.steps]
-        launches = [
-            engine.bind(
-                {
-                    **{name: table[plan.times.index(step.t)] for name, table in tables.items()},
-                    **places,
-                    "latent": latents[k % 2],
-                    "next_latent": latents[(k + 1) % 2],
-                    "prediction": history[k % 3],
-                    "history_1": history[(k - 1) % 3],
-                    "history_2": history[(k - 2) % 3],
-                    "coefficients": coefficients[k],
-                }
-            )
-            for k, step in enumerate(plan.steps)
-        ]
-
-        def run() -> NDArray[np.float32]:
-            np.multiply(self.noise, np.float32(plan.initial_scale), out=latents[0])
-            condition()
-            for launch in launches:
-                launch()
-            return latents[len(launches) % 2].copy()
-
-        return run
+        """One graph for a whole step, bound to memory once, as the runtime binds its graphs."""
+        spec, path = self.manifest.spec, self.folder / f"{self.name}-unsplit.onnx"
+        export_unsplit(self.model, self.manifest, path)
+        trajectory = self.resources.enter_context(
+            opened(self.pipeline.bundle, self.plain, 1, path, device="cpu", library=None)
+        )
+        labels = {"class_labels": np.array([self.label], np.int32)}
+        rows = spec.conditioning.rows(labels, guided=spec.guidance)
+        return lambda: trajectory.run(self.noise, rows, self.manifest.guidance_scale, RunOptions())[0]
 
     def measure(self, repeats: int, quality: Mapping[StepPlan, Mapping[str, float]]) -> list[dict[str, Any]]:
         rows = self.rows()
-        wanted = {plan: self.eager(self.model, plan)() for plan, _ in rows.values()}
-        errors = {name: difference(name, run(), wanted[plan]).relative for name, (plan, run) in rows.items()}
-        taken: dict[str, list[float]] = {name: [] for name in rows}
+        references = {plan: self.eager(self.model, plan)() for plan, _ in rows.values()}
+        errors = {name: difference(name, run(), references[plan]).relative for name, (plan, run) in rows.items()}
+        times_ms: dict[str, list[float]] = {name: [] for name in rows}
         for _ in range(repeats):
             for name, (_, run) in rows.items():
                 time.sleep(SETTLE_S)
-                begin = time.perf_counter()
+                start_s = time.perf_counter()
                 run()
-                taken[name].append((time.perf_counter() - begin) * 1000)
-        base, split = np.array(taken[BASE_LINE]), np.array(taken["ONNX Runtime, one graph"])
+                times_ms[name].append((time.perf_counter() - start_s) * 1000)
+        base, one_graph = np.array(times_ms[BASE_LINE]), np.array(times_ms["ONNX Runtime, one graph"])
         result = []
         for name, (plan, _) in rows.items():
-            values = np.array(taken[name])
+            values = np.array(times_ms[name])
             result.append(
                 {
                     "model": self.name,
@@ -212,7 +179,7 @@ class Bench:
                     "faster_than_eager_20": round(float(np.median(base / values)), 3),
                     "faster_min": round(float((base / values).min()), 3),
                     "faster_max": round(float((base / values).max()), 3),
-                    "cost_against_one_graph": round(float(np.median(values / split)), 4),
+                    "cost_against_one_graph": round(float(np.median(values / one_graph)), 4),
                     "relative_difference": f"{errors[name]:.1e}",
                     "frechet": quality.get(plan, {}).get("frechet", ""),
                     "accuracy": quality.get(plan, {}).get("accuracy", ""),
@@ -222,16 +189,16 @@ class Bench:
         return result
 
     def overhead_us(self, repeats: int) -> float:
-        """Median Python time of a step beyond its engines."""
+        """The median Python time of a step, without its engines."""
         runs = [
-            self.pipeline.generate(class_labels=[self.label], latents=self.noise, plan=self.fed).timings
+            self.pipeline.generate(class_labels=[self.label], latents=self.noise, plan=self.with_feedback).timings
             for _ in range(repeats * 5)
         ]
         return float(np.median([timings.overhead_us_per_step for timings in runs]))
 
 
 def demo_quality(folder: Path) -> dict[StepPlan, dict[str, float]]:
-    """Distance and accuracy of the demo under the plans that are timed, one noise seed, without guidance."""
+    """Distance and accuracy of the demo under the timed plans, for one noise seed and without guidance."""
     judge = DigitsJudge()
     built = build("demo", folder / "quality.ilf", BuildOptions(batch=BatchRange(1, BATCH, BATCH), guidance=False))
     with Pipeline.load(built.bundle.path) as pipeline:
@@ -247,7 +214,7 @@ def demo_quality(folder: Path) -> dict[StepPlan, dict[str, float]]:
 
 
 def middle_checkpoint(folder: Path) -> str:
-    """A random DiT of 12 blocks, width 384 and 256 tokens, its feedback scales not zero."""
+    """A checkpoint of a random DiT of 12 blocks, width 384 and 256 tokens, with feedback scales of 0.05."""
     torch.manual_seed(0)
     backbone = DiTTransformer2DModel(
         num_attention_heads=6,
@@ -269,8 +236,8 @@ def process_facts(bundle: Path, repeats: int) -> dict[str, float]:
     """Import time and peak memory of a process that only serves."""
 
     def run(code: str, *arguments: str) -> float:
-        done = subprocess.run([sys.executable, "-c", code, *arguments], capture_output=True, text=True, check=True)
-        return float(json.loads(done.stdout))
+        process = subprocess.run([sys.executable, "-c", code, *arguments], capture_output=True, text=True, check=True)
+        return float(json.loads(process.stdout))
 
     return {
         "import_s": round(float(np.median([run(IMPORTS) for _ in range(repeats)])), 3),
@@ -284,10 +251,10 @@ def main() -> None:
     parser.add_argument("--process-only", action="store_true", help="import time, memory and overhead, no latency")
     options = parser.parse_args()
     command = f"python -m benchmarks.speed.cpu --repeats {options.repeats}" + " --process-only" * options.process_only
-    with tempfile.TemporaryDirectory() as name:
+    with tempfile.TemporaryDirectory() as name, ExitStack() as resources:
         folder = Path(name)
-        demo = Bench("demo", "demo", folder, label=3)
-        middle = Bench("dit-12x384", middle_checkpoint(folder), folder, label=207)
+        demo = Bench("demo", "demo", folder, 3, resources)
+        middle = Bench("dit-12x384", middle_checkpoint(folder), folder, 207, resources)
         if not options.process_only:
             rows = demo.measure(options.repeats, demo_quality(folder)) + middle.measure(options.repeats, {})
             print(append_rows("cpu-latency", command, rows, key=("device", "model", "row")))

@@ -2,9 +2,9 @@
 
     python -m benchmarks.speed.full_size_build [--models dit-xl-256 pixart-512 …] [--precisions fp16 fp8] [--gpu sm89]
 
-Every model has the dimensions of the paper's (28 blocks, loop 8-19) and DiT's embedders are equal copies, as in the
-converted official checkpoints. Each build runs in a process of its own; memory is the sum over that process and its
-children, sampled. FP8 is calibrated on one picture of two steps, which is enough to build and says nothing of quality.
+Every model has the paper's dimensions (28 blocks, loop 8-19), and DiT's embedders are equal copies, as in the converted
+official checkpoints. Each build runs in a new process; memory is the sampled sum over that process and its children.
+FP8 is calibrated on one picture of two steps: enough for a build, and no measure of quality.
 """
 
 import argparse
@@ -24,11 +24,11 @@ from benchmarks.rivals.full_size_models import MODELS, make_checkpoint
 
 MIB = 1 << 20
 SAMPLE_S = 0.1
-SLACK_MIB = 100  # kernels, graphs and constants that are no weights
+SLACK_MIB = 100  # kernels, graphs, and constants other than weights
 
 
 def build_one(name: str, precision: str, gpu: str, checkpoint: Path, output: Path) -> dict[str, Any]:
-    """Build in this process; what is measured of it from within."""
+    """Build in this process, and return the stages and a row for each graph."""
     from ilf_trt.assembly.conductor import build
     from ilf_trt.assembly.options import BuildOptions
     from ilf_trt.contract.spec import BatchRange, Precision
@@ -73,19 +73,19 @@ def build_one(name: str, precision: str, gpu: str, checkpoint: Path, output: Pat
 
 
 def measure(name: str, precision: str, gpu: str, work: Path) -> list[Mapping[str, Any]]:
-    """Rows of one build: one a graph, and one for all."""
+    """The rows of one build: one for each graph, and one for all graphs."""
     checkpoint, output, facts = work / name, work / f"{name}-{precision}.ilf", work / "facts.json"
     if not (checkpoint / "conditions.npz").is_file():
         make_checkpoint(name, checkpoint)
     arguments = ["--one", name, precision, gpu, str(checkpoint), str(output), str(facts)]
-    began = time.perf_counter()
+    start_s = time.perf_counter()
     process = subprocess.Popen([sys.executable, "-m", "benchmarks.speed.full_size_build", *arguments])
     peak_bytes = _watch(process)
-    wall_s = time.perf_counter() - began
+    wall_s = time.perf_counter() - start_s
     if process.returncode:
         raise SystemExit(f"{name} {precision} failed with exit code {process.returncode}")
-    found = json.loads(facts.read_text())
-    rows, stages = found["rows"], found["stages"]
+    build = json.loads(facts.read_text())
+    rows, stages = build["rows"], build["stages"]
     total = {key: round(sum(row[key] for row in rows), 1) for key in rows[0] if key != "graph"}
     total |= {
         "graph": "all",
@@ -108,27 +108,26 @@ def measure(name: str, precision: str, gpu: str, work: Path) -> list[Mapping[str
 
 
 def _weights_mib(checkpoint: Path, precision: str) -> float:
-    """Parameters of base and feedback block, equal copies of an embedder once, in the bytes of the precision."""
+    """MiB of base and feedback block in the precision; the equal copies of an embedder count once."""
     from ilf_trt import load_ilf
 
     model = load_ilf(checkpoint)
-    every = [*model.backbone.named_parameters(), *model.feedback.named_parameters()]
-    copies = sum(p.numel() for n, p in every if ".norm1.emb." in n and n.startswith("transformer_blocks."))
-    blocks = len(model.adapter.blocks)
-    counted = sum(p.numel() for _, p in every) - copies + copies // blocks
+    parameters = [*model.backbone.named_parameters(), *model.feedback.named_parameters()]
+    embedders = sum(p.numel() for n, p in parameters if ".norm1.emb." in n and n.startswith(model.adapter.block_path))
+    unique = sum(p.numel() for _, p in parameters) - embedders + embedders // len(model.adapter.blocks)
     in_fp8 = 0
     if precision == "fp8":
         linears = (*model.adapter.blocks.named_modules(), *model.feedback.block.named_modules())
         in_fp8 = sum(
             layer.weight.numel()
             for name, layer in linears
-            if name and layer.__class__.__name__ == "Linear" and {"attn1", "attn2", "ff"} & set(name.split("."))
+            if layer.__class__.__name__ == "Linear" and set(model.adapter.linears) & set(name.split("."))
         )
-    return (2 * counted - in_fp8) / MIB
+    return (2 * unique - in_fp8) / MIB
 
 
 def _watch(process: subprocess.Popen[bytes]) -> int:
-    """The largest sum of resident memory over the process and its children until it ends."""
+    """The largest sum of resident memory over the process and its children, until the process ends."""
     peak_bytes, root = 0, psutil.Process(process.pid)
     while process.poll() is None:
         resident = 0

@@ -5,25 +5,29 @@
     python -m benchmarks.speed.gpu --piece parity latency plot --model dit-xl-256 --batch 1 --minutes 9
     python -m benchmarks.tables
 
-A call stops before its deadline and says what is left; the same command goes on from there, as rows that stand in
-benchmarks/results/gpu-*.csv for this GPU are skipped without --again. What cannot be had here, a library, or a GPU that
-a library refuses, becomes a row with the reason. `--output DIR` gets a copy of every file, and the table and the plot.
-Bundles and checkpoints (random weights) stay under --work.
+A call stops before its deadline and lists the work that is left; the same command continues there. Without --again it
+skips the rows that benchmarks/results/gpu-*.csv already has for this GPU. If a library is missing, or refuses the GPU,
+the row states the reason. `--output DIR` gets a copy of every file, the table and the plot. Bundles and checkpoints
+(random weights) stay under --work.
 
-From a checkout that is not installed, without a package registry, either of
+To run from a checkout without an installation and without a package registry, use one of
 
     export PYTHONPATH=$(python -m benchmarks.checkout)
     pip install --no-deps --no-build-isolation -e .
 
-`--dry-run` goes the whole way on the CPU with a tiny model, ONNX Runtime and the host's clock, and writes to --output
-alone: it shows that the flow works, and measures nothing.
+`--dry-run` runs every piece on the CPU with a tiny model, ONNX Runtime and the host's clock, and writes to --output
+alone. It shows that the commands work; its numbers measure nothing.
 
-Times: `denoise` is the device's, by CUDA events, from the first work of a trajectory to the last; `end to end` is the
-host's, from conditions and noise in numpy to latents in numpy, without text encoder and VAE. Every row takes turns with
-eager diffusers at 20 steps, and ratios are taken within a turn. `cold load` is from files to the first latents in a
-process that has its libraries loaded; for torch.compile it holds the compiling. Memory is what the whole GPU has in use
-more than before the row was loaded. `of the matrix rate` is the operations of the Linears alone over the time of all
-graphs, attention and norms included, as a share of the best square product of `facts`. Rows of torch are in --dtype.
+| number | meaning |
+|---|---|
+| `denoise` | the device's time by CUDA events, from the first work of a trajectory to the last |
+| `end to end` | the host's time from conditions and noise in numpy to latents in numpy, without text encoder and VAE |
+| faster than eager | the ratio to eager diffusers at 20 steps; both alternate, and a ratio compares neighbours |
+| `cold load` | from files to the first latents, with the libraries loaded; for torch.compile with the compilation |
+| memory | growth of the whole GPU's used memory since before the row was loaded |
+| `of the matrix rate` | operations of the Linears over the time of all graphs, as a share of the best square product |
+
+Rows of torch are in --dtype.
 """
 
 import argparse
@@ -93,7 +97,7 @@ def _piece(job: Job, piece: str) -> None:
                     _piece_of(job, piece, bench)
             except DeviceLost:
                 raise
-            except Exception as error:  # of one model; the others go on
+            except Exception as error:  # fails one model; the others continue
                 logging.exception("%s %s batch %s", piece, name, batch)
                 job.deadline.left.append(f"{piece} {name} batch {batch}, which failed: {error}")
 
@@ -111,7 +115,7 @@ def _piece_of(job: Job, piece: str, bench: Bench) -> None:
 
 
 def plot(rows: list[Row], path: Path) -> None:
-    """Draw the denoise times of every model and batch as bars; without matplotlib, say so and draw nothing."""
+    """Draw the denoise times of every model and batch as bars; without matplotlib, print the reason."""
     try:
         import matplotlib
     except ImportError as error:
@@ -125,7 +129,7 @@ def plot(rows: list[Row], path: Path) -> None:
         if row["denoise_p50_ms"]:
             groups.setdefault((row["gpu"], row["model"], row["batch"]), []).append(row)
     if not groups:
-        print("no plot: nothing was measured")
+        print("no plot: no row has a measurement")
         return
     figure, axes = pyplot.subplots(
         len(groups),
@@ -177,22 +181,24 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--piece", nargs="+", choices=PIECES, default=list(PIECES))
     parser.add_argument("--model", nargs="+", choices=[*MODELS, *TINY], help=f"by default {', '.join(DEFAULT_MODELS)}")
     parser.add_argument("--batch", nargs="+", type=int, help="pictures at once, by default 1 and 4")
-    parser.add_argument("--precision", nargs="+", choices=PRECISIONS, default=PRECISIONS, help="of the engines")
+    parser.add_argument(
+        "--precision", nargs="+", choices=PRECISIONS, default=PRECISIONS, help="precision of the engines"
+    )
     parser.add_argument("--library", nargs="+", choices=LIBRARIES, default=LIBRARIES)
-    parser.add_argument("--dtype", choices=list(DTYPES), default="fp16", help="of the rows of torch")
+    parser.add_argument("--dtype", choices=list(DTYPES), default="fp16", help="dtype of the rows of torch")
     parser.add_argument("--compile-mode", choices=list(CompileMode), default=CompileMode.REDUCE_OVERHEAD)
-    parser.add_argument("--minutes", type=float, default=9.0, help="end before this; begin nothing that takes longer")
-    parser.add_argument("--row-seconds", type=float, default=20.0, help="timing of one row, base line included")
+    parser.add_argument("--minutes", type=float, default=9.0, help="end of this call; longer work does not begin")
+    parser.add_argument("--row-seconds", type=float, default=20.0, help="time to measure one row with its base line")
     parser.add_argument(
         "--no-graph-parity",
         action="store_true",
-        help="build without a reference for single graphs, which takes minutes",
+        help="build without the reference for single graphs, which takes minutes to compute",
     )
-    parser.add_argument("--again", action="store_true", help="make rows again that are there")
+    parser.add_argument("--again", action="store_true", help="measure rows again that the CSV has")
     parser.add_argument("--output", type=Path, help="folder for a copy of every file")
     parser.add_argument("--work", type=Path, help=f"folder for checkpoints and bundles, by default {WORK}")
-    parser.add_argument("--commit", default="", help="what the rows say where git is not at hand")
-    parser.add_argument("--dry-run", action="store_true", help="the whole way on the CPU, measuring nothing")
+    parser.add_argument("--commit", default="", help="commit for the rows, on a machine without git")
+    parser.add_argument("--dry-run", action="store_true", help="run every piece on the CPU with a tiny model")
     return parser.parse_args()
 
 

@@ -1,4 +1,4 @@
-"""The pieces of the GPU benchmark: each makes the rows that are not there yet, and stops before its deadline."""
+"""The pieces of the GPU benchmark: each adds the missing rows to its CSV, and stops before its deadline."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -22,7 +22,7 @@ from ilf_trt.contract.spec import BatchRange, Precision
 from ilf_trt.contract.target import Architecture, EngineOptions, Library
 from ilf_trt.errors import IlfError
 from ilf_trt.model.sampling import CompileOptions
-from ilf_trt.runtime.verify import difference, verify
+from ilf_trt.runtime.verify import Difference, difference, verify
 
 BUILD = "gpu-build"
 FIVE = "five graphs"
@@ -39,25 +39,25 @@ FACTS_S, CHECKPOINT_S, EXPORT_S, COMPILE_S, PARITY_S, BASE_S = 60.0, 60.0, 300.0
 
 
 class Deadline:
-    """When this call must have ended; its first unit of work begins in any case."""
+    """The end of this call; the first unit of work begins in any case. `left` lists the work for another call."""
 
     def __init__(self, minutes: float) -> None:
-        self._ends = monotonic() + 60 * minutes
-        self._begun = False
+        self._end_s = monotonic() + 60 * minutes
+        self._started = False
         self.left: list[str] = []
 
     def allows(self, what: str, seconds: float) -> bool:
-        """Whether `what` may begin, if it takes that long; what may not is noted as left."""
-        if self._begun and monotonic() + seconds > self._ends:
+        """Whether `what`, which takes `seconds`, may begin; if not, it goes to `left`."""
+        if self._started and monotonic() + seconds > self._end_s:
             self.left.append(what)
             return False
-        self._begun = True
+        self._started = True
         return True
 
 
 @dataclass(frozen=True, slots=True)
 class Job:
-    """What one call shall do, and where."""
+    """The work of one call, and its folders."""
 
     machine: Machine
     records: Records
@@ -74,20 +74,20 @@ class Job:
     again: bool
     deadline: Deadline
 
-    def found(self, name: str, row: Mapping[str, Any], key: tuple[str, ...]) -> Row | None:
-        """The row of `NAME.csv` that agrees with `row` in `key`; None when there is none, or it is to be made again."""
-        wanted = [str(row[column]) for column in key]
+    def recorded(self, name: str, row: Mapping[str, Any], key: tuple[str, ...]) -> Row | None:
+        """The row of `NAME.csv` with the values of `row` in the columns `key`; None without one, and with --again."""
+        values = [str(row[column]) for column in key]
         rows = [] if self.again else self.records.read(name)
-        return next((found for found in rows if [found[column] for column in key] == wanted), None)
+        return next((other for other in rows if [other[column] for column in key] == values), None)
 
     def put(self, name: str, rows: list[dict[str, Any]], key: tuple[str, ...]) -> None:
-        """Record rows that were made, and say so."""
+        """Record and print new rows."""
         self.records.append(name, self.command, rows, key=key)
         for row in rows:
             print(" ".join(f"{column}={value}" for column, value in row.items() if value != ""), flush=True)
 
     def bench(self, name: str, batch: int) -> Bench | None:
-        """The rows of a model at a batch, its checkpoint made if need be; None when there is no time for that."""
+        """The rows of a model at a batch; writes its checkpoint first, and is None without the time for that."""
         folder = self.work / name
         if not (folder / "conditions.npz").is_file():
             if not self.deadline.allows(f"checkpoint {name}", CHECKPOINT_S):
@@ -97,15 +97,15 @@ class Job:
 
 
 def facts(job: Job) -> None:
-    """What the GPU is, and the rates that it reaches."""
+    """The facts of the GPU, and its rates."""
     gpu = {"gpu": job.machine.gpu}
-    if job.found(FACTS, gpu, ("gpu",)) is None and job.deadline.allows("facts", FACTS_S):
+    if job.recorded(FACTS, gpu, ("gpu",)) is None and job.deadline.allows("facts", FACTS_S):
         rows = [*job.machine.facts(), *job.machine.rates()]
         job.put(FACTS, [{**gpu, **row} for row in rows], ("gpu", "what", "size"))
 
 
 def build_bundle(job: Job, bench: Bench, precision: str) -> None:
-    """The bundle of a precision, and in it the engines of each library that builds for this GPU."""
+    """The bundle of a precision, with the engines of each library that builds for this GPU."""
     path = bench.bundle(precision)
     title = f"build {bench.name} batch {bench.batch} {precision}"
     exports = {FIVE: (path / MANIFEST_FILE, _export)}
@@ -118,8 +118,8 @@ def build_bundle(job: Job, bench: Bench, precision: str) -> None:
             try:
                 export(job, bench, precision)
             except Exception as error:
-                lost = exports if graphs == FIVE else [WHOLE]
-                rows = [_build_row(job, bench, precision, library, each) for library in job.libraries for each in lost]
+                failed = exports if graphs == FIVE else [WHOLE]
+                rows = [_build_row(job, bench, precision, library, g) for library in job.libraries for g in failed]
                 job.put(BUILD, [{**row, "note": _refusal(job, "export", error)} for row in rows], BUILD_KEY)
                 return
             job.machine.free()
@@ -128,9 +128,9 @@ def build_bundle(job: Job, bench: Bench, precision: str) -> None:
 
 
 def _export(job: Job, bench: Bench, precision: str) -> None:
-    """Graphs for just this batch; the bundle's own plan is short, as the CPU verifies it, and no row runs it.
+    """Export the graphs for this batch alone. The bundle's plan is short: the CPU verifies it, and no row runs it.
 
-    Weights are random, so no difference stops a build: it is recorded by the parity piece instead.
+    The weights are random, so no difference fails the build; the parity piece records the differences.
     """
     checkpoint = job.work / bench.name
     fp8 = precision == Precision.FP8
@@ -157,8 +157,8 @@ def _export_unsplit(job: Job, bench: Bench, precision: str) -> None:
 def _build_engines(job: Job, bench: Bench, precision: str, library: str, graphs: str, title: str) -> None:
     path = bench.bundle(precision)
     row = _build_row(job, bench, precision, library, graphs)
-    found = job.found(BUILD, row, BUILD_KEY)
-    if found is not None and (found["note"] or _there(path, library, graphs)):
+    old_row = job.recorded(BUILD, row, BUILD_KEY)
+    if old_row is not None and (old_row["note"] or _has_files(path, library, graphs)):
         return
     if not job.deadline.allows(f"{title}: {library}, {graphs}", 0.0 if library == ONNXRUNTIME else COMPILE_S):
         return
@@ -178,8 +178,8 @@ def _build_row(job: Job, bench: Bench, precision: str, library: str, graphs: str
     return {**dict(zip(BUILD_KEY, values, strict=True)), **empty}
 
 
-def _there(path: Path, library: str, graphs: str) -> bool:
-    """Whether what a library loads was built and is at hand."""
+def _has_files(path: Path, library: str, graphs: str) -> bool:
+    """Whether the files that a library loads exist."""
     if graphs == WHOLE:
         return unsplit_path(path, library).is_file()
     if not (path / MANIFEST_FILE).is_file():
@@ -208,7 +208,7 @@ def _compiled(job: Job, path: Path, library: Library, graphs: str) -> dict[str, 
 
 
 def parity(job: Job, bench: Bench, precision: str, library: str) -> None:
-    """Every graph against what torch gave when the bundle was built, and both plans against torch in float32 here."""
+    """Compare every graph with the bundle's reference, and both plans with torch in float32 on this machine."""
     path = bench.bundle(precision)
     row: dict[str, Any] = {
         "gpu": job.machine.gpu,
@@ -218,30 +218,31 @@ def parity(job: Job, bench: Bench, precision: str, library: str) -> None:
         "library": library,
     }
     title = f"parity {bench.name} batch {bench.batch} {precision} {library}"
-    if job.found(PARITY, row, PARITY_KEY[:-1]) is not None:
+    if job.recorded(PARITY, row, PARITY_KEY[:-1]) is not None:
         return
     empty = dict.fromkeys(("max_abs", "relative", "cosine", "limit", "note"), "")
-    refused = _refused(job, bench, precision, library, FIVE)
-    if not refused and not _there(path, library, FIVE):
+    reason = _refusal_of_build(job, bench, precision, library, FIVE)
+    if not reason and not _has_files(path, library, FIVE):
         job.deadline.left.append(f"{title}, after piece build")
         return
     if not job.deadline.allows(title, PARITY_S):
         return
     rows = []
     try:
-        if refused:
-            raise _Refused(refused)
-        differences = []
+        if reason:
+            raise _NotBuilt(reason)
+        differences: list[Difference] = []
         if REFERENCE_FILE in Bundle.open(path, check_hashes=False).manifest.files:
             differences += verify(path, device=job.machine.device, engine=library)[0]
-        for plan in (bench.plain, bench.fed):
+        for plan in (bench.plain, bench.with_feedback):
             with bench.served(precision, library, plan) as ready:
                 what = f"latents after {len(plan.steps)} steps"
-                differences.append(difference(what, ready.shoot().latents, bench.wanted(plan)))
+                differences.append(difference(what, ready.shoot().latents, bench.reference(plan)))
         for each in differences:
             limit = Precision(precision).parity_limit
-            made = {"what": each.what, "max_abs": f"{each.max_abs:.2e}", "relative": f"{each.relative:.2e}"}
-            rows.append({**row, **empty, **made, "cosine": f"{each.cosine:.7f}", "limit": limit})
+            numbers = {"max_abs": f"{each.max_abs:.2e}", "relative": f"{each.relative:.2e}"}
+            numbers |= {"cosine": f"{each.cosine:.7f}", "limit": str(limit)}
+            rows.append({**row, **empty, "what": each.what, **numbers})
     except Exception as error:
         rows = [{**row, "what": "all", **empty, "note": _refusal(job, library, error)}]
     job.put(PARITY, rows, PARITY_KEY)
@@ -249,7 +250,7 @@ def parity(job: Job, bench: Bench, precision: str, library: str) -> None:
 
 
 def latency(job: Job, bench: Bench) -> None:
-    """Every row that is not there yet, each in turn with the base line."""
+    """Measure every missing row in alternation with the base line."""
     shared = {"gpu": job.machine.gpu, "model": bench.name, "resolution": bench.resolution, "batch": bench.batch}
     entries = {_key(entry): entry for entry in bench.entries(job.libraries, job.precisions)}
     rows = {key: {**shared, "row": key[0], "library": key[1], "precision": key[2]} for key in entries}
@@ -258,9 +259,13 @@ def latency(job: Job, bench: Bench) -> None:
     for key, row in rows.items():
         name, library, precision = key
         graphs, path = WHOLE if name == WHOLE else FIVE, bench.bundle(precision)
-        if job.found(LATENCY, row, LATENCY_KEY) is not None:
+        if job.recorded(LATENCY, row, LATENCY_KEY) is not None:
             continue
-        if library == TORCH or _refused(job, bench, precision, library, graphs) or _there(path, library, graphs):
+        if (
+            library == TORCH
+            or _refusal_of_build(job, bench, precision, library, graphs)
+            or _has_files(path, library, graphs)
+        ):
             missing.append(key)
         else:
             job.deadline.left.append(f"{title}: {', '.join(key)}, after piece build")
@@ -271,42 +276,44 @@ def latency(job: Job, bench: Bench) -> None:
             entry = entries[key]
             if not job.deadline.allows(f"{title}: {', '.join(key)}", entry.expected_s + job.row_s):
                 continue
-            made: dict[str, Any] = {"steps": len(entry.plan.steps)}
+            numbers: dict[str, Any] = {"steps": len(entry.plan.steps)}
             graphs = WHOLE if entry.name == WHOLE else FIVE
             try:
-                if refused := _refused(job, bench, entry.precision, entry.library, graphs):
-                    raise _Refused(refused)
-                made |= bench.measure(entry, base, job.row_s, job.records.read(FACTS))
-                made["build_s"] = _built(job, bench, entry.precision, entry.library, graphs).get("build_s", "")
+                if reason := _refusal_of_build(job, bench, entry.precision, entry.library, graphs):
+                    raise _NotBuilt(reason)
+                numbers |= bench.measure(entry, base, job.row_s, job.records.read(FACTS))
+                numbers["build_s"] = _row_of_build(job, bench, entry.precision, entry.library, graphs).get(
+                    "build_s", ""
+                )
             except Exception as error:
-                made["note"] = _refusal(job, entry.library, error)
-            job.put(LATENCY, [{**dict.fromkeys(LATENCY_COLUMNS, ""), **rows[key], **made}], LATENCY_KEY)
+                numbers["note"] = _refusal(job, entry.library, error)
+            job.put(LATENCY, [{**dict.fromkeys(LATENCY_COLUMNS, ""), **rows[key], **numbers}], LATENCY_KEY)
             job.machine.check()
             job.machine.free()
 
 
-class _Refused(Exception):
-    """What a library said when its engines were built."""
+class _NotBuilt(Exception):
+    """The error of a library in the build piece."""
 
 
-def _built(job: Job, bench: Bench, precision: str, library: str, graphs: str) -> Row:
-    """What the build piece recorded; empty when it did not."""
-    wanted = [str(value) for value in (job.machine.gpu, bench.name, bench.batch, precision, library, graphs)]
+def _row_of_build(job: Job, bench: Bench, precision: str, library: str, graphs: str) -> Row:
+    """The row that the build piece recorded; empty without one."""
+    values = [str(value) for value in (job.machine.gpu, bench.name, bench.batch, precision, library, graphs)]
     rows = job.records.read(BUILD)
-    return next((row for row in rows if [row[column] for column in BUILD_KEY] == wanted), {})
+    return next((row for row in rows if [row[column] for column in BUILD_KEY] == values), {})
 
 
-def _refused(job: Job, bench: Bench, precision: str, library: str, graphs: str) -> str:
-    return _built(job, bench, precision, library, graphs).get("note", "")
+def _refusal_of_build(job: Job, bench: Bench, precision: str, library: str, graphs: str) -> str:
+    return _row_of_build(job, bench, precision, library, graphs).get("note", "")
 
 
 def _refusal(job: Job, library: str, error: Exception) -> str:
-    """One line for a row that could not be had."""
-    said = " ".join(str(error).split())[:400] or type(error).__name__
-    if isinstance(error, _Refused):
-        return said
+    """One line for a row without a measurement."""
+    reason = " ".join(str(error).split())[:400] or type(error).__name__
+    if isinstance(error, _NotBuilt):
+        return reason
     kind = "" if isinstance(error, IlfError) else f"{type(error).__name__}: "
-    return f"{library} on {job.machine.gpu}: {kind}{said}"
+    return f"{library} on {job.machine.gpu}: {kind}{reason}"
 
 
 def _key(entry: Entry) -> tuple[str, str, str]:

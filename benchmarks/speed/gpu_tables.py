@@ -1,4 +1,4 @@
-"""The tables of what was measured on a GPU, from its CSVs, and whether the aims are met; light, as they need no GPU."""
+"""The tables of the GPU measurements from their CSVs, and the aims of the project; this file loads no torch."""
 
 from dataclasses import dataclass
 
@@ -7,14 +7,14 @@ from benchmarks.record import read_rows
 FACTS, PARITY, LATENCY = "gpu-facts", "gpu-parity", "gpu-latency"
 NOT_MEASURED = "Not measured: no GPU was at hand."
 ILF_ROW = "ilf-trt ILF"
-AIMED = ("gpu", "model", "batch", "row", "precision")
+AIM_KEY = ("gpu", "model", "batch", "row", "precision")
 
 Row = dict[str, str]
 
 
 @dataclass(frozen=True, slots=True)
 class Aim:
-    """What the best engine library shall reach with ILF at batch 1."""
+    """A number that the best engine library shall reach with ILF at batch 1."""
 
     what: str
     model: str
@@ -34,7 +34,7 @@ AIMS = (
 
 
 def gpu_latency(rows: list[Row] | None = None) -> str:
-    """Every way to run every model on a GPU, and below it what could not be had and why."""
+    """Every row of every model on a GPU; below the table, the rows without a measurement and the reasons."""
     rows = read_rows(LATENCY) if rows is None else rows
     measured = [row for row in rows if row["denoise_p50_ms"]]
     if not measured:
@@ -56,19 +56,19 @@ def gpu_latency(rows: list[Row] | None = None) -> str:
         lines.append(f"| {' | '.join(cell or '–' for cell in cells)} |")
     machines = dict.fromkeys((row["device"], row["versions"]) for row in measured)
     lines += ["", *(f"Measured on {device}; {versions}." for device, versions in machines)]
-    return "\n".join([*lines, *_not_to_be_had(rows)])
+    return "\n".join([*lines, *_not_measured(rows)])
 
 
-def _not_to_be_had(rows: list[Row]) -> list[str]:
-    """One line for each reason, with the rows that it left empty."""
+def _not_measured(rows: list[Row]) -> list[str]:
+    """One line for each reason, with its rows."""
     reasons: dict[str, list[Row]] = {}
     for row in rows:
         if row["note"]:
             reasons.setdefault(row["note"], []).append(row)
     lines = []
-    for reason, left in reasons.items():
-        names = ", ".join(dict.fromkeys(f"{row['row']} ({row['library']} {row['precision']})" for row in left))
-        models = ", ".join(dict.fromkeys(f"{row['model']} batch {row['batch']}" for row in left))
+    for reason, empty in reasons.items():
+        names = ", ".join(dict.fromkeys(f"{row['row']} ({row['library']} {row['precision']})" for row in empty))
+        models = ", ".join(dict.fromkeys(f"{row['model']} batch {row['batch']}" for row in empty))
         lines += ["", f"Not measured: {names} of {models}: {reason}."]
     return lines
 
@@ -80,7 +80,7 @@ def gpu_aims(rows: list[Row] | None = None) -> list[str]:
     for gpu in dict.fromkeys(row["gpu"] for row in rows) or [""]:
         for aim in AIMS:
             wanted = (gpu, aim.model, "1", ILF_ROW, aim.precision)
-            of_aim = [row for row in rows if tuple(row[name] for name in AIMED) == wanted]
+            of_aim = [row for row in rows if tuple(row[name] for name in AIM_KEY) == wanted]
             values = [float(row[aim.column]) for row in of_aim if row[aim.column]]
             if not values:
                 lines.append(f"aim not measured: {aim.what}" + (f", {gpu}" if gpu else ""))
@@ -92,7 +92,7 @@ def gpu_aims(rows: list[Row] | None = None) -> list[str]:
 
 
 def gpu_facts() -> str:
-    """Rates that a GPU reaches."""
+    """The measured rates of each GPU."""
     rows = [row for row in read_rows(FACTS) if row["unit"]]
     if not rows:
         return NOT_MEASURED
@@ -104,7 +104,7 @@ def gpu_facts() -> str:
 
 
 def gpu_parity() -> str:
-    """The largest difference of the graphs and of both trajectories, for each bundle and library."""
+    """The differences of the graphs and of both trajectories, for each bundle and library."""
     groups: dict[tuple[str, ...], list[Row]] = {}
     for row in read_rows(PARITY):
         groups.setdefault(tuple(row[name] for name in ("gpu", "model", "batch", "library", "precision")), []).append(
@@ -123,6 +123,8 @@ def gpu_parity() -> str:
         latents = [row for row in rows if row["what"].startswith("latents ")]
         graphs = [float(row["relative"]) for row in rows if row not in latents]
         largest = f"{max(graphs):.1e}" if graphs else "–"
-        apart = ", ".join(f"{float(row['relative']):.1e} {row['what'].removeprefix('latents ')}" for row in latents)
-        lines.append(f"| {' | '.join(key)} | {largest} | {apart} | {rows[0]['limit']} |")
+        of_latents = ", ".join(
+            f"{float(row['relative']):.1e} {row['what'].removeprefix('latents ')}" for row in latents
+        )
+        lines.append(f"| {' | '.join(key)} | {largest} | {of_latents} | {rows[0]['limit']} |")
     return "\n".join(lines)

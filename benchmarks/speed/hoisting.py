@@ -1,12 +1,12 @@
-"""What is computed once a picture instead of at every step: weights and FLOPs of every graph, before and after.
+"""The gain of hoisting, which computes once a picture instead of at every step: weights and FLOPs of every graph.
 
     python -m benchmarks.speed.hoisting [--text-gain]
 
-Full-size models without weights (torch's meta device) at batch 1 with guidance, ten steps, feedback on the first two
-and last two. FLOPs are counted by torch's own counter; weights are those of Linears and convolutions in float16, read
-again by each call, DiT's equal embedders once. "in every step" is the same plan through the eager model, which computes
-all it needs at every step. `--text-gain` also times a mid-size PixArt in ONNX Runtime with its text's keys and values
-made in every block and once a picture, turn by turn.
+Full-size models without weights (torch's meta device) run at batch 1 with guidance, for ten steps with feedback on the
+first two and the last two. torch's counter counts the FLOPs. Weights are those of Linears and convolutions in float16;
+each call reads them again, and DiT's equal embedders count once. "in every step" is the same plan through the eager
+model, which computes everything at every step. `--text-gain` times a mid-size PixArt in ONNX Runtime instead, with the
+text's keys and values computed in every block, and once a picture.
 """
 
 import argparse
@@ -15,26 +15,27 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-import diffusers
 import numpy as np
 import torch
 import torch.nn.functional as F
+from diffusers import PixArtTransformer2DModel
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks.record import write_rows
-from benchmarks.rivals.full_size_models import LOOP, MODELS, PIXART, TEXT_CHANNELS
+from benchmarks.rivals.full_size_models import LOOP, MODELS, PIXART, make_backbone
 from ilf_trt import attach, save_ilf
 from ilf_trt.assembly.conductor import build
 from ilf_trt.assembly.options import BuildOptions
 from ilf_trt.contract.plan import StepPlan, make_plan
-from ilf_trt.contract.ports import BLOCKS, Port
+from ilf_trt.contract.ports import PICTURES, ROWS, Port
 from ilf_trt.contract.solver import DEFAULT_SCHEDULER
 from ilf_trt.contract.spec import BatchRange, ModelSpec, Precision
 from ilf_trt.export.segments import Segment, segments_of, spec_of
 from ilf_trt.model.ilf_model import ILFModel
 from ilf_trt.runtime import Pipeline
+from ilf_trt.runtime.verify import difference
 
 REPEATS = 9
 HOISTED, IN_EVERY_STEP = "all, hoisted", "all, in every step"
@@ -44,23 +45,22 @@ BYTES = 2
 
 
 def rows_of(name: str, *, hoist_text: bool) -> list[Mapping[str, Any]]:
-    """A row for each graph, and one for the whole plan before and after."""
-    facts = MODELS[name]
-    kind = diffusers.DiTTransformer2DModel if facts["kind"] == "dit" else diffusers.PixArtTransformer2DModel
+    """A row for each graph, and two for the whole plan: with hoisting, and with everything in every step."""
+    text_tokens = MODELS[name]["text_tokens"]
     with torch.device("meta"):
-        model = attach(kind(**facts["config"]), LOOP)
+        model = attach(make_backbone(name), LOOP)
     plan = make_plan(DEFAULT_SCHEDULER, 10, blocks=len(model.adapter.blocks), loop=model.loop, feedback="outer:2")
     spec = spec_of(
         model,
         guidance=True,
-        text_tokens=facts["text_tokens"] or 1,
+        text_tokens=text_tokens or 1,
         train_timesteps=1000,
         precision=Precision.FP16,
         hoist_text=hoist_text,
     )
     runs = runs_of(plan)
     shared = {"model": name, "text": "once a picture" if hoist_text else "in every block"}
-    sizes = {"B": 1, "R": 2, "T": len(plan.times)}
+    sizes = {PICTURES: 1, ROWS: 2, "T": len(plan.times)}
     rows: list[dict[str, Any]] = []
     for graph, segment in segments_of(model, spec, Precision.FP32).items():
         inputs = meta_inputs(segment, sizes)
@@ -76,7 +76,7 @@ def rows_of(name: str, *, hoist_text: bool) -> list[Mapping[str, Any]]:
             }
         )
     after = [sum(row["runs"] * row[key] for row in rows) for key in ("gflop_a_run", "weights_mib")]
-    before = cost_before(model, plan, facts["text_tokens"])
+    before = cost_before(model, plan, text_tokens)
     totals = {HOISTED: after, IN_EVERY_STEP: before}
     return rows + [
         {
@@ -93,14 +93,15 @@ def rows_of(name: str, *, hoist_text: bool) -> list[Mapping[str, Any]]:
 
 def runs_of(plan: StepPlan) -> dict[str, int]:
     """How often a plan runs each graph."""
-    steps, fed = len(plan.steps), sum(step.feedback for step in plan.steps)
-    return {"cond": 1, "pre": steps, "loop_body": steps + fed, "loop_feedback": fed, "post": steps}
+    steps, with_feedback = len(plan.steps), sum(step.feedback for step in plan.steps)
+    second_passes = {"loop_body": steps + with_feedback, "loop_feedback": with_feedback}
+    return {"cond": 1, "pre": steps, **second_passes, "post": steps}
 
 
 def linear_flop(model: ILFModel, spec: ModelSpec, plan: StepPlan, pictures: int) -> float:
     """Operations of the Linears in all graph runs of a plan, two a multiply-add; `model` is on the meta device."""
     runs, total = runs_of(plan), 0.0
-    sizes = {"B": pictures, "R": 2 * pictures, "T": len(plan.times)}
+    sizes = {PICTURES: pictures, ROWS: 2 * pictures, "T": len(plan.times)}
     for graph, segment in segments_of(model, spec, Precision.FP32).items():
         with torch.no_grad(), LinearCounter() as counter:
             segment(*meta_inputs(segment, sizes))
@@ -110,46 +111,51 @@ def linear_flop(model: ILFModel, spec: ModelSpec, plan: StepPlan, pictures: int)
 
 def meta_inputs(segment: Segment, sizes: Mapping[str, int]) -> list[Tensor]:
     """A tensor without values for each input of a segment."""
-    return [torch.zeros(port.resolve(sizes), dtype=_dtype(port), device="meta") for port in segment.graph.inputs]
+    return [meta_tensor(port, sizes) for port in segment.graph.inputs]
+
+
+def meta_tensor(port: Port, sizes: Mapping[str, int]) -> Tensor:
+    """A tensor without values, of the shape of a port."""
+    dtype = torch.int64 if port.dtype.startswith("int") else torch.float32
+    return torch.zeros(port.resolve(sizes), dtype=dtype, device="meta")
 
 
 def cost_before(model: ILFModel, plan: StepPlan, text_tokens: int) -> tuple[float, float]:
-    """The plan through the eager model, which computes all it needs at every step."""
-    rows = torch.zeros(2, *model.adapter.latent, device="meta")
-    call: dict[str, Any] = {"timestep": torch.zeros(2, device="meta")}
-    if model.adapter.kind == "dit":
-        call["class_labels"] = torch.zeros(2, dtype=torch.int64, device="meta")
-    else:
-        call["encoder_hidden_states"] = torch.zeros(2, text_tokens, TEXT_CHANNELS, device="meta")
-        call["encoder_attention_mask"] = torch.ones(2, text_tokens, device="meta")
-        sizes = {"resolution": torch.zeros(2, 2, device="meta"), "aspect_ratio": torch.zeros(2, 1, device="meta")}
-        call["added_cond_kwargs"] = sizes if model.config["use_additional_conditions"] else None
-    by_kind = {fed: cost(lambda fed=fed: model(rows, feedback=fed, **call), frozenset()) for fed in (True, False)}
-    every = [by_kind[step.feedback] for step in plan.steps]
-    return sum(gflop for gflop, _ in every), sum(mib for _, mib in every)
+    """The cost of a plan through the eager model, which computes everything at every step."""
+    adapter = model.adapter
+    latents, time = torch.zeros(2, *adapter.latent, device="meta"), torch.zeros(2, device="meta")
+    ports = adapter.conditioning(text_tokens).row_ports(ROWS)
+    call = adapter.call({port.name: meta_tensor(port, {ROWS: 2}) for port in ports})
+
+    def step_cost(feedback: bool) -> tuple[float, float]:
+        return cost(lambda: model(latents, timestep=time, feedback=feedback, **call), frozenset())
+
+    costs = {feedback: step_cost(feedback) for feedback in (True, False)}
+    steps = [costs[step.feedback] for step in plan.steps]
+    return sum(gflop for gflop, _ in steps), sum(mib for _, mib in steps)
 
 
 def stored_mib(model: ILFModel, copies: frozenset[int]) -> float:
-    """All parameters of base and feedback block, without `copies`."""
+    """MiB of all parameters of base and feedback block, without `copies`."""
     return sum(value.numel() for value in model.parameters() if id(value) not in copies) * BYTES / MIB
 
 
 def copies_of(model: ILFModel) -> frozenset[int]:
-    """The embedders' weights of all blocks but the first, which a converted DiT carries as equal copies."""
-    later = {f"{BLOCKS}.{index}.norm1.emb." for index in range(1, len(model.adapter.blocks))}
-    named = model.backbone.named_parameters()
-    return frozenset(id(value) for name, value in named if any(name.startswith(place) for place in later))
+    """Ids of the embedders' weights in all blocks but the first; a converted DiT has equal copies there."""
+    path, blocks = model.adapter.block_path, len(model.adapter.blocks)
+    copies = tuple(f"{path}.{index}.norm1.emb." for index in range(1, blocks))
+    return frozenset(id(value) for name, value in model.backbone.named_parameters() if name.startswith(copies))
 
 
 def cost(work: Callable[[], Any], copies: frozenset[int]) -> tuple[float, float]:
-    """10^9 operations of `work`, two for each multiply-add, and MiB of the weights that it reads, without `copies`."""
+    """GFLOP of `work`, two operations a multiply-add, and MiB of the weights that it reads, without `copies`."""
     with torch.no_grad(), FlopCounterMode(display=False) as counter, WeightCounter(copies) as weights:
         work()
     return counter.get_total_flops() / GIGA, weights.elements * BYTES / MIB
 
 
 class WeightCounter(TorchFunctionMode):
-    """Elements of the weights of Linears and convolutions, once a call."""
+    """Counts the elements of the weights of Linears and convolutions, once a call."""
 
     def __init__(self, copies: frozenset[int]) -> None:
         super().__init__()
@@ -163,7 +169,7 @@ class WeightCounter(TorchFunctionMode):
 
 
 class LinearCounter(TorchFunctionMode):
-    """Operations of Linears."""
+    """Counts the operations of Linears."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -176,7 +182,7 @@ class LinearCounter(TorchFunctionMode):
 
 
 def text_gain() -> list[Mapping[str, Any]]:
-    """Seconds of a trajectory of a mid-size PixArt in ONNX Runtime, text in every block against once a picture."""
+    """The speed of a mid-size PixArt in ONNX Runtime with the text's keys and values once a picture, as ratios."""
     torch.manual_seed(0)
     config = {
         **PIXART,
@@ -189,7 +195,7 @@ def text_gain() -> list[Mapping[str, Any]]:
     rng = np.random.default_rng(0)
     rows: list[Mapping[str, Any]] = []
     with tempfile.TemporaryDirectory() as folder:
-        model = attach(diffusers.PixArtTransformer2DModel(**config), (3, 7))
+        model = attach(PixArtTransformer2DModel(**config), (3, 7))
         save_ilf(model, Path(folder) / "checkpoint")
         for text_tokens in (120, 300):
             pipelines = []
@@ -197,11 +203,13 @@ def text_gain() -> list[Mapping[str, Any]]:
                 options = BuildOptions(
                     batch=BatchRange(1, 1, 1), text_tokens=text_tokens, hoist_text=hoist_text, verify=False
                 )
-                place = Path(folder) / f"{text_tokens}-{hoist_text}.ilf"
-                pipelines.append(Pipeline.load(build(str(Path(folder) / "checkpoint"), place, options).bundle.path))
-            texts = {f"{p}text": rng.standard_normal((1, text_tokens, 256), np.float32) for p in ("", "negative_")}
+                output = Path(folder) / f"{text_tokens}-{hoist_text}.ilf"
+                pipelines.append(Pipeline.load(build(str(Path(folder) / "checkpoint"), output, options).bundle.path))
+            texts: dict[str, Any] = {
+                f"{prefix}text": rng.standard_normal((1, text_tokens, 256), np.float32) for prefix in ("", "negative_")
+            }
             results = [pipeline.generate(**texts) for pipeline in pipelines]
-            apart = np.abs(results[0].latents - results[1].latents).max() / np.abs(results[0].latents).max()
+            relative = difference("latents", results[1].latents, results[0].latents).relative
             ratios = []
             for _ in range(REPEATS):
                 ms = [pipeline.generate(**texts).timings.total_ms for pipeline in pipelines]
@@ -215,7 +223,7 @@ def text_gain() -> list[Mapping[str, Any]]:
                     "faster_min": low,
                     "faster_max": high,
                     "repeats": REPEATS,
-                    "relative_difference": f"{apart:.1e}",
+                    "relative_difference": f"{relative:.1e}",
                 }
             )
             for pipeline in pipelines:
@@ -223,13 +231,9 @@ def text_gain() -> list[Mapping[str, Any]]:
     return rows
 
 
-def _dtype(port: Port) -> torch.dtype:
-    return torch.int64 if port.dtype.startswith("int") else torch.float32
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--text-gain", action="store_true", help="time the text's keys and values instead of counting")
+    parser.add_argument("--text-gain", action="store_true", help="time a PixArt instead of counting operations")
     options = parser.parse_args()
     if options.text_gain:
         print(write_rows("hoisting-text", "python -m benchmarks.speed.hoisting --text-gain", text_gain()))

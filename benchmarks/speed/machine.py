@@ -1,6 +1,6 @@
-"""The machine that is measured: its facts, its clock, and the rates that its matrix units and copies really reach.
+"""The measured machine: its facts, its clock, and the rates that its matrix units and copies reach.
 
-All rates are of random data by CUDA events. A dry run does the same on the CPU, by the host's clock.
+All rates are for random data, timed by CUDA events. A dry run uses the CPU and the host's clock.
 """
 
 import gc
@@ -21,8 +21,8 @@ MIB = 1 << 20
 TERA, GIGA = 1e12, 1e9
 DRY_RUN = "none, a dry run on the CPU"
 SQUARES = (4096, 8192, 16384)
-LIKE_THE_MODELS = ((8192, 1152, 1152), (8192, 1152, 4608), (8192, 4608, 1152), (512, 1152, 4608))  # rows, in, out
-FEW_SQUARES = (64, 128)
+MODEL_SHAPES = ((8192, 1152, 1152), (8192, 1152, 4608), (8192, 4608, 1152), (512, 1152, 4608))  # rows, in, out
+DRY_SQUARES = (64, 128)
 COPY_BYTES, SMALL_COPY_BYTES = 1 << 30, 1 << 20
 DTYPES = {"fp16": torch.float16, "bf16": torch.bfloat16, "fp32": torch.float32}
 SAMPLES, WARM_UPS, SAMPLE_MS = 15, 3, 5.0
@@ -32,8 +32,11 @@ Row = dict[str, Any]
 
 @dataclass(frozen=True, slots=True)
 class Shot:
-    """One generation: its latents (B, C, H, W), the device's time from first run to last, the host's from arrays to
-    arrays, what the host needed to set it going, and whether it went as one CUDA graph, where an engine library ran it.
+    """One generation: its latents (B, C, H, W) and its times.
+
+    `denoise_ms` is the device's time from the first run to the last, `end_to_end_ms` the host's time from arrays to
+    arrays, `launch_us` the host's time to launch it all. `captured` says whether an engine library ran it as one CUDA
+    graph; it is None for torch.
     """
 
     latents: NDArray[np.float32]
@@ -47,7 +50,7 @@ class Machine:
     """The GPU `cuda:0`, or in a dry run the CPU."""
 
     def __init__(self, *, dry_run: bool) -> None:
-        """Raises DeviceError when torch sees no GPU and it is no dry run."""
+        """Raises DeviceError if torch sees no GPU, except in a dry run."""
         if not dry_run and not torch.cuda.is_available():
             raise DeviceError("torch sees no GPU here; run on a GPU host, or pass --dry-run to try the flow on the CPU")
         self.dry_run = dry_run
@@ -56,14 +59,14 @@ class Machine:
 
     @property
     def description(self) -> str:
-        """The GPU, its driver, and the CUDA that torch was made for."""
+        """The GPU, its driver, and the CUDA version of torch."""
         if self.dry_run:
             return f"no GPU ({DRY_RUN})"
         return f"{self.gpu}, driver {self._driver()}, CUDA {torch.version.cuda}"
 
     @property
     def architecture(self) -> str:
-        """sm90 for Hopper, empty without a GPU."""
+        """The compute capability, such as sm90 for Hopper; empty without a GPU."""
         return "" if self.dry_run else "sm{}{}".format(*torch.cuda.get_device_capability(0))
 
     def sync(self) -> None:
@@ -79,7 +82,7 @@ class Machine:
         return event
 
     def elapsed_ms(self, first: Any, last: Any) -> float:
-        """Between two marks; waits for the last."""
+        """The time between two marks; waits for the last one."""
         if self.dry_run:
             return float(last - first) * 1000
         last.synchronize()
@@ -88,20 +91,21 @@ class Machine:
     def shoot(
         self, run: Callable[[Mapping[str, Tensor], Tensor], Tensor], conditions: Mapping[str, Tensor], noise: Tensor
     ) -> Shot:
-        """Time one generation in torch: inputs brought to the device, `run`, latents brought back."""
+        """Time one generation in torch: copy the inputs to the device, `run`, copy the latents back."""
         self.sync()
-        began = perf_counter()
-        given, start = {name: value.to(self.device) for name, value in conditions.items()}, noise.to(self.device)
-        first, then = self.mark(), perf_counter()
-        latents = run(given, start)
-        launched = perf_counter()
+        start_s = perf_counter()
+        on_device = {name: value.to(self.device) for name, value in conditions.items()}
+        noise = noise.to(self.device)
+        first, launch_s = self.mark(), perf_counter()
+        latents = run(on_device, noise)
+        launch_us = (perf_counter() - launch_s) * 1e6
         last = self.mark()
         array = latents.cpu().numpy()
-        ended = perf_counter()
-        return Shot(array, self.elapsed_ms(first, last), (ended - began) * 1000, (launched - then) * 1e6)
+        end_to_end_ms = (perf_counter() - start_s) * 1000
+        return Shot(array, self.elapsed_ms(first, last), end_to_end_ms, launch_us)
 
     def check(self) -> None:
-        """Raise DeviceLost when CUDA refuses everything from now on, so that no later row is blamed for it."""
+        """Raise DeviceLost if CUDA refuses all work from now on, so that no later row gets the blame."""
         if self.dry_run:
             return
         try:
@@ -110,25 +114,25 @@ class Machine:
             raise DeviceLost(f"{self.gpu} is lost ({_line(error)}); run the same command again") from error
 
     def used_mib(self) -> float | None:
-        """Memory of the GPU in anybody's use; None without a GPU."""
+        """Memory of the GPU that any process uses; None without a GPU."""
         if self.dry_run:
             return None
         free, total = torch.cuda.mem_get_info()
         return (total - free) / MIB
 
     def free(self) -> None:
-        """Give back what torch keeps on the GPU for later."""
+        """Free the memory that torch caches on the GPU."""
         if not self.dry_run:
             gc.collect()
             torch.cuda.synchronize()
             torch.cuda.empty_cache()
 
     def facts(self) -> list[Row]:
-        """What the GPU is."""
+        """Rows of facts: memory, architecture, driver and so on."""
         if self.dry_run:
             return []
         properties = torch.cuda.get_device_properties(0)
-        found = {
+        facts = {
             "memory, MiB": properties.total_memory // MIB,
             "multiprocessors": properties.multi_processor_count,
             "L2 cache, MiB": getattr(properties, "L2_cache_size", 0) // MIB,
@@ -137,12 +141,12 @@ class Machine:
             "CUDA of torch": torch.version.cuda,
             "cuDNN": torch.backends.cudnn.version(),
         }
-        return [_row(what, "", value, value, "", 1) for what, value in found.items()]
+        return [_row(what, "", value, value, "", 1) for what, value in facts.items()]
 
     def rates(self) -> list[Row]:
-        """Matrix products a second in every dtype, and bytes a second of every kind of copy; a refusal is a row too."""
-        squares = FEW_SQUARES if self.dry_run else SQUARES
-        shapes = [(n, n, n) for n in squares] + ([] if self.dry_run else list(LIKE_THE_MODELS))
+        """Rows of rates: matrix products in every dtype and every kind of copy; an error becomes a note in its row."""
+        squares = DRY_SQUARES if self.dry_run else SQUARES
+        shapes = [(n, n, n) for n in squares] + ([] if self.dry_run else list(MODEL_SHAPES))
         makers = {
             name: _product(dtype, self.device) for name, dtype in DTYPES.items() if name != "fp32" or self.dry_run
         }
@@ -174,21 +178,21 @@ class Machine:
         work: float,
         unit: str,
     ) -> Row:
-        """`work` units over the time of one call of what `make(*shape)` gives: the best sample and the median."""
+        """The best and the median rate of `make(*shape)()`, a call that does `work` units."""
         try:
             call = make(*shape)
             for _ in range(WARM_UPS):
                 call()
             once_ms = max(self._time_ms(call, 1), 1e-4)
             calls = max(1, round(SAMPLE_MS / once_ms))
-            taken = [self._time_ms(call, calls) for _ in range(SAMPLES)]
+            times_ms = [self._time_ms(call, calls) for _ in range(SAMPLES)]
         except (RuntimeError, AttributeError, TypeError) as error:
             return _row(what, size, "", "", unit, 0, _line(error))
-        best, median = (work / (value / 1000) for value in (min(taken), float(np.median(taken))))
+        best, median = (work / (value / 1000) for value in (min(times_ms), float(np.median(times_ms))))
         return _row(what, size, f"{best:.4g}", f"{median:.4g}", unit, SAMPLES)
 
     def _time_ms(self, call: Callable[[], Any], calls: int) -> float:
-        """Mean over `calls` that follow one another."""
+        """The mean time of `calls` consecutive calls."""
         self.sync()
         first = self.mark()
         for _ in range(calls):
@@ -203,8 +207,8 @@ class Machine:
 
 
 def measured_rate(rows: list[dict[str, str]], gpu: str, dtype: str) -> float | None:
-    """The best median of square products in `dtype` on this GPU, in TFLOP/s; None when it was not measured."""
-    found = [
+    """The best median of square products in `dtype` on this GPU, in TFLOP/s; None without a measurement."""
+    rates = [
         float(row["median"])
         for row in rows
         if row["gpu"] == gpu
@@ -212,7 +216,7 @@ def measured_rate(rows: list[dict[str, str]], gpu: str, dtype: str) -> float | N
         and row["median"]
         and len(set(row["size"].split("x"))) == 1
     ]
-    return max(found, default=None)
+    return max(rates, default=None)
 
 
 def _row(what: str, size: str, best: Any, median: Any, unit: str, n: int, note: str = "") -> Row:
@@ -229,11 +233,11 @@ def _product(dtype: torch.dtype, device: str) -> Callable[..., Callable[[], Any]
 
 
 def _fp8_product(device: str) -> Callable[..., Callable[[], Any]]:
-    """E4M3 by E4M3 with one scale a tensor, as the engines do it, accumulated fast."""
+    """E4M3 by E4M3 with one scale a tensor and fast accumulation, as in the engines."""
 
     def make(m: int, k: int, n: int) -> Callable[[], Any]:
         a = torch.randn(m, k, device=device).to(torch.float8_e4m3fn)
-        b = torch.randn(n, k, device=device).to(torch.float8_e4m3fn).t()  # column by column, as the library asks
+        b = torch.randn(n, k, device=device).to(torch.float8_e4m3fn).t()  # the library takes columns
         one = torch.ones((), device=device)
         scaled = torch._scaled_mm
         return lambda: scaled(a, b, scale_a=one, scale_b=one, out_dtype=torch.bfloat16, use_fast_accum=True)
@@ -243,12 +247,12 @@ def _fp8_product(device: str) -> Callable[..., Callable[[], Any]]:
 
 def _copy(what: str, device: str) -> Callable[..., Callable[[], Any]]:
     def make(size: int) -> Callable[[], Any]:
-        there = torch.zeros(size, dtype=torch.uint8, device=device)
+        on_device = torch.zeros(size, dtype=torch.uint8, device=device)
         if what.startswith("device, "):
-            source, target = torch.ones_like(there), there
+            source, target = torch.ones_like(on_device), on_device
         else:
-            here = torch.zeros(size, dtype=torch.uint8, pin_memory=device != "cpu")
-            source, target = (here, there) if what.startswith("host") else (there, here)
+            on_host = torch.zeros(size, dtype=torch.uint8, pin_memory=device != "cpu")
+            source, target = (on_host, on_device) if what.startswith("host") else (on_device, on_host)
         return lambda: target.copy_(source, non_blocking=True)
 
     return make

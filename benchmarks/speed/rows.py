@@ -1,4 +1,4 @@
-"""One model at one batch: every way to run it, timed in turn with eager PyTorch and held against it."""
+"""One model at one batch: every way to run it, timed in alternation with eager PyTorch and compared with it."""
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
@@ -19,19 +19,19 @@ from benchmarks.speed.gpu_tables import ILF_ROW
 from benchmarks.speed.hoisting import linear_flop
 from benchmarks.speed.machine import DTYPES, MIB, Machine, Shot, measured_rate
 from ilf_trt import attach, load_ilf
-from ilf_trt.contract.arrays import row_conditions
 from ilf_trt.contract.bundle import ENGINE_FOLDER, GRAPH_FOLDER, Bundle
 from ilf_trt.contract.plan import StepPlan, cached_block_forwards, make_plan
 from ilf_trt.contract.target import Library
 from ilf_trt.model.checkpoint import read_checkpoint
 from ilf_trt.model.sampling import CompileOptions
 from ilf_trt.runtime import Pipeline
+from ilf_trt.runtime.trajectory import RunOptions
 from ilf_trt.runtime.verify import difference
 
-STEPS, FED_STEPS, FEEDBACK = 20, 10, "outer:2"
+STEPS, FEEDBACK_STEPS, FEEDBACK = 20, 10, "outer:2"
 GUIDANCE_SCALE = 4.5
-WARM_UPS = 2  # after the first run: the libraries capture in the first, torch.compile within it
-LEAST_REPEATS, MOST_REPEATS = 5, 30
+WARM_UPS = 2  # after the first run, in which the libraries capture and torch.compile compiles
+MIN_REPEATS, MAX_REPEATS = 5, 30
 TORCH, ONNXRUNTIME = "torch", "onnxruntime"
 BASE_LINE = "eager diffusers"
 ENGINE_S, EAGER_S, COMPILED_S = 45.0, 30.0, 180.0
@@ -47,7 +47,7 @@ EAGER_ILF, COMPILED_ILF = "eager ILF", "torch.compile ILF"
 
 @dataclass(frozen=True, slots=True)
 class Ready:
-    """A row that is loaded: one generation, the blocks that the last one ran, times by graph, and its files' size."""
+    """A loaded row: a generation, the block forwards of the last one, times by graph, and the size of its files."""
 
     shoot: Callable[[], Shot]
     block_forwards: Callable[[], int]
@@ -57,7 +57,7 @@ class Ready:
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """A row that can be opened; `expected_s` is what it may take in all."""
+    """A row, not loaded yet; `expected_s` is the most seconds that it should take."""
 
     name: str
     library: str
@@ -73,7 +73,7 @@ class Bench:
     def __init__(
         self, name: str, batch: int, work: Path, machine: Machine, dtype: str, compiled: CompileOptions
     ) -> None:
-        """Read what the checkpoint of `name` under `work` says; raises CheckpointError when it was not made."""
+        """Read the facts of the checkpoint `name` under `work`; raises CheckpointError if it is missing."""
         self.name, self.batch = name, batch
         self.machine = machine
         self.dtype = dtype
@@ -87,27 +87,27 @@ class Bench:
             return make_plan(self._scheduler, steps, blocks=blocks, loop=checkpoint.loop, feedback=feedback)
 
         self.resolution = side * PIXELS
-        self.plain, self.fed = plan(STEPS, "none"), plan(FED_STEPS, FEEDBACK)
-        self.equal = plan(round(self.fed.block_forwards / blocks), "none")
+        self.plain, self.with_feedback = plan(STEPS, "none"), plan(FEEDBACK_STEPS, FEEDBACK)
+        self.equal = plan(round(self.with_feedback.block_forwards / blocks), "none")
         self.conditions = make_conditions(name, batch)
         shape = (batch, int(checkpoint.config["in_channels"]), side, side)
         self.noise = np.random.default_rng(1).standard_normal(shape, np.float32)
 
     @cached_property
     def eager(self) -> Eager:
-        """The rows of torch, the model loaded for them."""
+        """The rivals in torch; loads the model."""
         model = load_ilf(self._work / self.name).float()
         return Eager(model, self._scheduler, GUIDANCE_SCALE, self.machine.device, DTYPES[self.dtype])
 
     def bundle(self, precision: str) -> Path:
         return bundle_path(self._work, self.name, self.batch, precision)
 
-    def wanted(self, plan: StepPlan) -> NDArray[np.float32]:
-        """The latents of a plan in whole float32 from eager torch on the same device, made once and kept."""
-        fed = sum(step.feedback for step in plan.steps)
-        path = self._work / f"{self.name}-b{self.batch}-{len(plan.steps)}-{fed}.npy"
+    def reference(self, plan: StepPlan) -> NDArray[np.float32]:
+        """The latents of a plan from eager torch in whole float32 on the same device; a file keeps them."""
+        feedback_steps = sum(step.feedback for step in plan.steps)
+        path = self._work / f"{self.name}-b{self.batch}-{len(plan.steps)}-{feedback_steps}.npy"
         if not path.is_file():
-            np.save(path, self.eager.wanted(plan, *self._tensors()).numpy())
+            np.save(path, self.eager.reference(plan, *self._tensors()).numpy())
             self.machine.free()
         return np.load(path)
 
@@ -124,15 +124,20 @@ class Bench:
             torch_row(COMPILED, self.plain, lambda: self.eager.plain(self.plain, compiled=compiled), COMPILED_S),
             Entry(CACHED, TORCH, dtype, self.plain, EAGER_S, self._cached),
             Entry(CACHE_DIT, TORCH, dtype, self.plain, EAGER_S, self._cache_dit),
-            torch_row(EAGER_ILF, self.fed, lambda: self.eager.ilf(self.fed), EAGER_S),
-            torch_row(COMPILED_ILF, self.fed, lambda: self.eager.ilf(self.fed, compiled=compiled), COMPILED_S),
+            torch_row(EAGER_ILF, self.with_feedback, lambda: self.eager.ilf(self.with_feedback), EAGER_S),
+            torch_row(
+                COMPILED_ILF,
+                self.with_feedback,
+                lambda: self.eager.ilf(self.with_feedback, compiled=compiled),
+                COMPILED_S,
+            ),
         ]
         first = precisions[0]
         for library in libraries:
             ways: list[tuple[str, str, StepPlan, Callable[..., AbstractContextManager[Ready]]]] = [
                 (WHOLE, first, self.plain, self._whole),
                 (SPLIT, first, self.plain, self.served),
-                *((ILF_ROW, precision, self.fed, self.served) for precision in precisions),
+                *((ILF_ROW, precision, self.with_feedback, self.served) for precision in precisions),
             ]
             for name, precision, plan, way in ways:
                 rows.append(Entry(name, library, precision, plan, ENGINE_S, _later(way, precision, library, plan)))
@@ -149,30 +154,30 @@ class Bench:
     def measure(
         self, entry: Entry, base: Callable[[], Shot], seconds: float, rates: list[dict[str, str]]
     ) -> dict[str, Any]:
-        """Load a row, time it and the base line in turn for about `seconds`, and hold its latents against float32."""
+        """Load a row, time it in alternation with the base line for about `seconds`, and compare its latents."""
         machine = self.machine
         machine.free()
         before = machine.used_mib()
-        began = perf_counter()
+        start_s = perf_counter()
         with entry.open() as ready:
             shot = ready.shoot()
-            cold_load_s = perf_counter() - began
+            cold_load_s = perf_counter() - start_s
             for _ in range(WARM_UPS):
                 shot = ready.shoot()
             used = machine.used_mib()
             peak_mib = None if before is None or used is None else used - before
             pair_s = (shot.end_to_end_ms + base().end_to_end_ms) / 1000
-            repeats = min(max(round(seconds / max(pair_s, 1e-6)), LEAST_REPEATS), MOST_REPEATS)
+            repeats = min(max(round(seconds / max(pair_s, 1e-6)), MIN_REPEATS), MAX_REPEATS)
             pairs = [(base(), ready.shoot()) for _ in range(repeats)]
             shots = [shot for _, shot in pairs]
             share = self._linear_share(entry, ready, rates)
-            forwards = ready.block_forwards()
+            block_forwards = ready.block_forwards()
         ratios = np.array([first.denoise_ms / second.denoise_ms for first, second in pairs])
         denoise = np.array([shot.denoise_ms for shot in shots])
         launches = [shot.launch_us for shot in shots if shot.launch_us is not None]
         latents = shots[-1].latents
         return {
-            "block_forwards": forwards,
+            "block_forwards": block_forwards,
             "warm_ups": 1 + WARM_UPS,
             "n": repeats,
             "denoise_p50_ms": _digits(np.quantile(denoise, 0.5)),
@@ -187,12 +192,12 @@ class Bench:
             "launch_us": round(float(np.median(launches)), 1) if launches else "",
             "captured": {None: "", True: "yes", False: "no"}[shots[-1].captured],
             "linear_share": "" if share is None else round(share, 3),
-            "relative_difference": f"{difference(entry.name, latents, self.wanted(entry.plan)).relative:.1e}",
-            "psnr_db": psnr(latents, self.wanted(self.plain)),
+            "relative_difference": f"{difference(entry.name, latents, self.reference(entry.plan)).relative:.1e}",
+            "psnr_db": psnr(latents, self.reference(self.plain)),
         }
 
     def _linear_share(self, entry: Entry, ready: Ready, rates: list[dict[str, str]]) -> float | None:
-        """The Linears' operations over the time of all graphs, as a share of the measured rate of square products."""
+        """The rate of the Linears over the time of all graphs, as a share of the measured rate of square products."""
         rate = measured_rate(rates, self.machine.gpu, entry.precision)
         if ready.graph_ms is None or rate is None:
             return None
@@ -218,12 +223,12 @@ class Bench:
     @contextmanager
     def _cache_dit(self) -> Iterator[Ready]:
         conditions, noise = self._tensors()
-        with self.eager.cache_dit(self.plain) as (run, ran):
-            yield Ready(lambda: self.machine.shoot(run, conditions, noise), ran)
+        with self.eager.cache_dit(self.plain) as (run, block_forwards):
+            yield Ready(lambda: self.machine.shoot(run, conditions, noise), block_forwards)
 
     @contextmanager
     def served(self, precision: str, library: str, plan: StepPlan) -> Iterator[Ready]:
-        """A bundle under one of its libraries."""
+        """A bundle in one of its libraries."""
         path = self.bundle(precision)
         with Pipeline.load(path, device=self.machine.device, engine=library, sessions=1) as pipe:
 
@@ -233,8 +238,8 @@ class Bench:
                 )
 
             def shoot() -> Shot:
-                made = sample()
-                return _shot(made.latents, made.timings)
+                result = sample()
+                return _shot(result.latents, result.timings)
 
             yield Ready(
                 shoot,
@@ -249,11 +254,11 @@ class Bench:
         whole = unsplit_path(bundle.path, library)
         of_library = None if library == ONNXRUNTIME else Library(library)
         spec = bundle.manifest.spec
-        rows = row_conditions(spec, self.conditions, guided=spec.guidance)
+        rows = spec.conditioning.rows(self.conditions, guided=spec.guidance)
         with opened(bundle, plan, self.batch, whole, device=self.machine.device, library=of_library) as trajectory:
 
             def run(*, profile: bool) -> tuple[Any, Any]:
-                return trajectory.run(self.noise, rows, GUIDANCE_SCALE, profile=profile, on_device=False, watch=None)
+                return trajectory.run(self.noise, rows, GUIDANCE_SCALE, RunOptions(profile=profile))
 
             yield Ready(
                 lambda: _shot(*run(profile=False)),
@@ -271,13 +276,13 @@ def bundle_path(work: Path, name: str, batch: int, precision: str) -> Path:
 
 
 def unsplit_path(bundle: Path, library: str) -> Path:
-    """The unsplit graph beside a bundle, or the engine of it."""
+    """The unsplit graph of a bundle, or its engine, in a folder next to the bundle."""
     folder = bundle.with_suffix("") / UNSPLIT
     return folder / (f"{UNSPLIT}.onnx" if library == ONNXRUNTIME else f"{library}.engine")
 
 
 def loaded_mib(bundle: Path, library: str, *, whole: bool) -> float:
-    """Size of what a library loads: of a bundle, or of the unsplit graph beside it."""
+    """Size of the files that a library loads: those of a bundle, or those of its unsplit graph."""
     if whole:
         file = unsplit_path(bundle, library)
         return sum(part.stat().st_size for part in file.parent.glob(f"{file.name}*")) / MIB
@@ -286,9 +291,9 @@ def loaded_mib(bundle: Path, library: str, *, whole: bool) -> float:
     return sum(facts.size_bytes for name, facts in files.items() if name.startswith(folder)) / MIB
 
 
-def psnr(got: NDArray[np.float32], wanted: NDArray[np.float32]) -> float | str:
-    """Decibels of the reference's range over the root mean square difference; empty where they are equal."""
-    a, b = (array.astype(np.float64) for array in (got, wanted))
+def psnr(latents: NDArray[np.float32], reference: NDArray[np.float32]) -> float | str:
+    """Decibels of the reference's range over the root mean square difference; empty for equal arrays."""
+    a, b = (array.astype(np.float64) for array in (latents, reference))
     error = float(np.sqrt(np.mean((a - b) ** 2)))
     return round(20 * float(np.log10((b.max() - b.min()) / error)), 2) if error else ""
 

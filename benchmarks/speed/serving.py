@@ -1,14 +1,13 @@
-"""What a serving process costs: cold start to the first picture, peak memory, and what 200 generations leave behind.
+"""The cost of a serving process: cold start to the first picture, peak memory, and growth over 200 generations.
 
     python -m benchmarks.speed.serving [--models demo demo-emoji large] [--repeats 5]
 
-`large` is a PixArt pipeline with random weights whose text encoder, transformer and decoder are of some size each, to
-see what `low_memory` saves. Every measurement is a process of its own.
+`large` is a PixArt pipeline with random weights. Its text encoder, transformer and decoder are large enough to show the
+effect of `low_memory`. Every measurement runs in a new process.
 """
 
 import argparse
 import json
-import re
 import resource
 import shlex
 import subprocess
@@ -30,7 +29,7 @@ LARGE = {"text_layers": 12, "text_width": 768, "blocks": 12, "width": 768}
 
 
 def child(mode: str, bundle: str, request: dict[str, Any]) -> dict[str, float]:
-    """Measured inside the process: `cold` and `low` make one picture, `calls` makes many."""
+    """Measure inside the process: `cold` and `low` generate one picture, `calls` generates many."""
     from ilf_trt.runtime import Pipeline
 
     with Pipeline.load(bundle, threads=1, sessions=1, low_memory=mode == "low") as pipeline:
@@ -39,20 +38,20 @@ def child(mode: str, bundle: str, request: dict[str, Any]) -> dict[str, float]:
             return {"peak_mib": peak_mib()}
         for _ in range(WARM_UP):
             pipeline.generate(seed=0, **request)
-        before = resident_mib()
+        before_mib = resident_mib()
         tracemalloc.start()
         pipeline.generate(seed=0, **request)
-        held = tracemalloc.get_traced_memory()[0]
+        before_bytes = tracemalloc.get_traced_memory()[0]
         for _ in range(CALLS):
             pipeline.generate(seed=0, **request)
-        grown = tracemalloc.get_traced_memory()[0] - held
-        return {"python_bytes_a_call": grown / CALLS, "resident_growth_mib": resident_mib() - before}
+        growth_bytes = tracemalloc.get_traced_memory()[0] - before_bytes
+        return {"python_bytes_a_call": growth_bytes / CALLS, "resident_growth_mib": resident_mib() - before_mib}
 
 
 def peak_mib() -> float:
-    """Of this process alone: the kernel's ru_maxrss would begin at what its parent had."""
-    status = Path("/proc/self/status").read_text()
-    return int(re.search(r"VmHWM:\s+(\d+)", status)[1]) / 1024
+    """The peak of this process alone; the kernel's ru_maxrss would begin at the peak of its parent."""
+    (line,) = (line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmHWM"))
+    return int(line.split()[1]) / 1024
 
 
 def resident_mib() -> float:
@@ -61,15 +60,15 @@ def resident_mib() -> float:
 
 
 def run(mode: str, bundle: Path, request: dict[str, Any]) -> tuple[dict[str, float], float]:
-    """What the process says, and the seconds from its start to its end."""
-    begin = time.perf_counter()
+    """The numbers of a process, and the seconds from its start to its end."""
+    start_s = time.perf_counter()
     command = [sys.executable, "-m", "benchmarks.speed.serving", "--child", mode, str(bundle), json.dumps(request)]
-    done = subprocess.run(command, capture_output=True, text=True, check=True)
-    return json.loads(done.stdout.splitlines()[-1]), time.perf_counter() - begin
+    process = subprocess.run(command, capture_output=True, text=True, check=True)
+    return json.loads(process.stdout.splitlines()[-1]), time.perf_counter() - start_s
 
 
 def large(folder: Path) -> Path:
-    """A bundle whose parts weigh some 330, 440 and 190 MiB."""
+    """A bundle whose parts have about 330, 440 and 190 MiB."""
     import torch
     from diffusers import AutoencoderKL, DPMSolverMultistepScheduler, PixArtAlphaPipeline, PixArtTransformer2DModel
     from transformers import AutoTokenizer, T5Config, T5EncoderModel
@@ -81,9 +80,9 @@ def large(folder: Path) -> Path:
 
     width = LARGE["text_width"]
     torch.manual_seed(0)
-    words = AutoTokenizer.from_pretrained(EMOJI.folder / "tokenizer")
+    tokenizer = AutoTokenizer.from_pretrained(EMOJI.folder / "tokenizer")
     encoder = T5EncoderModel(
-        T5Config(vocab_size=len(words), d_model=width, d_ff=2048, num_layers=LARGE["text_layers"], num_heads=12)
+        T5Config(vocab_size=len(tokenizer), d_model=width, d_ff=2048, num_layers=LARGE["text_layers"], num_heads=12)
     )
     transformer = PixArtTransformer2DModel(
         num_attention_heads=12,
@@ -102,7 +101,7 @@ def large(folder: Path) -> Path:
         layers_per_block=2,
         latent_channels=4,
     )
-    pipeline = PixArtAlphaPipeline(words, encoder, vae, transformer, DPMSolverMultistepScheduler())
+    pipeline = PixArtAlphaPipeline(tokenizer, encoder, vae, transformer, DPMSolverMultistepScheduler())
     pipeline.save_pretrained(folder / "pipeline")
     save_ilf(attach(transformer, (3, 7)), folder / "checkpoint", base="../pipeline/transformer")
     options = BuildOptions(pipeline=folder / "pipeline", steps=4, verify=False)
@@ -114,17 +113,17 @@ def measure(name: str, bundle: Path, repeats: int) -> dict[str, Any]:
     cold = [run("cold", bundle, request) for _ in range(repeats)]
     low = [run("low", bundle, request) for _ in range(repeats)]
     calls = run("calls", bundle, request)[0] if name != "large" else {}
-    seconds = [taken for _, taken in cold]
+    cold_s = [seconds for _, seconds in cold]
     return {
         "model": name,
         "bundle_mib": round(sum(path.stat().st_size for path in bundle.rglob("*") if path.is_file()) / MIB, 1),
         "repeats": repeats,
-        "cold_start_s": round(median(seconds), 3),
-        "cold_start_min": round(min(seconds), 3),
-        "cold_start_max": round(max(seconds), 3),
-        "peak_mib": round(median(said["peak_mib"] for said, _ in cold), 1),
-        "low_memory_peak_mib": round(median(said["peak_mib"] for said, _ in low), 1),
-        "low_memory_s": round(median(taken for _, taken in low), 3),
+        "cold_start_s": round(median(cold_s), 3),
+        "cold_start_min": round(min(cold_s), 3),
+        "cold_start_max": round(max(cold_s), 3),
+        "peak_mib": round(median(numbers["peak_mib"] for numbers, _ in cold), 1),
+        "low_memory_peak_mib": round(median(numbers["peak_mib"] for numbers, _ in low), 1),
+        "low_memory_s": round(median(seconds for _, seconds in low), 3),
         "calls": CALLS if calls else "",
         "python_bytes_a_call": round(calls["python_bytes_a_call"], 1) if calls else "",
         "resident_growth_mib": round(calls["resident_growth_mib"], 2) if calls else "",

@@ -1,10 +1,10 @@
-"""What exporting a text encoder needs beside its weights, which come in shards and are never all in memory.
+"""Peak memory of the export of a text encoder, whose weights come in shards and are never all in memory.
 
 python -m benchmarks.speed.text_export [--layers 24 --width 1024 --shards 8 --precision fp32]
 """
 
 import argparse
-import re
+import json
 import shlex
 import subprocess
 import sys
@@ -20,7 +20,7 @@ MIB = 1 << 20
 
 
 def write_encoder(folder: Path, layers: int, width: int, shards: int) -> int:
-    """A T5 encoder with random weights as transformers shards it; gives the bytes of its weights."""
+    """Write a T5 encoder with random weights in shards, and return the bytes of its weights."""
     from transformers import T5Config, T5EncoderModel
 
     config = T5Config(vocab_size=32128, d_model=width, d_ff=4 * width, num_layers=layers, num_heads=width // 64)
@@ -31,22 +31,22 @@ def write_encoder(folder: Path, layers: int, width: int, shards: int) -> int:
 
 
 def export(folder: Path, precision: Precision) -> dict[str, Any]:
-    """In this process: MiB that its peak grew by while it exported, and seconds."""
+    """Export in this process: the growth of its peak memory in MiB, and the seconds."""
     from types import SimpleNamespace
 
     from ilf_trt.export.pipeline.text_encoder import export_text, text_spec_of
 
     source: Any = SimpleNamespace(path=folder)
     spec = text_spec_of(source, tokens=300, precision=precision)
-    before, began = peak_mib(), time.perf_counter()
+    before_mib, start_s = peak_mib(), time.perf_counter()
     export_text(source, spec, folder / "text.onnx")
-    return {"growth_mib": round(peak_mib() - before, 1), "export_s": round(time.perf_counter() - began, 1)}
+    return {"growth_mib": round(peak_mib() - before_mib, 1), "export_s": round(time.perf_counter() - start_s, 1)}
 
 
 def peak_mib() -> float:
-    """Of this process alone: the kernel's ru_maxrss would begin at what its parent had."""
-    status = Path("/proc/self/status").read_text()
-    return int(re.search(r"VmHWM:\s+(\d+)", status)[1]) / 1024
+    """The peak of this process alone; the kernel's ru_maxrss would begin at the peak of its parent."""
+    (line,) = (line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmHWM"))
+    return int(line.split()[1]) / 1024
 
 
 def main() -> None:
@@ -58,7 +58,7 @@ def main() -> None:
     parser.add_argument("--folder", type=Path, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.folder:
-        print(export(options.folder, options.precision))
+        print(json.dumps(export(options.folder, options.precision)))
         return
     with tempfile.TemporaryDirectory() as folder:
         weights_bytes = write_encoder(Path(folder), options.layers, options.width, options.shards)
@@ -72,15 +72,15 @@ def main() -> None:
             "--precision",
             options.precision.value,
         ]
-        said = subprocess.run(command, capture_output=True, text=True, check=True).stdout.splitlines()[-1]
-        measured = dict(pair.split(": ") for pair in said.strip("{}").replace("'", "").split(", "))
+        process = subprocess.run(command, capture_output=True, text=True, check=True)
+        numbers = json.loads(process.stdout.splitlines()[-1])
     row = {
         "layers": options.layers,
         "width": options.width,
         "shards": files,
         "precision": options.precision.value,
         "weights_mib": round(weights_bytes / MIB, 1),
-        **measured,
+        **numbers,
     }
     print(row)
     append_rows(

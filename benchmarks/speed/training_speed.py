@@ -1,15 +1,15 @@
-"""How fast the training engine is beside a plain loop of the same maths, and what its memory scales with.
+"""The speed of the training engine against a plain loop of the same maths, and its memory by blocks.
 
     python -m benchmarks.speed.training_speed [--pairs 12] [--batch 8] [--threads 1]
 
 Speed: the CIFAR-10 recipe's model with patches of 4 (12 blocks of width 384, 64 tokens), fast approximate distillation
-in float32. `HandWritten` is what one would write for this one model: diffusers' own blocks, torch.optim, no framework.
-Both take turns within one process, a step each; the ratio of a pair is the loop's time over the engine's, so 1.0 is the
-loop's own throughput. `loss_difference` is the relative difference of both losses on the same rows, times and noise.
+in float32. `HandWritten` is a plain loop for this one model: diffusers' blocks, torch.optim, no framework. Engine and
+loop alternate within one process, a step each. The ratio of a pair is the loop's time over the engine's, so 1.0 is the
+throughput of the loop. `loss_difference` is the relative difference of both losses on the same rows, times and noise.
 
-Memory: the same block in backbones of 12 and 24 blocks, the loop over the last five of both, so that what the gradient
-passes through is the same. A process of its own each: growth of its peak memory over the loaded model, and the bytes of
-optimizer and checkpoint (Linux, glibc).
+Memory: the same block in backbones of 12 and 24 blocks, with the loop over the last five blocks of both, so that the
+gradient passes through the same blocks. A new process measures each: the growth of its peak memory over the loaded
+model, and the bytes of optimizer and checkpoint (Linux, glibc).
 """
 
 import argparse
@@ -66,10 +66,10 @@ class HandWritten:
         self.size = batch
 
     def step(self) -> Tensor:
-        chosen = torch.randint(0, len(self.pictures), (self.size,))
-        labels = torch.where(torch.rand(self.size) < DROPOUT, CLASSES, self.labels[chosen])
+        indices = torch.randint(0, len(self.pictures), (self.size,))
+        labels = torch.where(torch.rand(self.size) < DROPOUT, CLASSES, self.labels[indices])
         noise = torch.randn(self.size, *self.pictures.shape[1:])
-        loss = self.loss(self.pictures[chosen], labels, torch.randint(0, len(self.alphas), (self.size,)), noise)
+        loss = self.loss(self.pictures[indices], labels, torch.randint(0, len(self.alphas), (self.size,)), noise)
         self.optimizer.zero_grad()
         loss.backward()
         nn.utils.clip_grad_norm_(self.trained, 1.0)
@@ -140,9 +140,9 @@ def speed(pairs: int, batch: int, folder: Path) -> dict[str, Any]:
     for pair in range(WARM_UPS + pairs):
         order = ("engine", "hand") if pair % 2 else ("hand", "engine")
         for name in order:
-            began = perf_counter()
+            start_s = perf_counter()
             engine.step(batches) if name == "engine" else hand.step()
-            times[name].append(1e3 * (perf_counter() - began))
+            times[name].append(1e3 * (perf_counter() - start_s))
     engine.close()
     engine_ms, hand_ms = times["engine"][WARM_UPS:], times["hand"][WARM_UPS:]
     ratios = sorted(h / e for e, h in zip(engine_ms, hand_ms, strict=True))
@@ -165,23 +165,23 @@ def speed(pairs: int, batch: int, folder: Path) -> dict[str, Any]:
 @torch.no_grad()
 def _loss_difference(hand: HandWritten, engine: Training, rows: Batch, batch: int) -> float:
     noise = torch.randn(batch, 3, 32, 32)
-    time, some = torch.randint(0, 1000, (batch,)), rows.part(slice(0, batch), torch.device("cpu"))
+    time, subset = torch.randint(0, 1000, (batch,)), rows.part(slice(0, batch), torch.device("cpu"))
     scales = torch.linspace(0.2, -0.2, len(hand.scales))
-    for one in (hand.scales, engine.model.feedback.scales):
-        one.copy_(scales)
-    ours = engine.objective.total(engine.objective(some, time, noise, torch.zeros(batch))).item()
-    theirs = hand.loss(some.x0, some.conditions["class_labels"], time, noise).item()
-    for one in (hand.scales, engine.model.feedback.scales):
-        one.zero_()
+    for parameter in (hand.scales, engine.model.feedback.scales):
+        parameter.copy_(scales)
+    ours = engine.objective.total(engine.objective(subset, time, noise, torch.zeros(batch))).item()
+    theirs = hand.loss(subset.x0, subset.conditions["class_labels"], time, noise).item()
+    for parameter in (hand.scales, engine.model.feedback.scales):
+        parameter.zero_()
     return abs(ours - theirs) / theirs
 
 
 def memory(blocks: int, batch: int) -> dict[str, Any]:
-    """Measured in a process of its own: peak memory never falls."""
+    """Measure in a new process, because peak memory never falls."""
     command = [sys.executable, "-m", "benchmarks.speed.training_speed", "--one", str(blocks), str(batch)]
-    done = subprocess.run(command, check=True, capture_output=True, text=True)
-    found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
-    return found
+    process = subprocess.run(command, check=True, capture_output=True, text=True)
+    row: dict[str, Any] = json.loads(process.stdout.splitlines()[-1])
+    return row
 
 
 def _measure_memory(blocks: int, batch: int) -> dict[str, Any]:
@@ -190,8 +190,8 @@ def _measure_memory(blocks: int, batch: int) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as folder:
         model = attach(new_backbone(blocks), loop)
         engine = new_engine(model, batch, Path(folder), loop)
-        ctypes.CDLL("libc.so.6").malloc_trim(0)  # what making the model left behind
-        Path("/proc/self/clear_refs").write_text("5")  # the peak begins again
+        ctypes.CDLL("libc.so.6").malloc_trim(0)  # free what the construction of the model left
+        Path("/proc/self/clear_refs").write_text("5")  # reset the peak
         before = psutil.Process().memory_info().rss
         batches: Iterator[Any] = engine.stream.batches(start_iteration=1, rank=0, world=1)
         for _ in range(MEMORY_STEPS):
@@ -234,12 +234,12 @@ def main() -> None:
         rows = [speed(options.pairs, options.batch, Path(folder))]
     rows += [memory(blocks, options.batch) for blocks in (BLOCKS, DEEP)]
     columns = dict.fromkeys(name for row in rows for name in row)
-    whole = [{name: row.get(name, "") for name in columns} for row in rows]
+    complete = [{name: row.get(name, "") for name in columns} for row in rows]
     command = (
         f"python -m benchmarks.speed.training_speed --pairs {options.pairs} --batch {options.batch} "
         f"--threads {options.threads}"
     )
-    print(append_rows("training", command, whole, key=("what",)), *rows, sep="\n")
+    print(append_rows("training", command, complete, key=("what",)), *rows, sep="\n")
 
 
 if __name__ == "__main__":

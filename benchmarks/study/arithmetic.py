@@ -15,10 +15,10 @@ _gelu = F.gelu
 
 @contextmanager
 def arithmetic_on(device: str) -> Iterator[None]:
-    """On a CPU attention as matrix products, which the compiler can fuse, and GELU by exp; on a GPU nothing changes.
+    """On a CPU, compute attention as matrix products, which the compiler can fuse, and GELU by exp.
 
-    Over 64 tokens PyTorch's fused attention takes longer there, most of all backwards, and the compiler's tanh costs
-    more than twice its exp (torch 2.13.0).
+    For 64 tokens on a CPU, PyTorch's fused attention takes longer, above all backwards, and the compiler's tanh costs
+    more than twice its exp (torch 2.13.0). A GPU keeps its own arithmetic.
     """
     if device != "cpu":
         yield

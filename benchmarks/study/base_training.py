@@ -1,6 +1,6 @@
-"""The training of a small base: one loop, a running mean of the weights, and a state that a stopped training takes up.
+"""The training of a small base: one loop, a running mean of the weights, and a saved state to resume from.
 
-What is learnt from, and how far off a prediction is, the caller says.
+The caller provides the data and the loss.
 """
 
 import json
@@ -20,9 +20,9 @@ MOMENTS = ("step", "exp_avg", "exp_avg_sq")
 
 @dataclass(frozen=True, slots=True)
 class Course:
-    """How long, and how fast: the rate warms up, stays, and falls over the last third.
+    """Length and learning rate of a training: the rate warms up, stays, and falls over the last third.
 
-    `mean_half_life` is of the weights' running mean, in iterations.
+    `mean_half_life` is the half-life of the weights' running mean, in iterations.
     """
 
     iterations: int
@@ -31,7 +31,7 @@ class Course:
     save_every: int
 
     def rate(self, iteration: int) -> float:
-        """The learning rate of an iteration, of 1."""
+        """The factor of the learning rate at an iteration, at most 1."""
         return min(1.0, iteration / self.warm_up, 3 * (1 - iteration / (self.iterations + 1)))
 
 
@@ -42,12 +42,12 @@ def train_base(
     course: Course,
     write: Callable[[dict[str, Tensor]], None],
 ) -> None:
-    """Train `model` by the loss of every iteration; `write` is given the mean of its weights at every save."""
+    """Train `model` by the loss of every iteration; every save calls `write` with the mean of its weights."""
     mean = {name: value.clone() for name, value in model.state_dict().items()}
     optimizer = torch.optim.AdamW(model.parameters(), lr=LEARNING_RATE, betas=(0.9, 0.99), weight_decay=0.01)
     first = _restored(output, model, mean, optimizer) + 1
     output.mkdir(parents=True, exist_ok=True)
-    began, total = time.perf_counter(), 0.0
+    start_s, total = time.perf_counter(), 0.0
     for iteration in range(first, course.iterations + 1):
         for group in optimizer.param_groups:
             group["lr"] = LEARNING_RATE * course.rate(iteration)
@@ -61,7 +61,7 @@ def train_base(
             mean[name].lerp_(value, 1 - share)
         total += loss.item()
         if iteration % LOGGED_EVERY == 0:
-            seconds = round(time.perf_counter() - began, 1)
+            seconds = round(time.perf_counter() - start_s, 1)
             row = {"iteration": iteration, "loss": total / LOGGED_EVERY, "seconds": seconds}
             with (output / "log.jsonl").open("a") as log:
                 log.write(json.dumps(row) + "\n")
@@ -71,7 +71,9 @@ def train_base(
             _save(output, model, mean, optimizer, iteration)
 
 
-def _save(output: Path, model: nn.Module, mean: dict[str, Tensor], optimizer: torch.optim.Optimizer, done: int) -> None:
+def _save(
+    output: Path, model: nn.Module, mean: dict[str, Tensor], optimizer: torch.optim.Optimizer, iteration: int
+) -> None:
     moments = {
         f"{kind}.{index}": values[kind] for index, values in optimizer.state_dict()["state"].items() for kind in MOMENTS
     }
@@ -79,11 +81,11 @@ def _save(output: Path, model: nn.Module, mean: dict[str, Tensor], optimizer: to
     means = {f"mean.{name}": value for name, value in mean.items()}
     save_file({**moments, **weights, **means}, output / "state.partial")
     (output / "state.partial").replace(output / "state.safetensors")
-    (output / "state.json").write_text(json.dumps({"iteration": done}))
+    (output / "state.json").write_text(json.dumps({"iteration": iteration}))
 
 
 def _restored(output: Path, model: nn.Module, mean: dict[str, Tensor], optimizer: torch.optim.Optimizer) -> int:
-    """Take up what lies in `output`, in place, and give the iterations that are done; 0 where nothing lies there."""
+    """Load the state in `output`, in place, and return its iteration; 0 without a state."""
     if not (output / "state.safetensors").exists():
         return 0
     saved = load_file(output / "state.safetensors")

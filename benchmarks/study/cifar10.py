@@ -4,8 +4,8 @@
     python -m benchmarks.study.cifar10 --data FOLDER --width 384 --patch 2 --iterations 100000   # for a GPU
 
 FOLDER holds `train_<class>_*.webp` and `test_<class>_*.webp`: lossless mosaics of 32x32 tiles, 50 a row, row by row.
-The base is DiT in diffusers' format, trained to predict the noise; what is kept is the mean of its weights over time,
-in float16. `benchmarks/bases/cifar10` is one that it made.
+The base is a DiT in diffusers' format, trained to predict the noise. The command writes the running mean of its
+weights, in float16. It wrote `benchmarks/bases/cifar10`.
 """
 
 import argparse
@@ -71,7 +71,7 @@ def new_base(width: int, patch: int) -> DiTTransformer2DModel:
 def train(
     data: Path, output: Path, *, width: int, patch: int, iterations: int, seed: int, compiled: bool, device: str
 ) -> None:
-    """Train the base and write `transformer/` and `scheduler/`; a training that was stopped goes on."""
+    """Train the base and write `transformer/` and `scheduler/`; resumes a stopped training."""
     pixels, targets = (torch.from_numpy(array) for array in read(data, "train"))
     torch.manual_seed(seed)
     model = new_base(width, patch).eval().to(device)
@@ -83,9 +83,9 @@ def train(
         return _loss(forward, *_batch(pixels, targets, alphas, generator, device))
 
     def write(mean: dict[str, Tensor]) -> None:
-        kept = type(model).from_config(model.config)
-        kept.load_state_dict({name: value.cpu() for name, value in mean.items()})
-        kept.half().save_pretrained(output / "transformer")
+        base = type(model).from_config(model.config)
+        base.load_state_dict({name: value.cpu() for name, value in mean.items()})
+        base.half().save_pretrained(output / "transformer")
         new_scheduler().save_pretrained(output / "scheduler")
 
     with arithmetic_on(device):
@@ -95,17 +95,17 @@ def train(
 def _batch(
     pixels: Tensor, targets: Tensor, alphas: Tensor, generator: torch.Generator, device: str
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """x_t and noise (B, 3, 32, 32), time and labels (B,), drawn on the CPU whatever the device."""
-    chosen = torch.randint(0, len(pixels), (BATCH,), generator=generator)
+    """x_t and noise (B, 3, 32, 32), time and labels (B,); the CPU draws them for every device."""
+    indices = torch.randint(0, len(pixels), (BATCH,), generator=generator)
     flipped = torch.rand(BATCH, 1, 1, 1, generator=generator) < 0.5
     dropped = torch.rand(BATCH, generator=generator) < NULL_SHARE
     start = torch.rand(1, generator=generator)
     time_ = ((torch.arange(BATCH) + start) / BATCH * len(alphas)).long()  # stratified: a steadier gradient
     noise = torch.randn(BATCH, 3, SIDE, SIDE, generator=generator)
-    x0 = scaled(pixels[chosen])
+    x0 = scaled(pixels[indices])
     x0 = torch.where(flipped, x0.flip(-1), x0)
     x_t = add_noise(x0, noise, time_, alphas)
-    labels = torch.where(dropped, CLASSES, targets[chosen])
+    labels = torch.where(dropped, CLASSES, targets[indices])
     return x_t.to(device), noise.to(device), time_.to(device), labels.to(device)
 
 

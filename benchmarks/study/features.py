@@ -1,9 +1,9 @@
-"""How much every block's output changes from step to step: plain, with the paper's cache, with feedback (figures 3, 4).
+"""The change of every block's output from step to step: plain, with the paper's cache, with feedback (figures 3, 4).
 
     python -m benchmarks.study.features --training build/study/digits/tuned [--name features-digits]
 
-A change is |f_k - f_(k-1)| / |f_(k-1)| over all tokens and samples, f the output of a block at a step; of a step with
-feedback, that of its second pass where there is one.
+A change is |f_k - f_(k-1)| / |f_(k-1)| over all tokens and samples, where f is the output of a block at a step. In a
+step with feedback, f comes from the second pass if the block has one.
 """
 
 import argparse
@@ -15,20 +15,21 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from benchmarks.record import write_rows
 from benchmarks.rivals.eager import CACHED_EVERY, cached_blocks
 from ilf_trt import ILFModel, load_ilf
 from ilf_trt.contract.plan import Ratio, Rule, Step, StepPlan, make_plan
 from ilf_trt.model.checkpoint import base_scheduler, read_checkpoint
+from ilf_trt.model.context import Context
 from ilf_trt.model.sampling import scheduler_of
 
 SAMPLES, CLASSES, SEED = 200, 10, 1
 
 
 class Trace:
-    """One trajectory, block by block; a renewal of the cache every `every` steps, 0 for none."""
+    """One trajectory, block by block; the cache is renewed every `every` steps, and 0 means no cache."""
 
     def __init__(self, model: ILFModel, *, every: int = 0) -> None:
         self.model, self.every = model, every
@@ -61,29 +62,32 @@ class Trace:
             if number in self.cached and index % self.every:
                 tokens = tokens + self.added[number]
             else:
-                now = later if number > loop.end else time
-                made = adapter.run([block], tokens, adapter.rows([block], now, context, len(latents)), context)
-                self.added[number] = made - tokens
-                tokens = made
+                output = self._run(block, tokens, later if number > loop.end else time, context)
+                self.added[number] = output - tokens
+                tokens = output
             outputs.append(tokens)
             if number == loop.end and step.feedback:
-                tokens = self._again(outputs, time, later, context)
-        sample = adapter.head(tokens, adapter.head_row(later, context, len(latents)), adapter.grid)
+                tokens = self._second_pass(outputs, time, later, context)
+        sample = adapter.head(tokens, adapter.head_modulation(later, context, len(latents)), adapter.grid)
         return outputs, sample[:, : adapter.latent[0]]
 
-    def _again(self, outputs: list[Tensor], time: Tensor, later: Tensor, context: Any) -> Tensor:
-        """The loop's second pass; its outputs take the place of the first's."""
-        adapter, loop, feedback = self.model.adapter, self.model.loop, self.model.feedback
-        rows = adapter.rows([feedback.block], time, context, len(time))
-        fed_back = adapter.run([feedback.block], outputs[-1], rows, context)
+    def _second_pass(self, outputs: list[Tensor], time: Tensor, later: Tensor, context: Context) -> Tensor:
+        """The loop's second pass; its outputs replace those of the first."""
+        loop, feedback = self.model.loop, self.model.feedback
+        change = self._run(feedback.block, outputs[-1], time, context)
         tokens = outputs[loop.begin - 1]
-        for number in range(loop.begin, loop.end + 1):
-            block = adapter.blocks[number]
-            scale = feedback.scales[number - loop.begin : number - loop.begin + 1]
-            rows = adapter.rows([block], later, context, len(time))
-            tokens = adapter.run([block], tokens, rows, context, feedback=fed_back, scales=scale)
-            outputs[number] = tokens
+        for index, block in enumerate(list(self.model.adapter.blocks)[loop.begin : loop.end + 1]):
+            scale = feedback.scales[index : index + 1]
+            tokens = self._run(block, tokens, later, context, feedback=(change,), scales=scale)
+            outputs[loop.begin + index] = tokens
         return tokens
+
+    def _run(self, block: nn.Module, tokens: Tensor, time: Tensor, context: Context, **feedback: Any) -> Tensor:
+        """One block at `time` (B,), tokens (B, N, D) -> (B, N, D)."""
+        adapter = self.model.adapter
+        modulation = adapter.modulation([block], time, context, len(time))
+        (output,) = adapter.run([block], (tokens,), modulation, context, **feedback)
+        return output
 
 
 def changes(name: str, trace: Trace, plan: StepPlan, scheduler: Mapping[str, Any]) -> list[dict[str, Any]]:

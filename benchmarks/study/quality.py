@@ -4,8 +4,8 @@
     python -m benchmarks.study.quality --data cifar10 --trainings build/study/cifar10 --pictures FOLDER \\
         --classifier resnet56-4bfd9763.th --compiled
 
-Every row is one sampler and one seed of noise; a row that stands in the CSV with the same weights is not drawn again.
-Trainings are made by `benchmarks/study/trainings.py`.
+Every row is one sampler and one seed of noise. The command skips rows that the CSV has for the same weights.
+`benchmarks/study/trainings.py` makes the trainings.
 """
 
 import argparse
@@ -39,21 +39,21 @@ from ilf_trt.train.losses import autocasting
 
 BASE = ROOT / "benchmarks" / "bases" / "cifar10"
 BATCH = 50
-LONG, FIRST_SEED = 50, 1  # steps of the pictures that the same noise should lead to, and the seed that asks for them
-APART = ("psnr_db", "feature_distance")
+LONG, FIRST_SEED = 50, 1  # steps of the reference pictures, and the seed that is compared with them
+DISTANCES = ("psnr_db", "feature_distance")
 KEY = ("sampler", "training", "seed", "weights")
 SHOWN = ("sampler", "training", "seed", "block_forwards", "frechet", "accuracy")
 
 
 Draw = Callable[[int], tuple[NDArray[np.float32], int]]
-"""A seed -> pictures (N, C, H, W) for all labels of the judge, and what one of them cost in block forwards."""
+"""A seed -> pictures (N, C, H, W) for all labels of the judge, and the block forwards of one picture."""
 
 
 @dataclass(slots=True)
 class Study:
-    """One data set: its base, its judge, and the trainings that were made on the base.
+    """One data set: its base, its judge, and the trainings on the base.
 
-    `far` also asks how far pictures of the first seed are from those of the same noise in a long run.
+    `far` also measures the distance of the first seed's pictures to those of a long run from the same noise.
     """
 
     base: str
@@ -67,13 +67,13 @@ class Study:
     _weights: dict[str, str] = field(default_factory=dict, init=False)  # by training
 
     def model(self, training: str) -> ILFModel:
-        """The model of a training; without a name the base, whose feedback does nothing."""
+        """The model of a training; without a name, the base with feedback that adds nothing."""
         if training:
             return load_ilf(self.trainings / training)
         return attach(load_backbone(self.base), Loop(3, 7))
 
     def weights(self, training: str) -> str:
-        """What tells one training of a name from another, and without a name one base from another."""
+        """A short hash of the weights of a training, or of the base without a name."""
         if training not in self._weights:
             self._weights[training] = self._digest(training)[:12]
         return self._weights[training]
@@ -86,7 +86,7 @@ class Study:
 
     @contextmanager
     def drawing(self, sampler: Sampler) -> Iterator[Draw]:
-        """A sampler with its model in place, compiled where the study compiles, for any number of seeds."""
+        """A sampler with its model loaded, for any number of seeds; compiled if the study compiles."""
         model = self.model(sampler.training)
         if sampler.noise_over != 1:
             _divide_noise(model, sampler.noise_over)
@@ -120,11 +120,11 @@ class Study:
     def measure(self, sampler: Sampler, draw: Draw, seed: int) -> dict[str, Any]:
         """One row of the table."""
         pictures, cost = draw(seed)
-        apart = {}
+        distances: dict[str, float] = {}
         if seed == FIRST_SEED and self.far:
             if sampler == guided(plain(LONG), sampler.guidance_scale):
                 self._long[sampler.guidance_scale] = pictures
-            apart = self.judge.apart(pictures, self._long_run(sampler.guidance_scale))
+            distances = self.judge.distances(pictures, self._long_run(sampler.guidance_scale))
         return {
             "part": sampler.part,
             "sampler": sampler.name,
@@ -136,7 +136,7 @@ class Study:
             "samples": len(pictures),
             "precision_of_products": "bf16" if self.autocast else "fp32",
             **rounded(self.judge.judge(pictures)),
-            **{name: round(apart[name], 4) if name in apart else "" for name in APART},
+            **{name: round(distances[name], 4) if name in distances else "" for name in DISTANCES},
         }
 
     def _long_run(self, guidance_scale: float) -> NDArray[np.float32]:
@@ -148,8 +148,8 @@ class Study:
     @contextmanager
     def _run(self, eager: Eager, sampler: Sampler, plan: StepPlan) -> Iterator[tuple[Run, Any]]:
         if sampler.kind is Kind.CACHE_DIT:
-            with eager.cache_dit(plan) as (run, ran):
-                yield run, ran
+            with eager.cache_dit(plan) as (run, block_forwards):
+                yield run, block_forwards
         elif sampler.kind is Kind.CACHED:
             costs = cached_block_forwards(
                 plan.blocks, len(plan.steps), cached=cached_blocks(plan.blocks), every=CACHED_EVERY
@@ -163,13 +163,13 @@ class Study:
 
 @torch.no_grad()
 def _divide_noise(model: ILFModel, over: float) -> None:
-    """Make the last layer, which is linear, give as much less."""
+    """Divide the output of the last layer, which is linear."""
     for parameter in cast(Any, model.backbone).proj_out_2.parameters():
         parameter.div_(over)
 
 
 def study_of(options: argparse.Namespace) -> Study:
-    """Digits need nothing; CIFAR-10 needs its pictures, its base and the classifier."""
+    """The study of the options; CIFAR-10 needs its pictures, its base and the classifier."""
     compiled = CompileOptions(CompileMode.DEFAULT) if options.compiled else None
     how = (options.device, compiled, not options.near)
     if options.data == "digits":
@@ -178,27 +178,27 @@ def study_of(options: argparse.Namespace) -> Study:
     return Study(str(options.base), judge, options.trainings, torch.bfloat16, *how)
 
 
-def done(name: str) -> set[tuple[str, ...]]:
-    """Rows that stand in the CSV."""
+def recorded(name: str) -> set[tuple[str, ...]]:
+    """The keys of the rows in the CSV."""
     return {tuple(row[key] for key in KEY) for row in read_rows(name)}
 
 
-def run(study: Study, chosen: list[Sampler], seeds: list[int], name: str, command: str) -> None:
-    """Every sampler with every seed."""
-    there = done(name)
-    for sampler in chosen:
+def run(study: Study, subset: list[Sampler], seeds: list[int], name: str, command: str) -> None:
+    """Measure every sampler with every seed."""
+    old_keys = recorded(name)
+    for sampler in subset:
         weights = study.weights(sampler.training)
-        wanted = [seed for seed in seeds if (sampler.name, sampler.training, str(seed), weights) not in there]
-        if not wanted:
+        new_seeds = [seed for seed in seeds if (sampler.name, sampler.training, str(seed), weights) not in old_keys]
+        if not new_seeds:
             continue
         try:
             with study.drawing(sampler) as draw:
-                for seed in wanted:
+                for seed in new_seeds:
                     row: Mapping[str, Any] = study.measure(sampler, draw, seed)
                     append_rows(name, command, [row], key=KEY)
                     print({key: row[key] for key in SHOWN}, flush=True)
         except MissingDependency as error:
-            print(f"left out {sampler.name}: {error}", flush=True)
+            print(f"skipped {sampler.name}: {error}", flush=True)
 
 
 def main() -> None:
@@ -213,21 +213,21 @@ def main() -> None:
         "--rounds",
         type=int,
         default=1,
-        help="digits: samples for each real digit; more than one has a table of its own",
+        help="digits: samples for each real digit; more than one goes to a separate table",
     )
     parser.add_argument("--table", help="name of the table; by default that of the data")
     parser.add_argument("--samples", type=int, default=2000, help="CIFAR-10: samples of a row")
     parser.add_argument("--base", type=Path, default=BASE, help="CIFAR-10: folder of the base")
     parser.add_argument("--pictures", type=Path, help="CIFAR-10: folder of the mosaics")
     parser.add_argument("--classifier", type=Path, help="CIFAR-10: file of the ResNet's weights")
-    parser.add_argument("--near", action="store_true", help="leave out the distances to long runs, which cost most")
-    parser.add_argument("--compiled", action="store_true", help="by torch.compile, but for the caches")
+    parser.add_argument("--near", action="store_true", help="skip the distances to long runs, which take longest")
+    parser.add_argument("--compiled", action="store_true", help="use torch.compile, except for the caches")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     study = study_of(options)
-    chosen = [
+    subset = [
         sampler
         for sampler in samplers()
         if (not options.parts or sampler.part in options.parts)
@@ -235,12 +235,12 @@ def main() -> None:
         and (not options.only or sampler.training in options.only)
         and (not sampler.training or (options.trainings / sampler.training / WEIGHTS_FILE).is_file())
     ]
-    more = f"-{options.rounds}-rounds" if options.data == "digits" and options.rounds > 1 else ""
+    suffix = f"-{options.rounds}-rounds" if options.data == "digits" and options.rounds > 1 else ""
     run(
         study,
-        chosen,
+        subset,
         options.seeds,
-        f"quality-{options.table or options.data + more}",
+        f"quality-{options.table or options.data + suffix}",
         shlex.join(["python", "-m", "benchmarks.study.quality", *sys.argv[1:]]),
     )
 

@@ -26,9 +26,9 @@ class Block(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(N, before, H, W) -> (N, width, H/stride, W/stride)."""
-        made = self.bn2(self.conv2(F.relu(self.bn1(self.conv1(x)))))
-        kept = F.pad(x[:, :, :: self.stride, :: self.stride], (0, 0, 0, 0, self.padding, self.padding))
-        return F.relu(made + kept)
+        output = self.bn2(self.conv2(F.relu(self.bn1(self.conv1(x)))))
+        shortcut = F.pad(x[:, :, :: self.stride, :: self.stride], (0, 0, 0, 0, self.padding, self.padding))
+        return F.relu(output + shortcut)
 
 
 class ResNet(nn.Module):
@@ -45,14 +45,14 @@ class ResNet(nn.Module):
         self.linear = nn.Linear(WIDTHS[-1], 10)
 
     def stages(self, pictures: Tensor) -> list[Tensor]:
-        """(N, 3, 32, 32) in [-1, 1] -> what each stage gives."""
+        """(N, 3, 32, 32) in [-1, 1] -> the output of each stage."""
         mean, spread = (torch.tensor(values).reshape(1, 3, 1, 1) for values in (MEAN, SPREAD))
         x = F.relu(self.bn1(self.conv1(((pictures + 1) / 2 - mean) / spread)))
-        given = []
+        outputs = []
         for index in range(1, len(WIDTHS) + 1):
             x = self.get_submodule(f"layer{index}")(x)
-            given.append(x)
-        return given
+            outputs.append(x)
+        return outputs
 
     def pooled(self, last: Tensor) -> Tensor:
         """(N, 64, 8, 8) -> (N, 64)."""
@@ -60,7 +60,7 @@ class ResNet(nn.Module):
 
 
 def load(path: Path) -> ResNet:
-    """The network of a file of public weights, in eval mode; its depth is read from the names."""
+    """The network of a file of public weights, in eval mode; the names of the weights give its depth."""
     state = torch.load(path, map_location="cpu", weights_only=True)["state_dict"]
     state = {name.removeprefix("module."): value for name, value in state.items()}
     depth = 1 + max(int(name.split(".")[1]) for name in state if name.startswith("layer1."))

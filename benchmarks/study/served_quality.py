@@ -1,8 +1,8 @@
-"""Quality of the demo as it is served, in every precision: Fréchet distance to the real digits, and label accuracy.
+"""Quality of the served demo in every precision: Fréchet distance to the real digits, and label accuracy.
 
     python -m benchmarks.study.served_quality [--seeds 3]
 
-Every plan draws 1,797 samples, with the labels of the real digits, through the runtime. The distance is between the
+The runtime draws 1,797 samples under every plan, with the labels of the real digits. The distance is between the
 Gaussians of the 64 pixels in [-1, 1]; the classifier is a support vector machine trained on the real digits.
 """
 
@@ -47,14 +47,14 @@ def sample(
 
 
 def plans(pipeline: Pipeline) -> dict[str, StepPlan]:
-    """Every plan of the table under its name: fewer steps, and the bundle's own."""
+    """The plans of the table by name: plain steps, and the bundle's plan."""
     table = {f"plain {steps}": pipeline.plan(steps, feedback="none") for steps in PLAIN_STEPS}
     own = pipeline.manifest.plan
     return {**table, f"ILF {len(own.steps)} {own.feedback} {own.rule} {own.ratio}": own}
 
 
 def measure(checkpoint: str, seeds: int, guidance_scale: float, precision: Precision) -> list[Mapping[str, Any]]:
-    """A row for every plan and noise seed; bfloat16 runs in float32 that is rounded to it."""
+    """A row for every plan and noise seed; bfloat16 runs as float32 with rounded values."""
     judge = DigitsJudge()
     rows: list[Mapping[str, Any]] = []
     guided = guidance_scale != 1
@@ -77,7 +77,7 @@ def measure(checkpoint: str, seeds: int, guidance_scale: float, precision: Preci
             for name, plan in plans(pipeline).items():
                 for seed in range(1, seeds + 1):
                     latents = sample(pipeline, plan, judge.labels, seed, guidance_scale)
-                    judged = rounded(judge.judge(latents))
+                    numbers = rounded(judge.judge(latents))
                     row = {
                         "plan": name,
                         "precision": precision.value,
@@ -85,7 +85,7 @@ def measure(checkpoint: str, seeds: int, guidance_scale: float, precision: Preci
                         "block_forwards": plan.block_forwards,
                         "guidance_scale": guidance_scale,
                         "seed": seed,
-                        **{name: judged[name] for name in SHOWN},
+                        **{name: numbers[name] for name in SHOWN},
                     }
                     print(row, flush=True)
                     rows.append(row)

@@ -20,7 +20,7 @@ COLUMNS, CLASSES, SEED, LARGER = 16, 10, 1, 2
 
 
 class Labels:
-    """As much of a judge as drawing asks for."""
+    """The part of a judge that drawing needs."""
 
     labels: NDArray[np.int64] = np.arange(COLUMNS) % CLASSES
 
@@ -31,7 +31,7 @@ def main() -> None:
     parser.add_argument("--trainings", type=Path, required=True, help="folder of trainings, by name")
     parser.add_argument("--base", default="demo", help="folder of the base")
     parser.add_argument(
-        "--names", nargs="+", required=True, help="samplers in the order of the rows; @TRAINING where it is not `tuned`"
+        "--names", nargs="+", required=True, help="samplers in the order of the rows; @TRAINING unless it is `tuned`"
     )
     options = parser.parse_args()
     autocast = None if options.data == "digits" else torch.bfloat16

@@ -1,9 +1,9 @@
-"""What share of the true noise is predicted, and how far off: by the base, by its teacher at t/2, and with feedback.
+"""The predicted share of the true noise, and its error: of the base, of its teacher at t/2, and with feedback.
 
     python -m benchmarks.study.shrinkage --data digits --trainings build/study/digits --names tuned
     python -m benchmarks.study.shrinkage --data cifar10 --trainings build/study/cifar10 --names tuned --pictures FOLDER
 
-A prediction p of the noise e has the share <p, e> / <e, e> of it; what it lacks, a sampler takes for picture, times
+A prediction p of the noise e has the share <p, e> / <e, e>. A sampler adds the missing noise to the picture, times
 sigma / alpha.
 """
 
@@ -31,26 +31,26 @@ SAMPLES, SEED = 500, 0
 
 
 def pictures(data: str, folder: Path | None) -> tuple[Tensor, Tensor]:
-    """SAMPLES pictures (N, C, H, W) in [-1, 1] and labels (N,): digits, or CIFAR-10's of the test."""
+    """SAMPLES pictures (N, C, H, W) in [-1, 1] and labels (N,): digits, or the test pictures of CIFAR-10."""
     if data == "digits":
         x0, labels = (torch.from_numpy(array) for array in digits())
     else:
         tiles, labels = (torch.from_numpy(array) for array in read(folder or Path(), "test"))
         x0 = scaled(tiles)
-    every = len(x0) // SAMPLES
-    return x0[::every][:SAMPLES], labels[::every][:SAMPLES]
+    stride = len(x0) // SAMPLES
+    return x0[::stride][:SAMPLES], labels[::stride][:SAMPLES]
 
 
 @torch.inference_mode()
 def shares(
     model: ILFModel, x0: Tensor, labels: Tensor, alphas_cumprod: Tensor, *, feedback: bool
 ) -> Iterator[dict[str, Any]]:
-    """A row for every time; without feedback also one for the target of Fast Approximate Distillation."""
+    """A row for every time; without feedback, also a row for the target of Fast Approximate Distillation."""
     noise = torch.randn(x0.shape, generator=torch.Generator().manual_seed(SEED))
     for t in TIMES:
-        clearer = ((t, False), (t // 2, True)) if not feedback else ((t, False),)
-        for seen_at, teacher in clearer:
-            time = torch.full((len(x0),), seen_at)
+        passes = ((t, False), (t // 2, True)) if not feedback else ((t, False),)
+        for pass_time, teacher in passes:
+            time = torch.full((len(x0),), pass_time)
             x_t = add_noise(x0, noise, time, alphas_cumprod)
             predicted = model(x_t, time, class_labels=labels, feedback=feedback).sample[:, : x0.shape[1]]
             share = (predicted * noise).sum() / noise.square().sum()
@@ -67,7 +67,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--data", choices=("digits", "cifar10"), required=True)
     parser.add_argument("--trainings", type=Path, required=True, help="folder of trainings, by name")
-    parser.add_argument("--names", nargs="+", required=True, help="those that are asked")
+    parser.add_argument("--names", nargs="+", required=True, help="trainings to measure")
     parser.add_argument("--pictures", type=Path, help="CIFAR-10: folder of the mosaics")
     options = parser.parse_args()
     x0, labels = pictures(options.data, options.pictures)

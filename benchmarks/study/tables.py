@@ -1,4 +1,4 @@
-"""Tables of the study from its CSVs: every sampler of a part, its cost, and its numbers over the seeds."""
+"""The tables of the study from its CSVs: every sampler of a part with its cost, and its numbers over the seeds."""
 
 from collections.abc import Callable, Iterable
 
@@ -14,7 +14,7 @@ HEADS = {"psnr_db": "PSNR to 50 steps, dB", "feature_distance": "features apart"
 
 
 def study(data: str, part: str) -> str:
-    """Rows in the order of cost, then of samplers; Fréchet distances with every seed, the other numbers as means."""
+    """Rows by cost, then in the order of the samplers; Fréchet distances of every seed, the other numbers as means."""
     groups: dict[tuple[str, str], list[Row]] = {}
     for row in sorted(part_of(data, part), key=lambda row: int(row["seed"])):
         groups.setdefault((row["sampler"], row["training"]), []).append(row)
@@ -34,7 +34,7 @@ def study(data: str, part: str) -> str:
         if len({row["weights"] for row in rows}) > 1:
             raise SystemExit(
                 f"quality-{data}.csv has rows of {sampler} ({training or 'no training'}) from several weights, which "
-                "have no mean; take out those of all but one"
+                "have no mean; remove the rows of all but one of them"
             )
         cells = [sampler, training or "–", rows[0]["block_forwards"], distances(rows)]
         cells += [_mean(row[name] for row in rows) for name in shown]
@@ -43,7 +43,7 @@ def study(data: str, part: str) -> str:
 
 
 def part_of(data: str, part: str) -> list[Row]:
-    """The rows of a part, whichever part they were drawn for: one may serve several."""
+    """The rows of a part's samplers; a row may belong to several parts."""
     wanted = {(sampler.name, sampler.training) for sampler in samplers() if sampler.part == part}
     return [row for row in read_rows(f"quality-{data}") if (row["sampler"], row["training"]) in wanted]
 
@@ -96,7 +96,7 @@ def emoji() -> str:
 
 
 def shrinkage(data: str) -> str:
-    """For every time the share of the noise that each predicts, in percent, and what a percent is worth in x0."""
+    """For every time, the share of the noise that each model predicts, in percent, and sigma / alpha."""
     rows = read_rows(f"shrinkage-{data}")
     if not rows:
         return "Not measured."
@@ -104,22 +104,22 @@ def shrinkage(data: str) -> str:
     heads = [f"{what}, {training}" if training else what for what, training in columns]
     lines = [f"| t | sigma / alpha | {' | '.join(heads)} |", "|---|---|" + "---|" * len(heads)]
     for t in dict.fromkeys(row["t"] for row in rows):
-        found = {(row["what"], row["training"]): row for row in rows if row["t"] == t}
-        cells = [f"{100 * float(found[column]['share']):.2f}" for column in columns]
-        lines.append(f"| {t} | {float(next(iter(found.values()))['sigma_over_alpha']):.2f} | {' | '.join(cells)} |")
+        at_t = {(row["what"], row["training"]): row for row in rows if row["t"] == t}
+        cells = [f"{100 * float(at_t[column]['share']):.2f}" for column in columns]
+        lines.append(f"| {t} | {float(next(iter(at_t.values()))['sigma_over_alpha']):.2f} | {' | '.join(cells)} |")
     return "\n".join(lines)
 
 
 def distances(rows: list[Row]) -> str:
     """`0.111 (0.122 0.109 0.101)`, or the one number of a single seed."""
-    found = [float(row["frechet"]) for row in rows]
-    every = f" ({' '.join(f'{distance:.3f}' for distance in found)})" if len(found) > 1 else ""
-    return f"{np.mean(found):.3f}{every}"
+    values = [float(row["frechet"]) for row in rows]
+    seeds = f" ({' '.join(f'{value:.3f}' for value in values)})" if len(values) > 1 else ""
+    return f"{np.mean(values):.3f}{seeds}"
 
 
 def _mean(values: Iterable[str]) -> str:
-    found = [number for number in map(_number, values) if number is not None]
-    return f"{np.mean(found):.3f}" if found else "–"
+    numbers = [number for number in map(_number, values) if number is not None]
+    return f"{np.mean(numbers):.3f}" if numbers else "–"
 
 
 def _number(text: str) -> float | None:

@@ -1,4 +1,4 @@
-"""The feedback blocks of the study: each a recipe of the package with a few changes, trained on the same frozen base.
+"""The feedback blocks of the study: each is a packaged recipe with some changes, trained on the same frozen base.
 
     python -m benchmarks.study.trainings --data digits --output build/study/digits [--only tuned small-lr]
     python -m benchmarks.study.trainings --data cifar10 --output build/study/cifar10 \\
@@ -58,13 +58,13 @@ CHANGES: dict[str, Sequence[str]] = {
     "loop-4-6": (*SHORT, "model.loop=4:6"),
     "loop-2-9": (*SHORT, "model.loop=2:9"),
 }
-"""`tuned` is the recipe as it stands; `small-lr` has a tenth of its learning rate, a fifth of that of the scales, and
-no running mean. What is compared one change at a time is trained for SHORTER iterations, and stands beside `long` at
-as many."""
+"""`tuned` is the unchanged recipe. `small-lr` has a tenth of its learning rate, a fifth of the scales' learning rate,
+and no running mean. Trainings that differ in one setting run for SHORTER iterations; compare them with `long` at the
+same iteration."""
 
 
 def stream_of(data: str, pictures: Path | None, recipe: Recipe) -> BatchStream:
-    """The digits, or CIFAR-10 in memory, every picture also mirrored."""
+    """The digits, or CIFAR-10 in memory with every picture also mirrored."""
     options = {"global_batch": recipe.optimisation.batch_size, "seed": recipe.seed}
     if data == "digits":
         return digits_stream(**options)
@@ -78,9 +78,7 @@ def main() -> None:
     parser.add_argument("--data", choices=("digits", "cifar10"), required=True)
     parser.add_argument("--output", type=Path, required=True)
     parser.add_argument("--only", nargs="+", choices=CHANGES, default=list(CHANGES))
-    parser.add_argument(
-        "--set", nargs="+", default=[], help="changes of every recipe that come last, SECTION.KEY=VALUE"
-    )
+    parser.add_argument("--set", nargs="+", default=[], help="more changes of every recipe, SECTION.KEY=VALUE")
     parser.add_argument("--base", default="demo", help="folder of the base")
     parser.add_argument("--pictures", type=Path, help="CIFAR-10: folder of the mosaics")
     parser.add_argument("--threads", type=int, default=1)

@@ -18,7 +18,7 @@ every_document = pytest.mark.parametrize("path", DOCUMENTS, ids=lambda path: pat
 
 @every_document
 def test_tables_are_those_of_the_csvs(path: Path) -> None:
-    assert tables.written(path) == path.read_text()
+    assert tables.text_of(path) == path.read_text()
 
 
 @every_document

@@ -1,4 +1,4 @@
-"""The benchmark of a GPU host, as far as it goes without one: the dry run, what it keeps, what its parts compute."""
+"""The benchmark of a GPU without a GPU: the dry run, its files, its rivals and its tables."""
 
 import contextlib
 import csv
@@ -7,7 +7,6 @@ import logging
 import subprocess
 import sys
 import warnings
-from collections.abc import Callable
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -20,9 +19,8 @@ from benchmarks import checkout, record, tables
 from benchmarks.rivals import eager, unsplit
 from benchmarks.speed import gpu, gpu_pieces, gpu_tables, hoisting, rows
 from benchmarks.speed import machine as speed_machine
-from ilf_trt import attach
+from ilf_trt import attach, load_ilf
 from ilf_trt.assembly.conductor import BuildResult
-from ilf_trt.contract.arrays import row_conditions
 from ilf_trt.contract.bundle import Bundle
 from ilf_trt.contract.plan import SCHEDULERS, cached_block_forwards, make_plan
 from ilf_trt.contract.spec import Loop, Precision
@@ -32,7 +30,8 @@ from ilf_trt.errors import DeviceError, InvalidRequest
 from ilf_trt.export.segments import spec_of
 from ilf_trt.model.sampling import sample
 from ilf_trt.runtime import Pipeline
-from tests.conftest import BLOCKS, LOOP, TEXT_CHANNELS, TEXT_TOKENS, small_dit, small_pixart
+from ilf_trt.runtime.trajectory import RunOptions
+from tests.conftest import BLOCKS, LOOP, small_dit, small_pixart
 from tests.ilf_trt.model.test_sampling import dit_conditions, noise_of, pixart_conditions
 from tests.runtime.conftest import VERSIONS, Compiled, Machine, compiled, machine
 
@@ -57,25 +56,21 @@ ENGINE_ROWS = ("one graph a step", "five graphs", "ilf-trt ILF")
 NUMBERS = ("denoise_p50_ms", "denoise_p95_ms", "end_to_end_ms", "faster_than_eager_20", "cold_load_s", "block_forwards")
 
 
-def started(*arguments: object) -> subprocess.CompletedProcess[str]:
-    """The benchmark as it is called, in a process of its own."""
-    command = [sys.executable, "-m", "benchmarks.speed.gpu", *map(str, arguments)]
-    return subprocess.run(command, capture_output=True, text=True, check=False, timeout=TIMEOUT_S, cwd=ROOT)
-
-
 def run(*arguments: object) -> tuple[int, str]:
     """The benchmark in this process, which has torch loaded: its exit code and what it printed."""
-    said = io.StringIO()
-    with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stdout(said), warnings.catch_warnings():
+    output = io.StringIO()
+    with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stdout(output), warnings.catch_warnings():
         warnings.simplefilter("ignore")
         patch.setattr(sys, "argv", ["gpu", *map(str, arguments)])
-        patch.setattr(rows, "LEAST_REPEATS", 2)
+        patch.setattr(rows, "MIN_REPEATS", 2)
+        patch.setattr(rows, "WARM_UPS", 1)
+        patch.setattr(speed_machine, "SAMPLES", 2)
         try:
             code = gpu.main()
         finally:
             logging.disable(logging.NOTSET)
             torch.compiler.reset()
-    return code, said.getvalue()
+    return code, output.getvalue()
 
 
 def rows_of(path: Path) -> list[dict[str, str]]:
@@ -89,12 +84,12 @@ def results() -> dict[str, bytes]:
 
 @pytest.fixture(scope="module")
 def dry(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
-    """The whole dry run: its folder and what it said."""
+    """The whole dry run: its folder and its output."""
     folder, before = tmp_path_factory.mktemp("gpu") / "dry", results()
-    code, said = run("--dry-run", "--output", folder, "--library", "tensorrt", "onnxruntime")
+    code, output = run("--dry-run", "--output", folder, "--library", "tensorrt", "onnxruntime")
     assert code == 0
     assert results() == before
-    return folder, said
+    return folder, output
 
 
 # --- the dry run
@@ -140,8 +135,8 @@ def test_nothing_of_a_dry_run_says_that_it_was_measured_on_a_gpu(dry: tuple[Path
 def test_a_dry_run_holds_every_graph_and_both_plans_against_torch(dry: tuple[Path, str]) -> None:
     rows = [row for row in rows_of(dry[0] / "gpu-parity.csv") if row["library"] == "onnxruntime"]
     for precision in ("fp16", "fp8"):
-        found = {row["what"]: row for row in rows if row["precision"] == precision}
-        assert {what.split()[0] for what in found} >= {
+        by_tensor = {row["what"]: row for row in rows if row["precision"] == precision}
+        assert {what.split()[0] for what in by_tensor} >= {
             "cond",
             "pre",
             "loop_body",
@@ -149,26 +144,32 @@ def test_a_dry_run_holds_every_graph_and_both_plans_against_torch(dry: tuple[Pat
             "post",
             "trajectory",
         }
-        assert {"latents after 20 steps", "latents after 10 steps"} <= found.keys()
-        assert all(float(row["relative"]) <= float(row["limit"]) for row in found.values())
+        assert {"latents after 20 steps", "latents after 10 steps"} <= by_tensor.keys()
+        assert all(float(row["relative"]) <= float(row["limit"]) for row in by_tensor.values())
 
 
-def test_the_same_call_again_makes_nothing_twice(dry: tuple[Path, str]) -> None:
+def test_one_graph_and_five_graphs_lead_to_the_latents_of_torch(dry: tuple[Path, str]) -> None:
+    rows = {row["row"]: row for row in rows_of(dry[0] / "gpu-latency.csv") if row["library"] == "onnxruntime"}
+    for name in ("one graph a step", "five graphs"):
+        assert float(rows[name]["relative_difference"]) <= Precision.FP16.parity_limit
+
+
+def test_a_second_call_measures_nothing_again(dry: tuple[Path, str]) -> None:
     folder = dry[0]
     before = {path.name: path.read_bytes() for path in folder.glob("*.csv")}
-    code, said = run("--dry-run", "--output", folder, "--library", "tensorrt", "onnxruntime")
+    code, output = run("--dry-run", "--output", folder, "--library", "tensorrt", "onnxruntime")
     assert code == 0
     assert {path.name: path.read_bytes() for path in folder.glob("*.csv")} == before
-    assert "left for another call: 0" in said
+    assert "left for another call: 0" in output
 
 
 def test_a_call_stops_at_its_deadline_and_says_what_is_left(tmp_path: Path) -> None:
-    done = started("--dry-run", "--output", tmp_path, "--piece", "facts", "build", "latency", "--minutes", 0)
-    assert done.returncode == 0, done.stderr
+    code, output = run("--dry-run", "--output", tmp_path, "--piece", "facts", "build", "latency", "--minutes", 0)
+    assert code == 0
     assert {row["what"] for row in rows_of(tmp_path / "gpu-facts.csv")} >= {"matmul fp16", "matmul fp8"}
     assert not (tmp_path / "gpu-build.csv").exists()
-    said = done.stdout.partition("left for another call: ")[2].splitlines()
-    assert said == ["2", "  checkpoint tiny-dit", "  checkpoint tiny-dit"]
+    left = output.partition("left for another call: ")[2].splitlines()
+    assert left == ["2", "  checkpoint tiny-dit", "  checkpoint tiny-dit"]
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="needs no GPU")
@@ -182,15 +183,14 @@ def test_without_a_gpu_it_is_refused_unless_it_is_a_dry_run() -> None:
 
 def test_a_row_names_the_packages_that_are_there_and_leaves_out_others(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(record, "TOOLS", ("numpy", "no-such-package"))
-    found = record.environment()
-    assert found["versions"] == f"numpy={np.__version__}"
+    assert record.environment()["versions"] == f"numpy={np.__version__}"
 
 
 def test_a_row_of_a_gpu_names_it_before_the_host() -> None:
-    found = record.Records(gpu="NVIDIA H100, driver 580, CUDA 13.0", commit="abc").environment()
-    assert found["device"].startswith("NVIDIA H100, driver 580, CUDA 13.0; ")
-    assert "cuda-core=" in found["versions"]
-    assert found["commit"] == "abc"
+    columns = record.Records(gpu="NVIDIA H100, driver 580, CUDA 13.0", commit="abc").environment()
+    assert columns["device"].startswith("NVIDIA H100, driver 580, CUDA 13.0; ")
+    assert "cuda-core=" in columns["versions"]
+    assert columns["commit"] == "abc"
 
 
 def test_without_git_the_commit_is_unknown(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -232,8 +232,13 @@ def test_without_rows_every_table_says_that_no_gpu_was_at_hand(monkeypatch: pyte
 
 
 def test_rows_without_numbers_stand_below_the_table_by_reason() -> None:
-    refused = {"denoise_p50_ms": "", "note": "tensorrt-rtx refused this GPU", "library": "tensorrt-rtx", "model": "m"}
-    rows = [gpu_row(model="m", precision="fp16"), *(gpu_row(precision=p, **refused) for p in ("fp16", "fp8"))]
+    no_numbers = {
+        "denoise_p50_ms": "",
+        "note": "tensorrt-rtx refused this GPU",
+        "library": "tensorrt-rtx",
+        "model": "m",
+    }
+    rows = [gpu_row(model="m", precision="fp16"), *(gpu_row(precision=p, **no_numbers) for p in ("fp16", "fp8"))]
     lines = gpu_tables.gpu_latency(rows).splitlines()
     assert lines[2].startswith("| m | 1 | ilf-trt ILF | tensorrt | fp16 | 10 |")
     assert "Measured on NVIDIA H100; host; torch=2." in lines
@@ -294,21 +299,21 @@ def test_cached_blocks_run_as_often_as_the_papers_cost_says(kind: str) -> None:
     lines = eager.Eager(attach(backbone, LOOP), SOLVER, GUIDANCE, "cpu", torch.float32)
     plan = plain_plan(7)
     costs = cached_block_forwards(BLOCKS, 7, cached=eager.cached_blocks(BLOCKS), every=eager.CACHED_EVERY)
-    ran = 0
+    block_forwards = 0
 
     def count(module: Any, *_: Any) -> None:
-        nonlocal ran
-        ran += type(module).__name__ == "BasicTransformerBlock"
+        nonlocal block_forwards
+        block_forwards += type(module).__name__ == "BasicTransformerBlock"
 
     with lines.cached(plan) as trajectory:
         first = trajectory(conditions, noise)
         hook = torch.nn.modules.module.register_module_forward_hook(count)
         try:
-            again = trajectory(conditions, noise)
+            second = trajectory(conditions, noise)
         finally:
             hook.remove()
-    assert ran == sum(costs) < plan.block_forwards
-    assert torch.equal(first, again)
+    assert block_forwards == sum(costs) < plan.block_forwards
+    assert torch.equal(first, second)
     plain = sample(backbone, plan, SOLVER, conditions, noise, guidance_scale=GUIDANCE)
     assert not torch.allclose(first, plain)
 
@@ -342,69 +347,44 @@ def test_the_linears_of_a_plan_are_counted_with_every_graph_run() -> None:
         model = attach(small_dit(), LOOP)
     options: Any = {"guidance": True, "text_tokens": 1, "train_timesteps": 1000, "precision": Precision.FP16}
     plan = make_plan(SOLVER, 5, blocks=BLOCKS, loop=Loop(*LOOP), feedback="first:1")
-    got = hoisting.linear_flop(model, spec_of(model, **options), plan, 3)
+    flop = hoisting.linear_flop(model, spec_of(model, **options), plan, 3)
     width, tokens, rows, times, waves = 64, 16, 6, len(plan.times), 256
     blocks = plan.block_forwards * rows * tokens * 12 * width**2  # four of attention, eight of the feed-forward
     head = len(plan.steps) * rows * tokens * width * 2 * 2 * 2  # patches of 2 x 2, two channels
     embedder = times * (waves * width + width**2)
     cond = (BLOCKS + 1) * (embedder + times * rows * 6 * width**2) + embedder + times * rows * 2 * width**2
-    assert got == 2 * (blocks + head + cond)
+    assert flop == 2 * (blocks + head + cond)
 
 
 def test_the_distance_to_the_reference_is_of_its_range() -> None:
-    psnr = rows.psnr
-    wanted = np.array([0.0, 10.0], np.float32)
-    assert psnr(wanted + np.float32(1.0), wanted) == 20.0
-    assert psnr(wanted, wanted) == ""
+    reference = np.array([0.0, 10.0], np.float32)
+    assert rows.psnr(reference + np.float32(1.0), reference) == 20.0
+    assert rows.psnr(reference, reference) == ""
 
 
 # --- one graph a step
 
 
 @pytest.fixture(scope="module")
-def wholes(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str, BuildResult], Path]:
-    """The one graph of a step, beside the five of a build."""
-
-    made: dict[str, Path] = {}
-
-    def exported(kind: str, built: BuildResult) -> Path:
-        if kind not in made:
-            made[kind] = tmp_path_factory.mktemp(kind) / "unsplit.onnx"
-            backbone = small_dit() if kind == "dit" else small_pixart(sized=True)
-            unsplit.export_unsplit(attach(backbone, LOOP), built.bundle.manifest, made[kind])
-        return made[kind]
-
-    return exported
+def one_graph(pixart_build: BuildResult, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The step of `pixart_build` as one graph."""
+    path = tmp_path_factory.mktemp("unsplit") / "unsplit.onnx"
+    unsplit.export_unsplit(load_ilf(pixart_build.bundle.path.parent / "checkpoint"), pixart_build.bundle.manifest, path)
+    return path
 
 
-def conditions_of(bundle: Bundle, pictures: int) -> dict[str, Any]:
-    rng = np.random.default_rng(4)
-    text = (pictures, TEXT_TOKENS, TEXT_CHANNELS)
-    values = {
-        "class_labels": np.arange(pictures, dtype=np.int32),
-        **{f"{p}text": rng.standard_normal(text, np.float32) for p in ("", "negative_")},
-        **{f"{p}text_mask": np.ones(text[:2], np.float32) for p in ("", "negative_")},
-        "resolution": np.full((pictures, 2), 128, np.float32),
-        "aspect_ratio": np.ones((pictures, 1), np.float32),
-    }
-    return {port.name: values[port.name] for port in bundle.manifest.spec.conditions}
-
-
-@pytest.mark.parametrize("kind", ["dit", "pixart"])
 @pytest.mark.parametrize("library", [None, Library.TENSORRT], ids=["cpu", "gpu"])
-def test_one_graph_a_step_gives_what_five_give(
-    kind: str,
+def test_one_graph_a_step_equals_five_graphs(
     library: Library | None,
-    request: pytest.FixtureRequest,
+    pixart_build: BuildResult,
+    one_graph: Path,
     tmp_path: Path,
     machine: Machine,
     compiled: Compiled,
-    wholes: Callable[[str, BuildResult], Path],
 ) -> None:
-    built: BuildResult = request.getfixturevalue(f"{kind}_build")
-    bundle, whole = built.bundle, wholes(kind, built)
+    bundle, whole = pixart_build.bundle, one_graph
     if library is not None:
-        bundle = Bundle.open(compiled(built.bundle.path, library))
+        bundle = Bundle.open(compiled(bundle.path, library))
         graph = unsplit.unsplit_graph({each.name: each for each in bundle.manifest.graphs})
         fake = import_module("fake_tensorrt")
         profile = profile_of(graph, bundle.manifest.batch, bundle.manifest.spec, times=1)
@@ -415,24 +395,24 @@ def test_one_graph_a_step_gives_what_five_give(
         whole = engine
     pictures = 3
     noise = np.random.default_rng(3).standard_normal((pictures, *bundle.manifest.spec.latent), np.float32)
-    conditions = conditions_of(bundle, pictures)
-    rows = row_conditions(bundle.manifest.spec, conditions, guided=True)
-    with Pipeline.load(built.bundle.path, threads=1) as pipeline:
+    conditioning, normal = bundle.manifest.spec.conditioning, np.random.default_rng(4).standard_normal
+    conditions = conditioning.example(pictures, (128, 128), guidance=True, normal=normal)
+    rows = conditioning.rows(conditions, guided=True)
+    with Pipeline.load(pixart_build.bundle.path, threads=1) as pipeline:
         plan = pipeline.plan(5, feedback="none")
-        wanted = pipeline.generate(latents=noise, plan=plan, guidance_scale=GUIDANCE, **conditions).latents
+        expected = pipeline.generate(latents=noise, plan=plan, guidance_scale=GUIDANCE, **conditions).latents
     device = "cpu" if library is None else "cuda:0"
     with unsplit.opened(bundle, plan, pictures, whole, device=device, library=library) as trajectory:
         for _ in range(3):
-            got, timings = trajectory.run(noise, rows, GUIDANCE, profile=False, on_device=False)
-            assert np.abs(got - wanted).max() <= ROUNDING * np.abs(wanted).max()
+            latents, timings = trajectory.run(noise, rows, GUIDANCE, RunOptions())
+            assert np.abs(latents - expected).max() <= ROUNDING * np.abs(expected).max()
     assert timings.captured == (library is not None)
 
 
-def test_its_engine_is_refused_where_the_bundles_own_would_be(dit_build: BuildResult, tmp_path: Path) -> None:
-    build = unsplit.build_unsplit
+def test_its_engine_needs_a_gpu_that_the_library_builds_for(pixart_build: BuildResult, tmp_path: Path) -> None:
     hopper = EngineOptions(Library.TENSORRT_RTX, (Architecture(9, 0),))
     with pytest.raises(InvalidRequest, match=r"tensorrt-rtx .* has no target sm90; .*Hopper"):
-        build(dit_build.bundle.manifest, tmp_path / "a.onnx", tmp_path / "a.engine", hopper)
+        unsplit.build_unsplit(pixart_build.bundle.manifest, tmp_path / "a.onnx", tmp_path / "a.engine", hopper)
 
 
 # --- a checkout that is not installed
@@ -442,13 +422,15 @@ def test_a_checkout_is_importable_without_being_installed(tmp_path: Path) -> Non
     folder = checkout.lay_out(tmp_path)
     checkout.lay_out(tmp_path)
     code = (
-        "import ilf_trt, ilf_trt.model.backbone, ilf_trt.engines.worker, ilf_trt.export, ilf_trt.runtime\n"
+        "import ilf_trt, ilf_trt.engines, ilf_trt.runtime\n"
         "from importlib.metadata import version\n"
         "from importlib.resources import files\n"
+        "from importlib.util import find_spec\n"
+        "assert find_spec('ilf_trt.model.backbone') and find_spec('ilf_trt.export.bundle')\n"
         "assert (files('ilf_trt') / 'demo' / 'ilf.json').is_file()\n"
         "print(ilf_trt.__file__, ilf_trt.runtime.__file__, version('ilf-trt'))"
     )
-    done = subprocess.run(
+    process = subprocess.run(
         [sys.executable, "-P", "-c", code],
         env={"PYTHONPATH": str(folder)},
         capture_output=True,
@@ -457,8 +439,8 @@ def test_a_checkout_is_importable_without_being_installed(tmp_path: Path) -> Non
         cwd=tmp_path,
         timeout=TIMEOUT_S,
     )
-    assert done.returncode == 0, done.stderr
-    top, runtime, version = done.stdout.split()
+    assert process.returncode == 0, process.stderr
+    top, runtime, version = process.stdout.split()
     assert Path(top).is_relative_to(folder)
     assert Path(runtime).is_relative_to(folder)
     assert version == import_module("ilf_trt").__version__

@@ -1,4 +1,4 @@
-"""The study's parts against what can be said of them by hand: judges, samplers, traces and tables."""
+"""The parts of the study against results by hand: judges, samplers, traces and tables."""
 
 from importlib import import_module
 from pathlib import Path
@@ -57,37 +57,37 @@ def test_the_distance_of_two_gaussians_is_the_closed_form() -> None:
 
 def test_the_real_digits_are_at_no_distance_and_have_their_labels(digits_judge: Any) -> None:
     real = digits_judge.real.reshape(-1, 1, 8, 8).astype(np.float32)
-    found = digits_judge.judge(real)
-    assert found["frechet"] == pytest.approx(0, abs=1e-3)
-    assert found["accuracy"] > 0.99
-    assert (found["precision"], found["recall"], found["coverage"]) == (1, 1, 1)
+    numbers = digits_judge.judge(real)
+    assert numbers["frechet"] == pytest.approx(0, abs=1e-3)
+    assert numbers["accuracy"] > 0.99
+    assert (numbers["precision"], numbers["recall"], numbers["coverage"]) == (1, 1, 1)
 
 
 def test_noise_is_far_from_the_digits(digits_judge: Any) -> None:
-    found = digits_judge.judge(pictures(len(digits_judge.labels)))
-    assert found["frechet"] > 10
-    assert found["accuracy"] < 0.3
-    assert found["precision"] < 0.1
-    assert found["coverage"] < 0.1
+    numbers = digits_judge.judge(pictures(len(digits_judge.labels)))
+    assert numbers["frechet"] > 10
+    assert numbers["accuracy"] < 0.3
+    assert numbers["precision"] < 0.1
+    assert numbers["coverage"] < 0.1
 
 
 def test_one_class_alone_is_precise_but_recalls_little(digits_judge: Any) -> None:
     ones = digits_judge.real[digits_judge.labels == 1]
-    found = judge.manifold(digits_judge.real, ones)
-    assert found["precision"] == 1
-    assert found["recall"] < 0.5
-    assert found["coverage"] < 0.5
+    numbers = judge.manifold(digits_judge.real, ones)
+    assert numbers["precision"] == 1
+    assert numbers["recall"] < 0.5
+    assert numbers["coverage"] < 0.5
 
 
 def test_precision_and_density_are_counts_of_balls() -> None:
     random = np.random.default_rng(1)
-    real, made, k = random.normal(size=(40, 3)), random.normal(size=(30, 3)), 5
+    real, generated, k = random.normal(size=(40, 3)), random.normal(size=(30, 3)), 5
     among = np.sort(pairwise_distances(real), axis=1)[:, k]
-    inside = pairwise_distances(made, real) <= among[None]
-    found = judge.manifold(real, made)
-    assert found["precision"] == pytest.approx(inside.any(1).mean(), abs=CLOSE)
-    assert found["density"] == pytest.approx(inside.sum() / (k * len(made)), abs=CLOSE)
-    assert found["coverage"] == pytest.approx(inside.any(0).mean(), abs=CLOSE)
+    inside = pairwise_distances(generated, real) <= among[None]
+    numbers = judge.manifold(real, generated)
+    assert numbers["precision"] == pytest.approx(inside.any(1).mean(), abs=CLOSE)
+    assert numbers["density"] == pytest.approx(inside.sum() / (k * len(generated)), abs=CLOSE)
+    assert numbers["coverage"] == pytest.approx(inside.any(0).mean(), abs=CLOSE)
 
 
 def test_psnr_of_a_known_error_and_of_none() -> None:
@@ -100,13 +100,13 @@ def test_the_classifier_reads_its_public_names_and_tells_pictures_apart(tmp_path
     network = resnet.ResNet(2).eval()
     torch.save({"state_dict": {f"module.{n}": v for n, v in network.state_dict().items()}}, tmp_path / "small.th")
     loaded = resnet.load(tmp_path / "small.th")
-    seen = torch.rand(3, 3, 32, 32) * 2 - 1
+    images = torch.rand(3, 3, 32, 32) * 2 - 1
     with torch.no_grad():
-        stages = loaded.stages(seen)
+        stages = loaded.stages(images)
         assert [tuple(stage.shape) for stage in stages] == [(3, 16, 32, 32), (3, 32, 16, 16), (3, 64, 8, 8)]
-        assert torch.equal(stages[-1], network.stages(seen)[-1])
-    assert judge.stages(loaded, seen, seen) == pytest.approx(0, abs=1e-6)
-    assert judge.stages(loaded, seen, -seen) > 0.1
+        assert torch.equal(stages[-1], network.stages(images)[-1])
+    assert judge.stages(loaded, images, images) == pytest.approx(0, abs=1e-6)
+    assert judge.stages(loaded, images, -images) > 0.1
 
 
 def test_mosaics_are_cut_row_by_row(tmp_path: Path) -> None:
@@ -114,8 +114,8 @@ def test_mosaics_are_cut_row_by_row(tmp_path: Path) -> None:
     for index in range(6):
         sheet[index // 3 * 32 : index // 3 * 32 + 32, index % 3 * 32 : index % 3 * 32 + 32] = index
     Image.fromarray(sheet).save(tmp_path / "train_4_deer_5.webp", lossless=True)
-    found, labels = cifar10.read(tmp_path, "train")
-    assert [int(picture.mean()) for picture in found] == [0, 1, 2, 3, 4]
+    images, labels = cifar10.read(tmp_path, "train")
+    assert [int(image.mean()) for image in images] == [0, 1, 2, 3, 4]
     assert labels.tolist() == [4] * 5
 
 
@@ -123,8 +123,8 @@ def test_a_base_of_pictures_is_written_in_float16_and_read_in_float32(tmp_path: 
     sheet = np.random.default_rng(0).integers(0, 255, (32, 64, 3), np.uint8)
     Image.fromarray(sheet).save(tmp_path / "train_4_deer_2.webp", lossless=True)
     cifar10.train(tmp_path, tmp_path / "base", width=32, patch=16, iterations=1, seed=0, compiled=False, device="cpu")
-    kept = load_file(tmp_path / "base" / "transformer" / "diffusion_pytorch_model.safetensors")
-    assert {value.dtype for value in kept.values()} == {torch.float16}
+    weights = load_file(tmp_path / "base" / "transformer" / "diffusion_pytorch_model.safetensors")
+    assert {value.dtype for value in weights.values()} == {torch.float16}
     base = load_backbone(str(tmp_path / "base"))
     assert {value.dtype for value in base.state_dict().values()} == {torch.float32}
 
@@ -134,8 +134,8 @@ def test_gelu_by_exp_is_gelu() -> None:
     for approximate in ("tanh", "none"):
         expected = torch.nn.functional.gelu(x.double(), approximate=approximate)
         with arithmetic.arithmetic_on("cpu"):
-            found = torch.nn.functional.gelu(x, approximate=approximate)
-        torch.testing.assert_close(found.double(), expected, rtol=0, atol=2e-6)
+            values = torch.nn.functional.gelu(x, approximate=approximate)
+        torch.testing.assert_close(values.double(), expected, rtol=0, atol=2e-6)
 
 
 # --- samplers
@@ -169,14 +169,14 @@ def test_the_paper_s_equal_costs_are_equal() -> None:
     assert cost(11, "outer:1") == cost(9, "outer:3") == 144
 
 
-class FewLabels:
+class ThreeLabels:
     labels = np.arange(3)
 
 
 @pytest.fixture(scope="module")
 def draw() -> Any:
-    """A sampler's pictures of the demo's base, a few of one seed."""
-    study = quality.Study("demo", FewLabels(), Path(), None, "cpu", None, far=False)
+    """Draws three pictures of one seed from the demo's base."""
+    study = quality.Study("demo", ThreeLabels(), Path(), None, "cpu", None, far=False)
 
     def draw(**options: Any) -> Any:
         kind = samplers.Kind.ILF if "feedback" in options else samplers.Kind.PLAIN
@@ -188,9 +188,9 @@ def draw() -> Any:
 
 def test_rows_tell_one_base_and_one_training_from_another(tmp_path: Path) -> None:
     def weights(base: str, training: str) -> str:
-        study = quality.Study(base, FewLabels(), tmp_path, None, "cpu", None, far=False)
-        found: str = study.weights(training)
-        return found
+        study = quality.Study(base, ThreeLabels(), tmp_path, None, "cpu", None, far=False)
+        digest: str = study.weights(training)
+        return digest
 
     for name, scale in (("one", 0.1), ("two", 0.2)):
         model = attach(small_dit(), LOOP)
@@ -201,20 +201,20 @@ def test_rows_tell_one_base_and_one_training_from_another(tmp_path: Path) -> Non
     assert weights("demo", "one") == weights("demo", "one")
 
 
-class PaleJudge(FewLabels):
-    """Sees nothing of a picture but how far it is from another."""
+class DifferenceJudge(ThreeLabels):
+    """Measures only the largest difference of two pictures."""
 
     def judge(self, _pictures: Any) -> dict[str, float]:
         return {"frechet": 0.0}
 
-    def apart(self, pictures: Any, reference: Any) -> dict[str, float]:
+    def distances(self, pictures: Any, reference: Any) -> dict[str, float]:
         return {"psnr_db": float(np.abs(pictures - reference).max()), "feature_distance": 0.0}
 
 
 def test_the_long_run_of_a_seed_is_drawn_once(monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr(quality, "LONG", 4)
-    study = quality.Study("demo", PaleJudge(), Path(), None, "cpu", None, far=True)
+    study = quality.Study("demo", DifferenceJudge(), Path(), None, "cpu", None, far=True)
     drawing, drawn = quality.Study.drawing, []
     monkeypatch.setattr(
         quality.Study, "drawing", lambda self, sampler: drawn.append(sampler.steps) or drawing(self, sampler)
@@ -244,12 +244,12 @@ def test_guidance_and_a_smaller_noise_reach_the_pictures(draw: Any) -> None:
 
 
 def test_noise_is_divided_at_the_last_layer() -> None:
-    model, given = attach(small_dit(), LOOP), {"timestep": torch.tensor([500]), "class_labels": torch.tensor([1])}
+    model, call = attach(small_dit(), LOOP), {"timestep": torch.tensor([500]), "class_labels": torch.tensor([1])}
     x = torch.randn(1, *model.adapter.latent)
     with torch.no_grad():
-        before = model(x, **given).sample
+        before = model(x, **call).sample
         quality._divide_noise(model, 1.25)
-        assert torch.allclose(model(x, **given).sample, before / 1.25, **FLOAT32)
+        assert torch.allclose(model(x, **call).sample, before / 1.25, **FLOAT32)
 
 
 def test_a_share_is_what_is_predicted_of_the_noise() -> None:
@@ -279,26 +279,26 @@ def test_a_trace_leads_to_the_same_picture_as_generation(feedback: str) -> None:
     last: list[torch.Tensor] = []
     trace = trace_class(model)
     step = trace._step
-    trace._step = lambda *given: last.append(step(*given)[1]) or step(*given)
+    trace._step = lambda *inputs: last.append(step(*inputs)[1]) or step(*inputs)
     list(trace.run(plan, SOLVER, labels, noise))
-    seen: list[torch.Tensor] = []
-    model.register_forward_hook(lambda _m, _i, output: seen.append(output.sample[:, : model.adapter.latent[0]]))
+    samples: list[torch.Tensor] = []
+    model.register_forward_hook(lambda _m, _i, output: samples.append(output.sample[:, : model.adapter.latent[0]]))
     sample(model, plan, SOLVER, {"class_labels": labels}, noise, guidance_scale=1.0, guidance=False)
-    assert torch.allclose(last[-1], seen[-1], **FLOAT32)
+    assert torch.allclose(last[-1], samples[-1], **FLOAT32)
 
 
 def test_a_cached_trace_runs_the_middle_blocks_only_when_they_are_due() -> None:
     model = attach(small_dit(), LOOP)
     plan = make_plan(SOLVER, 4, blocks=BLOCKS, loop=model.loop, feedback="none")
-    ran: list[int] = []
+    runs: list[int] = []
     block = model.adapter.block
-    model.adapter.block = lambda one, *given: ran.append(list(model.adapter.blocks).index(one)) or block(one, *given)
+    model.adapter.block = lambda one, *rest: runs.append(list(model.adapter.blocks).index(one)) or block(one, *rest)
     trace = features.Trace(model, every=3)
     list(trace.run(plan, SOLVER, torch.zeros(1, dtype=torch.long), torch.randn(1, *model.adapter.latent)))
-    kept = list(trace.cached)
-    assert kept
-    assert [ran.count(number) for number in kept] == [2] * len(kept)  # steps 0 and 3
-    assert all(ran.count(number) == 4 for number in range(BLOCKS) if number not in kept)
+    cached = list(trace.cached)
+    assert cached
+    assert [runs.count(number) for number in cached] == [2] * len(cached)  # steps 0 and 3
+    assert all(runs.count(number) == 4 for number in range(BLOCKS) if number not in cached)
 
 
 # --- tables

@@ -296,7 +296,7 @@ def test_first_passes_of_an_iteration(
 def test_modulation_of_the_loop_at_t_is_made_once_for_both_passes(model: ILFModel, rows: Batch, noise: Tensor) -> None:
     counts = []
     for second_pass in SecondPass:
-        with count_calls(model, "rows") as calls:
+        with count_calls(model, "modulation") as calls:
             terms_of(model, rows, noise, replace(LOSS, second_pass=second_pass))
         counts.append(len(calls))
     assert counts[0] == counts[1] - 1
