@@ -266,7 +266,7 @@ def test_an_aim_is_met_by_the_best_library_of_a_gpu() -> None:
 
 
 def test_tables_are_written_where_a_document_has_a_place(monkeypatch: pytest.MonkeyPatch) -> None:
-    filled, count = tables._filled("a\n<!-- table x -->\nold\n<!-- end -->\nb", "x", lambda: "new")
+    filled, count = tables._fill("a\n<!-- table x -->\nold\n<!-- end -->\nb", "x", lambda: "new")
     assert (filled, count) == ("a\n<!-- table x -->\nnew\n<!-- end -->\nb", 1)
 
 
