@@ -33,6 +33,43 @@ ALLOCATIONS = 100_000  # between two collections of garbage
 FEEDBACK_NOISE = 0.01  # without it the feedback block is a copy of the loop's last, and a swap of the two goes unseen
 
 
+# What `make check` leaves out: tests that ask, even behind another fixture, for a bundle, an engine or a compiler …
+SLOW_ENDINGS = ("_build", "_bundle", "_eight", "_fp8", "_fp16", "_bf16")
+SLOW_FIXTURES = frozenset(("checkpoint_of", "compiler", "dry", "wholes"))
+# … and files in which nearly every test makes one itself, or starts processes that load torch.
+SLOW_FILES = (
+    "test_imports.py",
+    "test_parity.py",
+    "engines/test_builder.py",
+    "engines/test_compile_command.py",
+    "engines/test_job.py",
+    "engines/test_tensorrt.py",
+    "engines/test_worker.py",
+    "export/pipeline/test_decoder.py",
+    "export/pipeline/test_text_encoder.py",
+    "ilf_trt/commands/test_train.py",
+    "ilf_trt/train/test_cost.py",
+    "ilf_trt/train/test_demo.py",
+    "runtime/test_pipeline.py",
+)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark the slow ones; a test that makes something slow by itself in another file is marked where it stands."""
+    for item in items:
+        if is_slow(item):
+            item.add_marker(pytest.mark.slow)
+
+
+def is_slow(item: pytest.Item) -> bool:
+    if item.path.relative_to(Path(__file__).parent).as_posix() in SLOW_FILES:
+        return True
+    names = list(getattr(item, "fixturenames", ()))
+    for value in item.callspec.params.values() if hasattr(item, "callspec") else ():
+        names += [part for part in (value if isinstance(value, tuple) else (value,)) if isinstance(part, str)]
+    return any(name in SLOW_FIXTURES or name.endswith(SLOW_ENDINGS) for name in names)
+
+
 def small_dit(**changes: Any) -> DiTTransformer2DModel:
     """A DiT of 4 blocks, width 64, 16 tokens, that predicts a variance too."""
     torch.manual_seed(0)

@@ -162,6 +162,7 @@ def test_the_same_call_again_makes_nothing_twice(dry: tuple[Path, str]) -> None:
     assert "left for another call: 0" in said
 
 
+@pytest.mark.slow
 def test_a_call_stops_at_its_deadline_and_says_what_is_left(tmp_path: Path) -> None:
     done = started("--dry-run", "--output", tmp_path, "--piece", "facts", "build", "latency", "--minutes", 0)
     assert done.returncode == 0, done.stderr
@@ -438,6 +439,7 @@ def test_its_engine_is_refused_where_the_bundles_own_would_be(dit_build: BuildRe
 # --- a checkout that is not installed
 
 
+@pytest.mark.slow
 def test_a_checkout_is_importable_without_being_installed(tmp_path: Path) -> None:
     folder = checkout.lay_out(tmp_path)
     checkout.lay_out(tmp_path)
