@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
+gc.disable()  # until all tests are imported; with it, that takes half as long again
 
 import numpy as np
 import pytest
@@ -35,7 +36,7 @@ FEEDBACK_NOISE = 0.01  # without it the feedback block is a copy of the loop's l
 
 # What `make check` leaves out: tests that ask, even behind another fixture, for a bundle, an engine or a compiler …
 SLOW_ENDINGS = ("_build", "_bundle", "_eight", "_fp8", "_fp16", "_bf16")
-SLOW_FIXTURES = frozenset(("checkpoint_of", "compiler", "dry", "wholes"))
+SLOW_FIXTURES = frozenset(("bundle", "checkpoint_of", "compiler", "dry", "route", "verified", "wholes"))
 # … and files in which nearly every test makes one itself, or starts processes that load torch.
 SLOW_FILES = (
     "test_imports.py",
@@ -50,6 +51,8 @@ SLOW_FILES = (
     "ilf_trt/commands/test_train.py",
     "ilf_trt/train/test_cost.py",
     "ilf_trt/train/test_demo.py",
+    "ilf_trt/train/test_loop.py",
+    "runtime/gpu/test_device.py",
     "runtime/test_pipeline.py",
 )
 
@@ -138,9 +141,9 @@ def _own_build_cache(tmp_path_factory: pytest.TempPathFactory) -> None:
 @pytest.fixture(scope="session", autouse=True)
 def _garbage_is_collected_seldom() -> None:
     """A tenth of an export is spent on looking through the objects of torch, which all stay, for garbage."""
-    gc.collect()
     gc.freeze()
     gc.set_threshold(ALLOCATIONS, 20, 20)
+    gc.enable()
 
 
 @pytest.fixture(scope="session", autouse=True)
