@@ -2,14 +2,26 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
-PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
+PIP := $(BIN)/python -m pip install --no-input --disable-pip-version-check --constraint constraints.txt
 FILES := pyproject.toml constraints.txt
+
+CPU_INDEX := https://download.pytorch.org/whl/cpu
+TORCH := PyTorch ($(if $(findstring whl/cpu,$(PIP_EXTRA_INDEX_URL)),200 MB,3 GB; 200 MB with PIP_EXTRA_INDEX_URL=$(CPU_INDEX)))
 
 export ILF_TRT_CACHE ?= build/cache
 
-.PHONY: demo test lint format bench clean
+.PHONY: demo test check lint format bench clean
+
+# Installs what the argument names; of what pip says, it shows the large downloads, that they are unpacked, and errors.
+define install
+@rm -f $(VENV)/.failed; { $(PIP) --editable '$(1)' || touch $(VENV)/.failed; } | awk ' \
+	/(Downloading|Using cached) .* \([0-9.]+ MB\)$$/ && substr($$(NF - 1), 2) + 0 >= 5 || / GB\)$$/ { print "     ", $$0 } \
+	/^Installing collected packages/ { print "      unpacking", NF - 3, "packages" } { fflush() }'
+@if rm $(VENV)/.failed 2>/dev/null; then echo "pip failed and says why above; run make again to go on" >&2; false; fi
+endef
 
 demo: $(VENV)/.build
+	@echo "[3/3] building both demos, and making pictures with them"
 	$(BIN)/ilf-trt generate demo-emoji "smiling cat" "green apple" --seed 7 -o build/pictures.png
 	$(BIN)/ilf-trt build --checkpoint demo --output build/demo.ilf --force
 	$(BIN)/ilf-trt generate build/demo.ilf --labels 0-9 --seed 7 -o build/demo.png
@@ -20,7 +32,12 @@ demo: $(VENV)/.build
 	fi
 
 test: $(VENV)/.dev
+	@echo "[3/3] running the tests: some minutes on two cores"
 	OMP_NUM_THREADS=1 $(BIN)/pytest --numprocesses logical --maxprocesses 4 --dist loadfile
+
+# Before every commit, within a minute on two cores: what lint says, and the tests that build nothing.
+check: lint
+	OMP_NUM_THREADS=1 $(BIN)/pytest -m "not slow" --quiet --numprocesses logical --maxprocesses 4 --dist loadfile
 
 lint: $(VENV)/.dev
 	$(BIN)/ruff check .
@@ -33,7 +50,7 @@ format: $(VENV)/.dev
 	$(BIN)/ruff format .
 
 bench: $(VENV)/.dev
-	$(PIP) --editable '.[dev,bench]'
+	$(call install,.[dev,bench])
 	$(BIN)/python -m benchmarks.speed.cpu
 	$(BIN)/python -m benchmarks.study.served_quality
 	$(BIN)/python -m benchmarks.speed.training_speed
@@ -54,12 +71,15 @@ clean:
 	rm -rf $(VENV) build dist *.egg-info .pytest_cache .ruff_cache .mypy_cache
 
 $(BIN)/python:
-	$(PYTHON) -m venv $(VENV)
+	@echo "[1/3] creating $(VENV) with $$($(PYTHON) --version)"
+	@$(PYTHON) -m venv $(VENV) || { rm -rf $(VENV); false; }
 
 $(VENV)/.build: $(FILES) | $(BIN)/python
-	$(PIP) --editable '.[pipeline]'
-	touch $@
+	@echo "[2/3] installing $(TORCH), diffusers, transformers, onnx: some minutes the first time"
+	$(call install,.[pipeline])
+	@touch $@
 
 $(VENV)/.dev: $(FILES) | $(BIN)/python
-	$(PIP) --editable '.[dev]'
-	touch $@ $(VENV)/.build
+	@echo "[2/3] installing $(TORCH), diffusers, transformers, onnx, TensorRT-RTX, tools: some minutes the first time"
+	$(call install,.[dev])
+	@touch $@ $(VENV)/.build

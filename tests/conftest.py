@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
+gc.disable()  # until all tests are imported; with it, that takes half as long again
 
 import numpy as np
 import pytest
@@ -20,7 +21,7 @@ from ilf_trt.assembly.conductor import BuildResult, build
 from ilf_trt.assembly.options import BuildOptions
 from ilf_trt.cli import main
 from ilf_trt.contract.spec import BatchRange
-from tests.run_folder import made_once, run_folder
+from tests.run_folder import built_once, made_once, run_folder
 
 BLOCKS = 4
 LOOP = (1, 2)
@@ -31,6 +32,45 @@ NONZERO_SCALES = (0.05, -0.03)
 FAILED = 2
 ALLOCATIONS = 100_000  # between two collections of garbage
 FEEDBACK_NOISE = 0.01  # without it the feedback block is a copy of the loop's last, and a swap of the two goes unseen
+
+
+# What `make check` leaves out: tests that ask, even behind another fixture, for a bundle, an engine or a compiler …
+SLOW_ENDINGS = ("_build", "_bundle", "_eight", "_fp8", "_fp16", "_bf16")
+SLOW_FIXTURES = frozenset(("bundle", "checkpoint_of", "compiler", "dry", "route", "verified", "wholes"))
+# … and files in which nearly every test makes one itself, or starts processes that load torch.
+SLOW_FILES = (
+    "test_imports.py",
+    "test_parity.py",
+    "engines/test_builder.py",
+    "engines/test_compile_command.py",
+    "engines/test_job.py",
+    "engines/test_tensorrt.py",
+    "engines/test_worker.py",
+    "export/pipeline/test_decoder.py",
+    "export/pipeline/test_text_encoder.py",
+    "ilf_trt/commands/test_train.py",
+    "ilf_trt/train/test_cost.py",
+    "ilf_trt/train/test_demo.py",
+    "ilf_trt/train/test_loop.py",
+    "runtime/gpu/test_device.py",
+    "runtime/test_pipeline.py",
+)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark the slow ones; a test that makes something slow by itself in another file is marked where it stands."""
+    for item in items:
+        if is_slow(item):
+            item.add_marker(pytest.mark.slow)
+
+
+def is_slow(item: pytest.Item) -> bool:
+    if item.path.relative_to(Path(__file__).parent).as_posix() in SLOW_FILES:
+        return True
+    names = list(getattr(item, "fixturenames", ()))
+    for value in item.callspec.params.values() if hasattr(item, "callspec") else ():
+        names += [part for part in (value if isinstance(value, tuple) else (value,)) if isinstance(part, str)]
+    return any(name in SLOW_FIXTURES or name.endswith(SLOW_ENDINGS) for name in names)
 
 
 def small_dit(**changes: Any) -> DiTTransformer2DModel:
@@ -101,9 +141,9 @@ def _own_build_cache(tmp_path_factory: pytest.TempPathFactory) -> None:
 @pytest.fixture(scope="session", autouse=True)
 def _garbage_is_collected_seldom() -> None:
     """A tenth of an export is spent on looking through the objects of torch, which all stay, for garbage."""
-    gc.collect()
     gc.freeze()
     gc.set_threshold(ALLOCATIONS, 20, 20)
+    gc.enable()
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -145,14 +185,14 @@ def text_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def dit_build(dit_checkpoint: Path) -> BuildResult:
     """FP32, dynamic batch 1:4:16, 6 steps, feedback outer:2."""
     options = BuildOptions(steps=6)
-    return made_once(dit_checkpoint.parent / "dit.ilf", lambda at: build(str(dit_checkpoint), at, options))
+    return built_once(dit_checkpoint.parent / "dit.ilf", lambda at: build(str(dit_checkpoint), at, options))
 
 
 @pytest.fixture(scope="session")
 def pixart_build(pixart_checkpoint: Path) -> BuildResult:
     """FP32, dynamic batch, 4 steps, feedback outer:1, micro-conditions and masked text."""
     options = BuildOptions(steps=4, feedback="outer:1", text_tokens=TEXT_TOKENS)
-    return made_once(pixart_checkpoint.parent / "pixart.ilf", lambda at: build(str(pixart_checkpoint), at, options))
+    return built_once(pixart_checkpoint.parent / "pixart.ilf", lambda at: build(str(pixart_checkpoint), at, options))
 
 
 @pytest.fixture(scope="session")
@@ -164,7 +204,7 @@ def whole_loop_build(tmp_path_factory: pytest.TempPathFactory) -> BuildResult:
         backbone = small_pixart(sized=False, num_layers=2)
         return build(str(write_checkpoint(output.parent / "checkpoint", backbone, (0, 1))), output, options)
 
-    return made_once(run_folder(tmp_path_factory) / "whole_loop" / "whole_loop.ilf", make)
+    return built_once(run_folder(tmp_path_factory) / "whole_loop" / "whole_loop.ilf", make)
 
 
 @pytest.fixture

@@ -227,6 +227,7 @@ def test_verify_prints_the_table_and_refuses_what_is_past_the_limit(run: Run, di
     assert len(ran.err.strip().splitlines()) == 1
 
 
+@pytest.mark.slow
 def test_build_prints_sizes_times_and_the_next_command(run: Run, tiny_checkpoint: Path, tmp_path: Path) -> None:
     out = tmp_path / "new" / "tiny.ilf"
     ran = run("build", "--checkpoint", tiny_checkpoint, "-o", out, *TINY_BUILD)
@@ -242,6 +243,7 @@ def test_build_prints_sizes_times_and_the_next_command(run: Run, tiny_checkpoint
     assert run("generate", out, "--labels", CLASSES, "-o", tmp_path / "one.png").code == 0
 
 
+@pytest.mark.slow
 def test_build_past_the_limit_leaves_nothing_behind(run: Run, tiny_checkpoint: Path, tmp_path: Path) -> None:
     out = tmp_path / "tiny.ilf"
     options = (*TINY_BUILD, "--max-error", "1e-12")
@@ -578,6 +580,7 @@ def test_a_reader_that_leaves_early_is_no_error(dit_bundle: Path) -> None:
         assert process.stderr.read() == ""
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("sent", "code"), [(signal.SIGTERM, TERMINATED), (signal.SIGINT, INTERRUPTED)])
 def test_a_stopped_build_leaves_nothing_behind(
     tiny_checkpoint: Path, tmp_path: Path, sent: signal.Signals, code: int

@@ -193,6 +193,7 @@ def test_prune_refuses_what_does_not_say_what_to_remove(
     run("cache", "prune", *options, "--cache-dir", tmp_path).refused("--")
 
 
+@pytest.mark.slow
 def test_fp8_engines_hold_the_linears_that_were_not_left_out(
     run: Run,
     checkpoint: Path,

@@ -163,6 +163,7 @@ def test_a_second_call_measures_nothing_again(dry: tuple[Path, str]) -> None:
     assert "left for another call: 0" in output
 
 
+@pytest.mark.slow
 def test_a_call_stops_at_its_deadline_and_says_what_is_left(tmp_path: Path) -> None:
     code, output = run("--dry-run", "--output", tmp_path, "--piece", "facts", "build", "latency", "--minutes", 0)
     assert code == 0
@@ -418,6 +419,7 @@ def test_its_engine_needs_a_gpu_that_the_library_builds_for(pixart_build: BuildR
 # --- a checkout that is not installed
 
 
+@pytest.mark.slow
 def test_a_checkout_is_importable_without_being_installed(tmp_path: Path) -> None:
     folder = checkout.lay_out(tmp_path)
     checkout.lay_out(tmp_path)

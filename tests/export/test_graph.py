@@ -142,6 +142,7 @@ def test_every_file_is_relative_to_the_bundle(bundle: Bundle) -> None:
         assert f"graphs/{graph.name}.onnx.data" in bundle.manifest.files
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["dit", "pixart"])
 def test_each_weight_is_stored_once_over_all_graphs(kind: str, request: pytest.FixtureRequest) -> None:
     model = load_ilf(request.getfixturevalue(f"{kind}_checkpoint"))
@@ -259,6 +260,7 @@ def test_without_guidance_the_blocks_see_every_picture_once(half_build: BuildRes
     np.testing.assert_array_equal(low, high)
 
 
+@pytest.mark.slow
 def test_a_residual_that_overflows_float16_is_refused_and_served_when_it_is_kept_in_float32(tmp_path: Path) -> None:
     backbone = small_dit(num_layers=BLOCKS)
     with torch.no_grad():
@@ -278,6 +280,7 @@ def test_a_residual_that_overflows_float16_is_refused_and_served_when_it_is_kept
     assert Bundle.open(built.bundle.path).manifest.spec.wide_residual
 
 
+@pytest.mark.slow
 def test_embedders_that_are_equal_copies_are_stored_and_run_once(tmp_path: Path) -> None:
     backbone = small_dit()
     first: Any = backbone.transformer_blocks[0]

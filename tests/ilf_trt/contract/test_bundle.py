@@ -893,6 +893,7 @@ def test_a_name_with_wildcards_sweeps_its_own_drafts_only(place: Path) -> None:
     assert listing(place) == [f".a.ilf.partial-{pid}", "[ab].ilf"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("number", "code", "moment"),
     [
