@@ -11,7 +11,7 @@ import pytest
 
 from ilf_trt.assembly.conductor import BuildResult
 from ilf_trt.contract.bundle import Bundle
-from ilf_trt.leaves import Difference
+from ilf_trt.runtime.verify import Difference
 
 WORKER = "PYTEST_XDIST_WORKER"  # what pytest-xdist calls a process of a run that has several
 

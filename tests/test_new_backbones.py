@@ -17,7 +17,10 @@ from ilf_trt.errors import InvalidRequest, UnsupportedBackbone
 from ilf_trt.model.backbones import adapter_of_kind, register
 from ilf_trt.model.sampling import sample
 from ilf_trt.runtime import Pipeline
+from ilf_trt.train.batch_stream import Batch, MemoryStream
+from ilf_trt.train.recipe import LossKind
 from tests.conftest import Run
+from tests.small_training import run_training, small_recipe
 from tests.toys import CHANNELS, SIDE, TEXT_TOKENS, TOYS, Toy, TwoStreams, conditions, registered, toy_model
 
 ROOT = Path(__file__).parent.parent
@@ -91,6 +94,24 @@ def test_a_checkpoint_comes_back(adapter: type[Toy], model: Any, tmp_path: Path)
     again = load_ilf(tmp_path / "checkpoint")
     assert isinstance(again.adapter, adapter)
     assert torch.equal(again.feedback.scales, model.feedback.scales)
+
+
+@pytest.mark.parametrize("kind", LossKind)
+def test_it_trains(kind: LossKind, adapter: type[Toy], tmp_path: Path) -> None:
+    model = attach(toy_model(adapter), LOOP)
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    values = {name: torch.from_numpy(value) for name, value in conditions(model.adapter, 4).items()}
+    rows = Batch(of_noise(4), {port.name: values[port.name] for port in model.adapter.conditioning(TEXT_TOKENS).ports})
+    recipe = small_recipe(
+        loss={"kind": str(kind), "condition_dropout": 0.0, "teacher_steps": 2},
+        optimisation={"iterations": 1, "batch_size": 4},
+        logging={"every": 1},
+    )
+    training = run_training(tmp_path, recipe, model=model, stream=MemoryStream(rows, global_batch=4, seed=0))
+    assert training.losses[1] > 0
+    moved = {name for name, tensor in model.state_dict().items() if not torch.equal(tensor, before[name])}
+    assert moved
+    assert all(name.startswith("feedback.") for name in moved)
 
 
 def test_the_build_verifies_every_graph_and_a_trajectory(built: BuildResult) -> None:

@@ -1,0 +1,88 @@
+"""What a cached graph depends on: the source that decides its bytes, and nothing that people only read or type."""
+
+import shutil
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+import ilf_trt.contract
+import ilf_trt.model
+from ilf_trt import attach
+from ilf_trt.contract.spec import BatchRange, Precision
+from ilf_trt.export import cache_key
+from ilf_trt.export.cache_key import graph_key, source_digest
+from ilf_trt.export.segments import segments_of, spec_of
+from tests.conftest import LOOP, small_dit
+
+ROOT = Path(__file__).parents[2]
+WINGS = ("ilf_trt", "export", "engines", "runtime")
+OF_GRAPHS = ("ilf_trt/contract/", "ilf_trt/model/", "export/")
+SOURCES = [
+    str(path.relative_to(ROOT))
+    for wing in WINGS
+    for path in sorted((ROOT / wing).rglob("*.py"))
+    if not any(parent.is_symlink() for parent in path.parents)
+]
+
+Keys = Callable[[], dict[str, str]]
+
+
+@pytest.fixture
+def product(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A copy of the product's source, from which graphs get their keys."""
+    for name in SOURCES:
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(ROOT / name, tmp_path / name)
+    monkeypatch.setattr(ilf_trt.contract, "__path__", [str(tmp_path / "ilf_trt/contract")])
+    monkeypatch.setattr(ilf_trt.model, "__path__", [str(tmp_path / "ilf_trt/model")])
+    monkeypatch.setattr(cache_key, "__file__", str(tmp_path / "export/cache_key.py"))
+    return tmp_path
+
+
+@pytest.fixture(scope="module")
+def keys() -> Keys:
+    """Reads the source again, and returns the key of every graph of a model."""
+    model = attach(small_dit(), LOOP)
+    spec = spec_of(model, guidance=True, text_tokens=1, train_timesteps=1000, precision=Precision.FP32)
+    segments = segments_of(model, spec, Precision.FP32)
+
+    def read() -> dict[str, str]:
+        source_digest.cache_clear()
+        return {name: graph_key(each, Precision.FP32, BatchRange(1, 4, 16), None) for name, each in segments.items()}
+
+    return read
+
+
+def test_a_change_of_a_block_is_a_new_key_for_every_graph(product: Path, keys: Keys) -> None:
+    before = keys()
+    block = product / "ilf_trt/model/block.py"
+    block.write_text(block.read_text().replace("* ", "* 2 * ", 1))
+    after = keys()
+    assert after.keys() == before.keys()
+    assert not set(before.values()) & set(after.values())
+
+
+def test_a_change_of_a_help_text_or_a_command_keeps_every_key(product: Path, keys: Keys) -> None:
+    before = keys()
+    for name in SOURCES:
+        if not name.startswith(OF_GRAPHS):
+            path = product / name
+            path.write_text(path.read_text().replace("help=", "help='again: ' + ") + "\nCHANGED = True\n")
+    assert keys() == before
+
+
+@pytest.mark.parametrize("name", [name for name in SOURCES if name.startswith(OF_GRAPHS)])
+def test_a_change_of_a_file_that_graphs_come_from_is_a_new_key(name: str, product: Path) -> None:
+    source_digest.cache_clear()
+    before = source_digest()
+    with (product / name).open("a") as file:
+        file.write("\nCHANGED = True\n")
+    source_digest.cache_clear()
+    assert source_digest() != before
+
+
+@pytest.fixture(autouse=True)
+def _no_digest_of_a_copy_stays() -> Iterator[None]:
+    yield
+    source_digest.cache_clear()
