@@ -17,7 +17,7 @@ import pytest
 import torch
 
 from benchmarks import checkout, record, tables
-from benchmarks.rivals import eager, unsplit
+from benchmarks.rivals import eager, full_size_models, unsplit
 from benchmarks.speed import gpu, gpu_pieces, gpu_tables, hoisting, rows
 from benchmarks.speed import machine as speed_machine
 from ilf_trt import attach
@@ -70,6 +70,7 @@ def run(*arguments: object) -> tuple[int, str]:
         warnings.simplefilter("ignore")
         patch.setattr(sys, "argv", ["gpu", *map(str, arguments)])
         patch.setattr(rows, "LEAST_REPEATS", 2)
+        patch.setitem(full_size_models.TINY["tiny-dit"]["config"], "num_layers", 3)
         try:
             code = gpu.main()
         finally:
