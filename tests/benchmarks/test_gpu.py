@@ -16,7 +16,7 @@ import pytest
 import torch
 
 from benchmarks import checkout, record, tables
-from benchmarks.rivals import eager, unsplit
+from benchmarks.rivals import eager, full_size_models, unsplit
 from benchmarks.speed import gpu, gpu_pieces, gpu_tables, hoisting, rows
 from benchmarks.speed import machine as speed_machine
 from ilf_trt import attach, load_ilf
@@ -65,6 +65,7 @@ def run(*arguments: object) -> tuple[int, str]:
         patch.setattr(rows, "MIN_REPEATS", 2)
         patch.setattr(rows, "WARM_UPS", 1)
         patch.setattr(speed_machine, "SAMPLES", 2)
+        patch.setitem(full_size_models.TINY["tiny-dit"]["config"], "num_layers", 3)
         try:
             code = gpu.main()
         finally:
