@@ -123,12 +123,13 @@ def meta_tensor(port: Port, sizes: Mapping[str, int]) -> Tensor:
 def cost_before(model: ILFModel, plan: StepPlan, text_tokens: int) -> tuple[float, float]:
     """The cost of a plan through the eager model, which computes everything at every step."""
     adapter = model.adapter
-    latents, time = torch.zeros(2, *adapter.latent, device="meta"), torch.zeros(2, device="meta")
+    latents = torch.zeros(2, *adapter.latent, device="meta")
+    time, later = (torch.zeros(2, device="meta") for _ in range(2))
     ports = adapter.conditioning(text_tokens).row_ports(ROWS)
     call = adapter.call({port.name: meta_tensor(port, {ROWS: 2}) for port in ports})
 
     def step_cost(feedback: bool) -> tuple[float, float]:
-        return cost(lambda: model(latents, timestep=time, feedback=feedback, **call), frozenset())
+        return cost(lambda: model(latents, timestep=time, t_post=later, feedback=feedback, **call), frozenset())
 
     costs = {feedback: step_cost(feedback) for feedback in (True, False)}
     steps = [costs[step.feedback] for step in plan.steps]
