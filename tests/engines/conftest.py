@@ -4,6 +4,7 @@ import os
 import shutil
 import textwrap
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -173,8 +174,13 @@ def build_graph(folder: Path, text: str, progress: ProgressRecord | None = None,
 
 
 def workers() -> list[psutil.Process]:
-    """The processes that this one started and that still live."""
-    return [child for child in psutil.Process().children() if child.status() != psutil.STATUS_ZOMBIE]
+    """The builders of engines that this process started and that still live."""
+    alive = []
+    for child in psutil.Process().children():
+        with suppress(psutil.NoSuchProcess):  # nor is a zombie alive
+            if "ilf_trt.engines.worker" in child.cmdline():
+                alive.append(child)
+    return alive
 
 
 @pytest.fixture
