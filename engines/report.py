@@ -56,10 +56,12 @@ class EngineReport:
         In an FP8 engine, FP16 is right for attention and for the Linears that are not in `expected`.
         """
         return tuple(
-            kernel for kernel in self.kernels if kernel.kind in COUNTED and kernel.precision != self._requested(kernel)
+            kernel
+            for kernel in self.kernels
+            if kernel.kind in COUNTED and kernel.precision != self._requested_precision(kernel)
         )
 
-    def _requested(self, kernel: Kernel) -> str:
+    def _requested_precision(self, kernel: Kernel) -> str:
         if self.precision != Precision.FP8:
             return self.precision
         return Precision.FP8.value if set(kernel.layers) & set(self.expected) else Precision.FP16.value

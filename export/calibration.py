@@ -19,7 +19,7 @@ from ilf_trt.contract.ports import FEEDBACK, Role
 from ilf_trt.contract.spec import Calibrator, ModelSpec
 from ilf_trt.errors import InvalidRequest, MissingDependency
 from ilf_trt.model.ilf_model import ILFModel
-from ilf_trt.model.sampling import placed, sample
+from ilf_trt.model.sampling import move_to, sample
 
 SEED = 0
 PICTURES = 16
@@ -29,7 +29,7 @@ PICTURES_AT_ONCE = 4
 def calibration_conditions(spec: ModelSpec, path: Path | None) -> dict[str, Tensor]:
     """Conditions from an .npz; for a model of classes, labels spread over all of them. Raises InvalidRequest."""
     if path is not None:
-        arrays, _ = spec.conditioning.checked(read_conditions(path), guidance=spec.guidance)
+        arrays, _ = spec.conditioning.validate(read_conditions(path), guidance=spec.guidance)
         return {name: torch.from_numpy(array) for name, array in arrays.items()}
     label, classes = spec.conditioning.port(Role.LABEL), spec.conditioning.classes
     if label is None or classes is None or len(spec.conditions) > 1:
@@ -94,7 +94,7 @@ def calibrate(
 
     if calibrator is Calibrator.AUTO:
         calibrator = Calibrator.MODELOPT if find_spec("modelopt") else Calibrator.OWN
-    with placed(model, device):
+    with move_to(model, device):
         measure = _with_modelopt if calibrator is Calibrator.MODELOPT else _with_hooks
         amax = measure(linears, sample_all)
     unseen = sorted(linears.keys() - amax.keys())

@@ -33,9 +33,9 @@ def quantize_linears(model: Any, amax: Mapping[str, float]) -> int:
         scale = float(_scale(amax[node.name], activation.dtype))
         key = (id(activation), scale)
         if key not in restored:
-            restored[key] = _quantized(graph, node, activation, scale, zero)
+            restored[key] = _quantize_input(graph, node, activation, scale, zero)
         node.replace_input_with(0, restored[key])
-        node.replace_input_with(1, _stored(graph, node, weight, zero))
+        node.replace_input_with(1, _quantize_weight(graph, node, weight, zero))
         if not weight.uses():
             del graph.initializers[weight.name]
         count += 1
@@ -48,7 +48,7 @@ def _scale(amax: float, dtype: ir.DataType) -> NDArray[Any]:
     return np.asarray(max(amax / E4M3_MAX, SMALLEST_SCALE), dtype.numpy())
 
 
-def _quantized(graph: Any, node: Any, activation: Any, scale: float, zero: Any) -> Any:
+def _quantize_input(graph: Any, node: Any, activation: Any, scale: float, zero: Any) -> Any:
     name = f"{node.name}.input"
     stored = _constant(graph, f"{name}_scale", np.asarray(scale, activation.dtype.numpy()))
     pair = [ir.node("QuantizeLinear", [activation, stored, zero], name=f"{name}_quantize")]
@@ -61,7 +61,7 @@ def _quantized(graph: Any, node: Any, activation: Any, scale: float, zero: Any) 
     return pair[1].outputs[0]
 
 
-def _stored(graph: Any, node: Any, weight: Any, zero: Any) -> Any:
+def _quantize_weight(graph: Any, node: Any, weight: Any, zero: Any) -> Any:
     values = weight.const_value.numpy()
     scale = _scale(float(np.abs(values.astype(np.float32)).max()), weight.dtype)
     rounded = np.clip(values.astype(np.float32) / np.float32(scale), -E4M3_MAX, E4M3_MAX).astype(E4M3)

@@ -22,7 +22,7 @@ from ilf_trt.contract.reference_cases import (
 from ilf_trt.contract.spec import ModelSpec, Precision
 from ilf_trt.export.segments import Segment, constants_of
 from ilf_trt.model.ilf_model import ILFModel
-from ilf_trt.model.sampling import placed, sample
+from ilf_trt.model.sampling import move_to, sample
 
 SEED = 0
 SCALE_SHIFT = 0.1  # added to the learned scales, so that feedback shows in every block
@@ -65,12 +65,12 @@ def write_reference(
     requested = {name: torch.from_numpy(value) for name, value in conditions.items()}
     tensors |= {f"{REQUESTED}{name}": value for name, value in requested.items()}
     tensors[TRAJECTORY_NOISE] = noise
-    with placed(model, device):
+    with move_to(model, device):
         tensors[TRAJECTORY] = sample(
             model, plan, scheduler, requested, noise, guidance_scale=guidance_scale, guidance=spec.guidance
         ).cpu()
     dtype = Precision.FP32.dtype if spec.wide_residual else precision.array_dtype
-    arrays = {name: _stored(tensor, dtype) for name, tensor in tensors.items() if name not in constants}
+    arrays = {name: _array_of(tensor, dtype) for name, tensor in tensors.items() if name not in constants}
     np.savez(path, allow_pickle=False, **arrays, **of_parts)
 
 
@@ -126,6 +126,6 @@ def _run(segment: Segment, case: Case, tensors: dict[str, Tensor], per_time: set
             per_time.add(port.name)
 
 
-def _stored(tensor: Tensor, dtype: str) -> NDArray[Any]:
+def _array_of(tensor: Tensor, dtype: str) -> NDArray[Any]:
     array: NDArray[Any] = tensor.numpy()
     return array.astype(dtype) if array.size > LARGE and array.dtype == np.float32 else array

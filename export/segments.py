@@ -112,7 +112,7 @@ class Segment(nn.Module):
         head = ".".join(path.split(".")[:2])
         return self._paths.get(head, head) + path.removeprefix(head)
 
-    def named(self, tensors: Sequence[Tensor]) -> dict[str, Tensor]:
+    def by_name(self, tensors: Sequence[Tensor]) -> dict[str, Tensor]:
         return dict(zip(self._names, tensors, strict=True))
 
     def of_role(self, ports: Mapping[str, Tensor], role: Role) -> tuple[Tensor, ...]:
@@ -154,7 +154,7 @@ class Cond(Segment):
         self.feedback = _Hoisted(model.adapter, model.feedback.block)
 
     def forward(self, *tensors: Tensor) -> tuple[Tensor, ...]:
-        ports = self.named(tensors)
+        ports = self.by_name(tensors)
         times = ports["times"].unsqueeze(1)  # (T, 1)
         call = self.adapter.call(ports)
         rows = ports[self.spec.row_conditions[0].name].shape[0]
@@ -214,7 +214,7 @@ class Pre(Segment):
     name = "pre"
 
     def forward(self, *tensors: Tensor) -> State | Tensor:
-        ports = self.named(tensors)
+        ports = self.by_name(tensors)
         latent, positions = ports["latent"], ports.get("positions")
         image = self.adapter.embed(latent, None if positions is None else positions.flatten(0, 1).unsqueeze(0))
         image = image.float() if self.spec.wide_residual else image
@@ -230,7 +230,7 @@ class LoopBody(Segment):
     name = "loop_body"
 
     def forward(self, *tensors: Tensor) -> State | Tensor:
-        ports = self.named(tensors)
+        ports = self.by_name(tensors)
         hidden, feedback = (self.of_role(ports, role) for role in (Role.TOKENS, Role.FEEDBACK))
         return _outputs(self.run(hidden, ports, feedback, ports["scales"]))
 
@@ -241,7 +241,7 @@ class LoopFeedback(Segment):
     name = "loop_feedback"
 
     def forward(self, *tensors: Tensor) -> State | Tensor:
-        ports = self.named(tensors)
+        ports = self.by_name(tensors)
         return _outputs(self.run(self.of_role(ports, Role.FEATURES), ports))
 
 
@@ -251,7 +251,7 @@ class Post(Segment):
     name = "post"
 
     def forward(self, *tensors: Tensor) -> tuple[Tensor, Tensor]:
-        ports = self.named(tensors)
+        ports = self.by_name(tensors)
         image, *_ = self.run(self.of_role(ports, Role.FEATURES), ports)
         head = self.adapter.head(image.flatten(1, 2), ports["modulation_head"], (image.shape[1], image.shape[2]))
         output = head[:, : self.spec.latent[0]].float()

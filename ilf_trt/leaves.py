@@ -70,7 +70,7 @@ def show_engines(bundle: "Bundle", *, as_json: bool) -> None:
     show(bundle, as_json=as_json)
 
 
-def verified(bundle: Path, limit: float) -> "tuple[Difference, ...]":
+def verify_bundle(bundle: Path, limit: float) -> "tuple[Difference, ...]":
     """How far a bundle is from its reference on the CPU; raises ParityError past `limit`."""
     from ilf_trt.runtime.verify import check, verify
 

@@ -108,9 +108,9 @@ class Request:
         conditioning = manifest.spec.conditioning
         values = conditioning.with_size({**self.conditions, **text}, self.size.native)
         if not self.guided:
-            unused = {port.name for port in manifest.spec.conditions} - {port.name for port in conditioning.own}
+            unused = {port.name for port in manifest.spec.conditions} - {port.name for port in conditioning.positive}
             values = {name: value for name, value in values.items() if name not in unused}
-        return conditioning.checked(values, guidance=self.guided)
+        return conditioning.validate(values, guidance=self.guided)
 
 
 def changed_plan(

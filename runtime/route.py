@@ -130,11 +130,11 @@ def route_of(manifest: Manifest, job: Job) -> Route:
         for graph, views in _step(plan, index, tables, shared, plain):
             runs.append(Run(graph, index, {name: views[name] for name in ports[graph]}))
     inputs = (*(each.name for each in conditions if each.name != "times"), COEFFICIENT_ROWS, LATENTS[0])
-    fixed = {name: array for name, array in _fixed(manifest, job).items() if name in tensors}
+    fixed = {name: array for name, array in _host_inputs(manifest, job).items() if name in tensors}
     return Route(plan, fixed, tensors, inputs, constants, tuple(runs))
 
 
-def _fixed(manifest: Manifest, job: Job) -> dict[str, NDArray[Any]]:
+def _host_inputs(manifest: Manifest, job: Job) -> dict[str, NDArray[Any]]:
     spec, pictures = manifest.spec, np.arange(job.pictures, dtype=np.int32)
     height, width = (spec.sides(job.size)[side] for side in ("h", "w"))
     fixed = {

@@ -35,7 +35,7 @@ def attend(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
     return F.scaled_dot_product_attention(query, key, value).transpose(1, 2).flatten(2)
 
 
-def scaled(tokens: Tensor, scale: Tensor, shift: Tensor | float = 0.0) -> Tensor:
+def modulate(tokens: Tensor, scale: Tensor, shift: Tensor | float = 0.0) -> Tensor:
     """tokens (R, N, D), scale and shift (R, D) -> normed, modulated tokens in float32."""
     shift = shift[:, None] if isinstance(shift, Tensor) else shift
     return F.layer_norm(tokens.float(), (WIDTH,)) * (1 + scale[:, None]) + shift
@@ -84,13 +84,13 @@ class ToyModel(ModelMixin, ConfigMixin):  # type: ignore[misc]
                 tokens, text = self._joint(layer, tokens, text, rows)
             else:
                 tokens = self._single(layer["0"], tokens, rows)
-        normed = scaled(tokens, self.head_modulation(F.silu(embedding)))
+        normed = modulate(tokens, self.head_modulation(F.silu(embedding)))
         return Transformer2DModelOutput(sample=unpatchify(self.head(normed), (SIDE // PATCH,) * 2, PATCH))
 
     def _single(self, half: Half, tokens: Tensor, rows: Sequence[Tensor]) -> Tensor:
         shift, scale, gate, shift_ff, scale_ff, gate_ff = rows
-        tokens = tokens + gate[:, None] * half.out(attend(*half.qkv(scaled(tokens, scale, shift)).chunk(3, -1)))
-        return tokens + gate_ff[:, None] * half.forward_part(scaled(tokens, scale_ff, shift_ff))
+        tokens = tokens + gate[:, None] * half.out(attend(*half.qkv(modulate(tokens, scale, shift)).chunk(3, -1)))
+        return tokens + gate_ff[:, None] * half.forward_part(modulate(tokens, scale_ff, shift_ff))
 
     def _joint(self, layer: Any, tokens: Tensor, text: Tensor, rows: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
         raise NotImplementedError
@@ -101,9 +101,9 @@ class FourRowsModel(ToyModel):
 
     def _single(self, half: Half, tokens: Tensor, rows: Sequence[Tensor]) -> Tensor:
         scale, gate, scale_ff, gate_ff = rows
-        mixed = half.out(attend(*half.qkv(scaled(tokens, scale)).chunk(3, -1)))
+        mixed = half.out(attend(*half.qkv(modulate(tokens, scale)).chunk(3, -1)))
         tokens = tokens + gate[:, None].tanh() * mixed
-        return tokens + gate_ff[:, None].tanh() * half.forward_part(scaled(tokens, scale_ff))
+        return tokens + gate_ff[:, None].tanh() * half.forward_part(modulate(tokens, scale_ff))
 
 
 class TwoStreamsModel(ToyModel):
@@ -111,13 +111,13 @@ class TwoStreamsModel(ToyModel):
 
     def _joint(self, layer: Any, tokens: Tensor, text: Tensor, rows: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
         pairs = [(tokens, layer["0"], rows[:4]), (text, layer["1"], rows[4:])]
-        qkv = [half.qkv(scaled(stream, scale)).chunk(3, -1) for stream, half, (scale, *_) in pairs]
+        qkv = [half.qkv(modulate(stream, scale)).chunk(3, -1) for stream, half, (scale, *_) in pairs]
         mixed = attend(*(torch.cat(parts, 1) for parts in zip(*qkv, strict=True)))
         sizes = [tokens.shape[1], text.shape[1]]
         streams = []
         for part, (stream, half, (_, gate, scale_ff, gate_ff)) in zip(mixed.split(sizes, 1), pairs, strict=True):
             stream = stream + gate[:, None] * half.out(part)
-            streams.append(stream + gate_ff[:, None] * half.forward_part(scaled(stream, scale_ff)))
+            streams.append(stream + gate_ff[:, None] * half.forward_part(modulate(stream, scale_ff)))
         return streams[0], streams[1]
 
 
@@ -178,13 +178,13 @@ class Toy(Backbone):
         half: Any = cast(nn.ModuleDict, block)["0"]
         (tokens,) = state
         shift, scale, gate, shift_ff, scale_ff, gate_ff = rows.unbind(1)
-        mixed = half.out(attend(*half.qkv(scaled(tokens, scale, shift).to(half.qkv.weight.dtype)).chunk(3, -1)))
+        mixed = half.out(attend(*half.qkv(modulate(tokens, scale, shift).to(half.qkv.weight.dtype)).chunk(3, -1)))
         tokens = tokens + (gate[:, None] * mixed).to(tokens.dtype)
-        forwarded = half.forward_part(scaled(tokens, scale_ff, shift_ff))
+        forwarded = half.forward_part(modulate(tokens, scale_ff, shift_ff))
         return (tokens + (gate_ff[:, None] * forwarded).to(tokens.dtype),)
 
     def head(self, tokens: Tensor, rows: Tensor, grid: tuple[int, int]) -> Tensor:
-        normed = scaled(tokens, rows[:, 0]).to(self.model.head.weight.dtype)
+        normed = modulate(tokens, rows[:, 0]).to(self.model.head.weight.dtype)
         return unpatchify(self.model.head(normed), grid, PATCH)
 
 
@@ -195,9 +195,9 @@ class FourRows(Toy):
         half: Any = cast(nn.ModuleDict, block)["0"]
         (tokens,) = state
         scale, gate, scale_ff, gate_ff = rows.unbind(1)
-        mixed = half.out(attend(*half.qkv(scaled(tokens, scale).to(half.qkv.weight.dtype)).chunk(3, -1)))
+        mixed = half.out(attend(*half.qkv(modulate(tokens, scale).to(half.qkv.weight.dtype)).chunk(3, -1)))
         tokens = tokens + (gate[:, None].tanh() * mixed).to(tokens.dtype)
-        forwarded = half.forward_part(scaled(tokens, scale_ff))
+        forwarded = half.forward_part(modulate(tokens, scale_ff))
         return (tokens + (gate_ff[:, None].tanh() * forwarded).to(tokens.dtype),)
 
 
@@ -231,7 +231,7 @@ class TwoStreams(Toy):
         halves: list[Any] = list(cast(nn.ModuleDict, block).values())
         parts = list(zip(state, halves, (rows[:, :4], rows[:, 4:]), strict=True))
         qkv = [
-            half.qkv(scaled(tokens, own[:, 0]).to(half.qkv.weight.dtype)).chunk(3, -1) for tokens, half, own in parts
+            half.qkv(modulate(tokens, own[:, 0]).to(half.qkv.weight.dtype)).chunk(3, -1) for tokens, half, own in parts
         ]
         mixed = attend(*(torch.cat(each, 1) for each in zip(*qkv, strict=True)))
         tokens_of_image = state[0].shape[1]
@@ -240,7 +240,7 @@ class TwoStreams(Toy):
         for part, (tokens, half, own) in zip(halves_mixed, parts, strict=True):
             _, gate, scale_ff, gate_ff = own.unbind(1)
             tokens = tokens + (gate[:, None] * half.out(part)).to(tokens.dtype)
-            forwarded = half.forward_part(scaled(tokens, scale_ff))
+            forwarded = half.forward_part(modulate(tokens, scale_ff))
             streams.append(tokens + (gate_ff[:, None] * forwarded).to(tokens.dtype))
         return tuple(streams)
 

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from ilf_trt import ILFModel
 from ilf_trt.contract.plan import StepPlan
 from ilf_trt.errors import MissingDependency
-from ilf_trt.model.sampling import CompileOptions, placed, prepared, sample
+from ilf_trt.model.sampling import CompileOptions, inference_copy, move_to, sample
 
 CACHED, OF_BLOCKS, CACHED_EVERY = 18, 28, 3  # the paper's middle 18 of 28 (arXiv 2501.13107, section 4.2)
 
@@ -137,12 +137,12 @@ class Eager:
 
     def reference(self, plan: StepPlan, conditions: Mapping[str, Tensor], noise: Tensor) -> Tensor:
         """The reference for every row of `plan`: the latents in whole float32, on the host."""
-        with placed(self._model, self._device):
+        with move_to(self._model, self._device):
             return self._run(self._model, plan)(conditions, noise).cpu()
 
     @contextmanager
     def _copy(self, model: nn.Module, compiled: CompileOptions | None = None) -> Iterator[nn.Module]:
-        copy = prepared(model, device=self._device, dtype=self._dtype, compiled=compiled)
+        copy = inference_copy(model, device=self._device, dtype=self._dtype, compiled=compiled)
         try:
             yield copy
         finally:

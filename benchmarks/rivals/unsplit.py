@@ -47,7 +47,7 @@ class Unsplit(Segment):
         self.segments = nn.ModuleDict({name: segments[name] for name in PARTS})
 
     def forward(self, *tensors: Tensor) -> Any:
-        ports = self.named(tensors)
+        ports = self.by_name(tensors)
         pre, loop, post = (cast(Segment, self.segments[name]) for name in PARTS)
         hidden = pre(*(ports[port.name] for port in pre.graph.inputs))
         outer = {port.name: ports[port.name] for port in loop.graph.inputs if port.role not in INSIDE}

@@ -74,7 +74,7 @@ class Job:
     again: bool
     deadline: Deadline
 
-    def recorded(self, name: str, row: Mapping[str, Any], key: tuple[str, ...]) -> Row | None:
+    def find(self, name: str, row: Mapping[str, Any], key: tuple[str, ...]) -> Row | None:
         """The row of `NAME.csv` with the values of `row` in the columns `key`; None without one, and with --again."""
         values = [str(row[column]) for column in key]
         rows = [] if self.again else self.records.read(name)
@@ -99,7 +99,7 @@ class Job:
 def facts(job: Job) -> None:
     """The facts of the GPU, and its rates."""
     gpu = {"gpu": job.machine.gpu}
-    if job.recorded(FACTS, gpu, ("gpu",)) is None and job.deadline.allows("facts", FACTS_S):
+    if job.find(FACTS, gpu, ("gpu",)) is None and job.deadline.allows("facts", FACTS_S):
         rows = [*job.machine.facts(), *job.machine.rates()]
         job.put(FACTS, [{**gpu, **row} for row in rows], ("gpu", "what", "size"))
 
@@ -157,7 +157,7 @@ def _export_unsplit(job: Job, bench: Bench, precision: str) -> None:
 def _build_engines(job: Job, bench: Bench, precision: str, library: str, graphs: str, title: str) -> None:
     path = bench.bundle(precision)
     row = _build_row(job, bench, precision, library, graphs)
-    old_row = job.recorded(BUILD, row, BUILD_KEY)
+    old_row = job.find(BUILD, row, BUILD_KEY)
     if old_row is not None and (old_row["note"] or _has_files(path, library, graphs)):
         return
     if not job.deadline.allows(f"{title}: {library}, {graphs}", 0.0 if library == ONNXRUNTIME else COMPILE_S):
@@ -166,7 +166,7 @@ def _build_engines(job: Job, bench: Bench, precision: str, library: str, graphs:
         if library == ONNXRUNTIME:
             row["engine_mib"] = round(loaded_mib(path, library, whole=graphs == WHOLE), 1)
         else:
-            row |= _compiled(job, path, Library(library), graphs)
+            row |= _compile(job, path, Library(library), graphs)
     except (IlfError, OSError) as error:
         row["note"] = _refusal(job, library, error)
     job.put(BUILD, [row], BUILD_KEY)
@@ -188,7 +188,7 @@ def _has_files(path: Path, library: str, graphs: str) -> bool:
     return library == ONNXRUNTIME or library in {facts.target for facts in engines}
 
 
-def _compiled(job: Job, path: Path, library: Library, graphs: str) -> dict[str, Any]:
+def _compile(job: Job, path: Path, library: Library, graphs: str) -> dict[str, Any]:
     architecture = job.machine.architecture
     rtx = library is Library.TENSORRT_RTX
     options = EngineOptions(library, (Architecture.parse(architecture),) if architecture and rtx else ())
@@ -218,7 +218,7 @@ def parity(job: Job, bench: Bench, precision: str, library: str) -> None:
         "library": library,
     }
     title = f"parity {bench.name} batch {bench.batch} {precision} {library}"
-    if job.recorded(PARITY, row, PARITY_KEY[:-1]) is not None:
+    if job.find(PARITY, row, PARITY_KEY[:-1]) is not None:
         return
     empty = dict.fromkeys(("max_abs", "relative", "cosine", "limit", "note"), "")
     reason = _refusal_of_build(job, bench, precision, library, FIVE)
@@ -259,7 +259,7 @@ def latency(job: Job, bench: Bench) -> None:
     for key, row in rows.items():
         name, library, precision = key
         graphs, path = WHOLE if name == WHOLE else FIVE, bench.bundle(precision)
-        if job.recorded(LATENCY, row, LATENCY_KEY) is not None:
+        if job.find(LATENCY, row, LATENCY_KEY) is not None:
             continue
         if (
             library == TORCH

@@ -56,10 +56,10 @@ def gpu_latency(rows: list[Row] | None = None) -> str:
         lines.append(f"| {' | '.join(cell or '–' for cell in cells)} |")
     machines = dict.fromkeys((row["device"], row["versions"]) for row in measured)
     lines += ["", *(f"Measured on {device}; {versions}." for device, versions in machines)]
-    return "\n".join([*lines, *_not_measured(rows)])
+    return "\n".join([*lines, *_gaps(rows)])
 
 
-def _not_measured(rows: list[Row]) -> list[str]:
+def _gaps(rows: list[Row]) -> list[str]:
     """One line for each reason, with its rows."""
     reasons: dict[str, list[Row]] = {}
     for row in rows:

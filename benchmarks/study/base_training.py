@@ -45,7 +45,7 @@ def train_base(
     """Train `model` by the loss of every iteration; every save calls `write` with the mean of its weights."""
     mean = {name: value.clone() for name, value in model.state_dict().items()}
     optimizer = torch.optim.AdamW(model.parameters(), lr=LEARNING_RATE, betas=(0.9, 0.99), weight_decay=0.01)
-    first = _restored(output, model, mean, optimizer) + 1
+    first = _restore(output, model, mean, optimizer) + 1
     output.mkdir(parents=True, exist_ok=True)
     start_s, total = time.perf_counter(), 0.0
     for iteration in range(first, course.iterations + 1):
@@ -84,7 +84,7 @@ def _save(
     (output / "state.json").write_text(json.dumps({"iteration": iteration}))
 
 
-def _restored(output: Path, model: nn.Module, mean: dict[str, Tensor], optimizer: torch.optim.Optimizer) -> int:
+def _restore(output: Path, model: nn.Module, mean: dict[str, Tensor], optimizer: torch.optim.Optimizer) -> int:
     """Load the state in `output`, in place, and return its iteration; 0 without a state."""
     if not (output / "state.safetensors").exists():
         return 0

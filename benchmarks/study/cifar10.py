@@ -47,7 +47,7 @@ def read(folder: Path, split: str) -> tuple[NDArray[np.uint8], NDArray[np.int64]
     return np.concatenate(pictures), np.concatenate(labels)
 
 
-def scaled(tiles: Tensor) -> Tensor:
+def pictures_of(tiles: Tensor) -> Tensor:
     """Tiles uint8 (N, H, W, C) -> pictures (N, C, H, W) in [-1, 1]."""
     return tiles.permute(0, 3, 1, 2) / 127.5 - 1
 
@@ -102,7 +102,7 @@ def _batch(
     start = torch.rand(1, generator=generator)
     time_ = ((torch.arange(BATCH) + start) / BATCH * len(alphas)).long()  # stratified: a steadier gradient
     noise = torch.randn(BATCH, 3, SIDE, SIDE, generator=generator)
-    x0 = scaled(pixels[indices])
+    x0 = pictures_of(pixels[indices])
     x0 = torch.where(flipped, x0.flip(-1), x0)
     x_t = add_noise(x0, noise, time_, alphas)
     labels = torch.where(dropped, CLASSES, targets[indices])

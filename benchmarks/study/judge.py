@@ -87,7 +87,7 @@ class CifarJudge:
         pooled, classes = [], []
         for begin in range(0, len(pictures), BATCH):
             part = torch.from_numpy(pictures[begin : begin + BATCH]).clamp(-1, 1)
-            features = self.network.pooled(self.network.stages(part)[-1])
+            features = self.network.pool(self.network.stages(part)[-1])
             pooled.append(features.double().numpy())
             classes.append(self.network.linear(features).argmax(1).numpy())
         return Prediction(np.concatenate(pooled), np.concatenate(classes))

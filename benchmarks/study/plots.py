@@ -52,7 +52,7 @@ def cost(data: str) -> Path | None:
     axes.yaxis.set_minor_formatter("{x:g}")
     axes.grid(alpha=0.3, which="both")
     axes.legend()
-    return _saved(figure, f"cost-{data}")
+    return _save(figure, f"cost-{data}")
 
 
 def duration(data: str) -> Path | None:
@@ -68,7 +68,7 @@ def duration(data: str) -> Path | None:
     axes.plot(marks, means, "-o", ms=4)
     axes.set(xlabel="iterations of the feedback block", ylabel="Fréchet distance", title=TITLES[data])
     axes.grid(alpha=0.3)
-    return _saved(figure, f"duration-{data}")
+    return _save(figure, f"duration-{data}")
 
 
 def features(data: str) -> Path | None:
@@ -88,13 +88,13 @@ def features(data: str) -> Path | None:
         axes.set_xticks(list(shown), [f"{float(times[i]):.0f}" for i in shown])
     all_axes[0].set(ylabel="block")
     figure.colorbar(image, ax=all_axes, label="relative change from the step before")
-    return _saved(figure, f"features-{data}")
+    return _save(figure, f"features-{data}")
 
 
 TITLES = {"digits": "Digits 8x8, DiT of 12 blocks", "cifar10": "CIFAR-10 32x32, DiT of 12 blocks"}
 
 
-def _saved(figure: plt.Figure, name: str) -> Path:
+def _save(figure: plt.Figure, name: str) -> Path:
     path = RESULTS / f"{name}.png"
     figure.savefig(path, dpi=110, metadata={"Software": ""})
     plt.close(figure)

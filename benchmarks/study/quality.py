@@ -26,7 +26,7 @@ from benchmarks.record import ROOT, append_rows, read_rows
 from benchmarks.rivals.eager import CACHED_EVERY, Eager, Run, cached_blocks
 from benchmarks.study.arithmetic import arithmetic_on
 from benchmarks.study.judge import CifarJudge, DigitsJudge, Judge, rounded
-from benchmarks.study.samplers import Kind, Sampler, guided, plain, samplers
+from benchmarks.study.samplers import Kind, Sampler, plain, samplers, with_guidance
 from ilf_trt import load_ilf
 from ilf_trt.contract.plan import StepPlan, cached_block_forwards, make_plan
 from ilf_trt.contract.spec import Loop
@@ -122,7 +122,7 @@ class Study:
         pictures, cost = draw(seed)
         distances: dict[str, float] = {}
         if seed == FIRST_SEED and self.far:
-            if sampler == guided(plain(LONG), sampler.guidance_scale):
+            if sampler == with_guidance(plain(LONG), sampler.guidance_scale):
                 self._long[sampler.guidance_scale] = pictures
             distances = self.judge.distances(pictures, self._long_run(sampler.guidance_scale))
         return {
@@ -141,7 +141,7 @@ class Study:
 
     def _long_run(self, guidance_scale: float) -> NDArray[np.float32]:
         if guidance_scale not in self._long:
-            with self.drawing(guided(plain(LONG), guidance_scale)) as draw:
+            with self.drawing(with_guidance(plain(LONG), guidance_scale)) as draw:
                 self._long[guidance_scale] = draw(FIRST_SEED)[0]
         return self._long[guidance_scale]
 
@@ -178,14 +178,14 @@ def study_of(options: argparse.Namespace) -> Study:
     return Study(str(options.base), judge, options.trainings, torch.bfloat16, *how)
 
 
-def recorded(name: str) -> set[tuple[str, ...]]:
+def recorded_keys(name: str) -> set[tuple[str, ...]]:
     """The keys of the rows in the CSV."""
     return {tuple(row[key] for key in KEY) for row in read_rows(name)}
 
 
 def run(study: Study, subset: list[Sampler], seeds: list[int], name: str, command: str) -> None:
     """Measure every sampler with every seed."""
-    old_keys = recorded(name)
+    old_keys = recorded_keys(name)
     for sampler in subset:
         weights = study.weights(sampler.training)
         new_seeds = [seed for seed in seeds if (sampler.name, sampler.training, str(seed), weights) not in old_keys]

@@ -54,7 +54,7 @@ class ResNet(nn.Module):
             outputs.append(x)
         return outputs
 
-    def pooled(self, last: Tensor) -> Tensor:
+    def pool(self, last: Tensor) -> Tensor:
         """(N, 64, 8, 8) -> (N, 64)."""
         return last.mean((2, 3))
 

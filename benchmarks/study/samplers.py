@@ -62,7 +62,7 @@ def samplers() -> list[Sampler]:
     main += [_ilf("main", steps, feedback, Rule.ANNEAL, training=TUNED) for steps, feedback in plans]
     main += [_ilf("main", steps, "all", Rule.ANNEAL, training=name) for name in (NEAR, NEAR_LONG) for steps in (8, 6)]
     main += [_interval(steps) for steps in (8, 6)]
-    parts = (_scaled, _controls, _guided, _rules, _patterns, _trainings, _early, _duration)
+    parts = (_smaller_noise, _controls, _guided_samplers, _rules, _patterns, _trainings, _early, _duration)
     return [*main, *(sampler for part in parts for sampler in part())]
 
 
@@ -71,14 +71,14 @@ def plain(steps: int) -> Sampler:
     return Sampler("main", f"plain {steps}", Kind.PLAIN, steps)
 
 
-def guided(sampler: Sampler, scale: float) -> Sampler:
+def with_guidance(sampler: Sampler, scale: float) -> Sampler:
     """The same sampler with guidance; a scale of 1 means no guidance."""
     if scale == 1:
         return sampler
     return replace(sampler, part="guided", name=f"{sampler.name}, guidance {scale}", guidance_scale=scale)
 
 
-def _scaled() -> list[Sampler]:
+def _smaller_noise() -> list[Sampler]:
     """The rival without training: plain steps with a slightly smaller predicted noise."""
     return [
         replace(plain(steps), part="scaled", name=f"plain {steps}, noise / {over}", noise_over=over)
@@ -104,11 +104,11 @@ def _controls() -> list[Sampler]:
     ]
 
 
-def _guided() -> list[Sampler]:
+def _guided_samplers() -> list[Sampler]:
     """The most important samplers with guidance; each of their block forwards runs on two rows a picture."""
     plans = ((10, "outer:2"), (7, "outer:2"), (10, "last:4"), (7, "last:4"))
     with_feedback = [_ilf("guided", steps, feedback, Rule.ANNEAL, training=TUNED) for steps, feedback in plans]
-    return [guided(sampler, GUIDANCE) for sampler in (*map(plain, (20, 12, 9)), *with_feedback)]
+    return [with_guidance(sampler, GUIDANCE) for sampler in (*map(plain, (20, 12, 9)), *with_feedback)]
 
 
 def _rules() -> list[Sampler]:

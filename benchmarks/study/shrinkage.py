@@ -19,7 +19,7 @@ from torch import Tensor
 
 from benchmarks.record import write_rows
 from benchmarks.study.arithmetic import arithmetic_on
-from benchmarks.study.cifar10 import read, scaled
+from benchmarks.study.cifar10 import pictures_of, read
 from ilf_trt import ILFModel, load_ilf
 from ilf_trt.model.checkpoint import base_scheduler, read_checkpoint
 from ilf_trt.model.sampling import scheduler_of
@@ -36,7 +36,7 @@ def pictures(data: str, folder: Path | None) -> tuple[Tensor, Tensor]:
         x0, labels = (torch.from_numpy(array) for array in digits())
     else:
         tiles, labels = (torch.from_numpy(array) for array in read(folder or Path(), "test"))
-        x0 = scaled(tiles)
+        x0 = pictures_of(tiles)
     stride = len(x0) // SAMPLES
     return x0[::stride][:SAMPLES], labels[::stride][:SAMPLES]
 

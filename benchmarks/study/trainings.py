@@ -13,7 +13,7 @@ from pathlib import Path
 import torch
 
 from benchmarks.study.arithmetic import arithmetic_on
-from benchmarks.study.cifar10 import read, scaled
+from benchmarks.study.cifar10 import pictures_of, read
 from ilf_trt.model.checkpoint import base_scheduler, base_source, fingerprint, load_backbone
 from ilf_trt.model.surgery import attach
 from ilf_trt.train.batch_stream import Batch, BatchStream, MemoryStream
@@ -69,7 +69,7 @@ def stream_of(data: str, pictures: Path | None, recipe: Recipe) -> BatchStream:
     if data == "digits":
         return digits_stream(**options)
     pixels, labels = (torch.from_numpy(array) for array in read(pictures or Path(), "train"))
-    x0 = scaled(pixels)
+    x0 = pictures_of(pixels)
     return MemoryStream(Batch(torch.cat([x0, x0.flip(-1)]), {"class_labels": labels.repeat(2)}), **options)
 
 

@@ -53,7 +53,7 @@ def export_decoder(folder: PipelineFolder, spec: DecoderSpec, path: Path) -> Non
     In halves the group norms stay in float32. A VAE whose activations pass float16's 65504, as SDXL's, needs fp32 or
     bf16: `verify` finds it. Raises CheckpointError for weights that are missing or damaged.
     """
-    module = _Decode(_loaded(folder), spec).eval()
+    module = _Decode(_load_vae(folder), spec).eval()
     sides = {"H": TRACED_SIDES[0], "W": TRACED_SIDES[1]}
     latents = torch.zeros(spec.graph.inputs[0].resolve(sides))
     shapes = {
@@ -135,7 +135,7 @@ def _config(folder: PipelineFolder) -> dict[str, Any]:
     return config
 
 
-def _loaded(folder: PipelineFolder) -> Any:
+def _load_vae(folder: PipelineFolder) -> Any:
     source = folder.path / "vae"
     kind = getattr(diffusers, str(_config(folder)["_class_name"]))
     try:

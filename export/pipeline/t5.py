@@ -148,7 +148,7 @@ class _Dense(nn.Module):
         self.gated = gated
 
     def forward(self, hidden: Tensor) -> Tensor:
-        inside = _activated(self.wi_0(hidden) if self.gated else self.wi(hidden), self.activation)
+        inside = _activation(self.wi_0(hidden) if self.gated else self.wi(hidden), self.activation)
         out: Tensor = self.wo(inside * self.wi_1(hidden) if self.gated else inside)
         return out
 
@@ -178,7 +178,7 @@ class _Norm(nn.Module):
         return self.weight * normed.to(self.weight.dtype)
 
 
-def _activated(hidden: Tensor, name: str) -> Tensor:
+def _activation(hidden: Tensor, name: str) -> Tensor:
     if name == "gelu_new":
         return F.gelu(hidden, approximate="tanh")
     return F.silu(hidden) if name == "silu" else F.relu(hidden)

@@ -79,7 +79,7 @@ def export_text(folder: PipelineFolder, spec: TextSpec, path: Path) -> None:
             if tuple(tensor.shape) != tuple(value.shape):
                 found, wanted = tuple(tensor.shape), tuple(value.shape)
                 raise CheckpointError(f"{shards.folder}: {name} is {found}, its config says {wanted}; copy it again")
-            value.const_value = _written(tensor, file, path, name)
+            value.const_value = _write_tensor(tensor, file, path, name)
     ir.save(model, path)
 
 
@@ -126,7 +126,7 @@ def _laid_out(tensor: Tensor, name: str) -> Tensor:
     return tensor.T if tensor.ndim == 2 and name not in EMBEDDINGS and "relative_attention_bias" not in name else tensor
 
 
-def _written(tensor: Tensor, file: IO[bytes], path: Path, name: str) -> Any:
+def _write_tensor(tensor: Tensor, file: IO[bytes], path: Path, name: str) -> Any:
     file.write(b"\0" * (-file.tell() % ALIGNMENT))
     offset = file.tell()
     raw = tensor.contiguous().flatten().view(torch.uint8).numpy()
@@ -157,21 +157,21 @@ class _Shards:
     def of(cls, folder: Path) -> "_Shards":
         paths: dict[str, Path] = {}
         for path in _shard_paths(folder):
-            with _opened(path) as shard:
+            with _open_shard(path) as shard:
                 paths |= dict.fromkeys(shard.keys(), path)
         return cls(folder, paths)
 
     def read(self, name: str) -> Tensor:
         for alias in EMBEDDINGS if name in EMBEDDINGS else (name,):
             if alias in self.paths:
-                with _opened(self.paths[alias]) as shard:
+                with _open_shard(self.paths[alias]) as shard:
                     tensor: Tensor = shard.get_tensor(alias)
                     return tensor
         raise CheckpointError(f"{self.folder} lacks {name}; copy all of its shards again")
 
 
 @contextmanager
-def _opened(path: Path) -> Iterator[Any]:
+def _open_shard(path: Path) -> Iterator[Any]:
     try:
         with safe_open(path, framework="pt") as shard:
             yield shard

@@ -64,7 +64,7 @@ def build(
             stages.enter("verify")
             limit = options.precision.parity_limit if options.max_error is None else options.max_error
             with _runnable(staging, manifest) as folder:
-                differences = leaves.verified(folder, limit)
+                differences = leaves.verify_bundle(folder, limit)
         if compiler is not None:
             compiled = compiler.compile(staging, manifest, stages.enter, stages.detail)
             manifest, reports = compiled.manifest, compiled.reports

@@ -8,7 +8,7 @@ from ilf_trt.assembly.conductor import build
 from ilf_trt.assembly.options import BuildOptions
 from ilf_trt.contract.bundle import sha256_of
 from ilf_trt.contract.manifest import SCHEMA
-from ilf_trt.contract.packaged import Packaged, packaged
+from ilf_trt.contract.packaged import Packaged, find_packaged
 
 
 def bundle_of(name: str, cache: Path) -> Path:
@@ -16,7 +16,7 @@ def bundle_of(name: str, cache: Path) -> Path:
 
     Raises MissingDependency when it must be built and PyTorch is not there.
     """
-    known = packaged(name)
+    known = find_packaged(name)
     if known is None:
         return Path(name)
     folder = cache / "bundles" / f"{known.name}-{_key(known)}.ilf"

@@ -20,13 +20,13 @@ def staging_folder(output: str | Path, *, force: bool) -> Iterator[Path]:
     An old bundle at `output` stays whole until it is exchanged. Raises BundleError when `output` exists and `force` is
     not set, when it is no bundle, or when the disk is full or not writable.
     """
-    with _translated(Path(output)):
+    with _translate_errors(Path(output)):
         output = Path(os.path.realpath(output))
         _check_output(output, force=force)
         output.parent.mkdir(parents=True, exist_ok=True)
         sweep(output)
     with ExitStack() as stack:
-        with _translated(output):
+        with _translate_errors(output):
             staging = stack.enter_context(whole_folder(output, replace=force))
         try:
             yield staging
@@ -34,13 +34,13 @@ def staging_folder(output: str | Path, *, force: bool) -> Iterator[Path]:
             if error.errno in UNWRITABLE:
                 raise _unwritable(output, error) from error
             raise
-        with _translated(output):
+        with _translate_errors(output):
             _check_output(output, force=force)
             stack.close()
 
 
 @contextmanager
-def _translated(output: Path) -> Iterator[None]:
+def _translate_errors(output: Path) -> Iterator[None]:
     try:
         yield
     except (OSError, ValueError) as error:

@@ -36,7 +36,7 @@ def labels_of(asked: Sequence[int | str], names: Mapping[str, int], count: int |
     folded: dict[str, set[str]] = {}
     for name in names:
         folded.setdefault(name.casefold(), set()).add(name)
-    return [_number(one, names, folded) if isinstance(one, str) else _checked(one, count) for one in asked]
+    return [_number(one, names, folded) if isinstance(one, str) else _check_number(one, count) for one in asked]
 
 
 def _number(asked: str, names: Mapping[str, int], folded: Mapping[str, set[str]]) -> int:
@@ -62,7 +62,7 @@ def _advice(name: str, folded: Mapping[str, set[str]]) -> str:
     return f"did you mean {' or '.join(close)}?"
 
 
-def _checked(number: int, count: int | None) -> int:
+def _check_number(number: int, count: int | None) -> int:
     # A bool is an int to Python, and as a class it is a mistake.
     if not isinstance(number, int) or isinstance(number, bool):
         raise InvalidRequest(f"{number!r} is no class; give its name, or its number as an int")

@@ -30,7 +30,7 @@ class Conditioning:
     Legend: B pictures, L text tokens, C channels of embedded text.
     """
 
-    own: tuple[Port, ...]
+    positive: tuple[Port, ...]
     null: int | None
 
     @classmethod
@@ -53,7 +53,7 @@ class Conditioning:
 
     def port(self, role: Role) -> Port | None:
         """The port of a role, if the model has one."""
-        return next((port for port in self.own if port.role is role), None)
+        return next((port for port in self.positive if port.role is role), None)
 
     @property
     def classes(self) -> int | None:
@@ -62,13 +62,13 @@ class Conditioning:
 
     def ports(self, *, guidance: bool) -> tuple[Port, ...]:
         """What a caller gives for each picture; with guidance also what the picture shall not show."""
-        branched = tuple(port for port in self.own if port.role in BRANCHED)
+        branched = tuple(port for port in self.positive if port.role in BRANCHED)
         negative = tuple(replace(port, name=f"{NEGATIVE}{port.name}") for port in branched) if guidance else ()
-        return (*branched, *negative, *(port for port in self.own if port.role not in BRANCHED))
+        return (*branched, *negative, *(port for port in self.positive if port.role not in BRANCHED))
 
     def row_ports(self, rows: str) -> tuple[Port, ...]:
         """What the graphs take: a row for each picture, and one more where it is guided."""
-        return tuple(replace(port, shape=(rows, *port.shape[1:])) for port in self.own)
+        return tuple(replace(port, shape=(rows, *port.shape[1:])) for port in self.positive)
 
     def example(
         self, pictures: int, size: tuple[int, int], *, guidance: bool, normal: Normal = np.zeros
@@ -108,10 +108,10 @@ class Conditioning:
             Role.RESOLUTION: [float(side) for side in size],
             Role.ASPECT_RATIO: [size[0] / size[1]],
         }
-        for port in self.own:
+        for port in self.positive:
             if values[port.role] is None:
                 raise InvalidRequest(f"a sample has no {port.role}, the model takes it; give data with {port.role}s")
-        return {port.name: values[port.role] for port in self.own}
+        return {port.name: values[port.role] for port in self.positive}
 
     def with_size(self, values: Mapping[str, Any], size: tuple[int, int]) -> dict[str, Any]:
         """`values` and, if the model takes them and the caller left them out, the resolution and the aspect ratio.
@@ -123,12 +123,12 @@ class Conditioning:
         rows = {Role.RESOLUTION: [height, width], Role.ASPECT_RATIO: [height / width]}
         sizes = {
             port.name: np.tile(np.array(rows[port.role], np.float32), (pictures, 1))
-            for port in self.own
+            for port in self.positive
             if port.role in rows and port.name not in values and pictures
         }
         return {**values, **sizes}
 
-    def checked(self, values: Mapping[str, Any], *, guidance: bool) -> tuple[dict[str, NDArray[Any]], int]:
+    def validate(self, values: Mapping[str, Any], *, guidance: bool) -> tuple[dict[str, NDArray[Any]], int]:
         """Each port's array in its dtype and shape, text padded under its mask; and the number of pictures B.
 
         A text without a mask counts whole. Raises InvalidRequest.
@@ -141,7 +141,7 @@ class Conditioning:
         missing = sorted(ports.keys() - values.keys())
         if missing:
             raise InvalidRequest(f"{missing[0]!r} is missing; this bundle takes {', '.join(ports)}")
-        arrays = {name: _checked(port, values[name]) for name, port in ports.items()}
+        arrays = {name: _validate_port(port, values[name]) for name, port in ports.items()}
         counts = {name: len(array) for name, array in arrays.items()}
         pictures = max(counts.values())
         for name, count in counts.items():
@@ -164,7 +164,7 @@ class Conditioning:
         `negative_…` says, or the same. `join` concatenates arrays; pass `torch.cat` for tensors.
         """
         rows = {}
-        for port in self.own:
+        for port in self.positive:
             own = values[port.name]
             if guided:
                 null = port.role is Role.LABEL and self.null is not None
@@ -193,7 +193,7 @@ def _with_masks(ports: Mapping[str, Port], values: Mapping[str, Any]) -> dict[st
     return values
 
 
-def _checked(port: Port, value: Any) -> NDArray[Any]:
+def _validate_port(port: Port, value: Any) -> NDArray[Any]:
     """`value` in the port's dtype and shape, text padded to its length under a zero mask; raises InvalidRequest."""
     array = as_array(port.name, value)
     whole = port.dtype.startswith("int")

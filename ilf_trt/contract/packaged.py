@@ -21,7 +21,7 @@ class Packaged:
 DEMO, EMOJI = Packaged("demo", "demo", 1.5), Packaged("demo-emoji", "demo_emoji", 4.0)
 
 
-def packaged(name: str) -> Packaged | None:
+def find_packaged(name: str) -> Packaged | None:
     """What a name stands for; None when it is not one of them, or a folder of that name lies here."""
     known = {each.name: each for each in (DEMO, EMOJI)}
     return None if Path(name).is_dir() else known.get(name)

@@ -64,8 +64,8 @@ class Follower:
         own, planned = scheduler.timesteps.tolist(), [step.t for step in plan.steps]
         if len(own) != len(planned) or any(abs(a - b) > TIME_TOLERANCE for a, b in zip(own, planned, strict=True)):
             raise UnsupportedScheduler(
-                f"{name}: its {len(own)} timesteps {_listed(own)} are not the {len(planned)} that its config gives, "
-                f"{_listed(planned)}; leave timesteps=… and sigmas=… out, and lambda_min_clipped at its default"
+                f"{name}: its {len(own)} timesteps {_shorten(own)} are not the {len(planned)} that its config gives, "
+                f"{_shorten(planned)}; leave timesteps=… and sigmas=… out, and lambda_min_clipped at its default"
             )
         return plan
 
@@ -104,10 +104,10 @@ def _index(plan: StepPlan, timestep: Tensor | float) -> int:
     t = float(torch.as_tensor(timestep).flatten()[0])
     indices = [index for index, step in enumerate(plan.steps) if abs(step.t - t) <= TIME_TOLERANCE]
     if not indices:
-        raise InvalidRequest(f"no step is at time {t:g}; the plan's are {_listed([step.t for step in plan.steps])}")
+        raise InvalidRequest(f"no step is at time {t:g}; the plan's are {_shorten([step.t for step in plan.steps])}")
     return indices[:2][-1]
 
 
-def _listed(times: list[float]) -> str:
+def _shorten(times: list[float]) -> str:
     words = [f"{time:g}" for time in times]
     return ", ".join(words if len(words) <= 4 else [*words[:3], "…", words[-1]])

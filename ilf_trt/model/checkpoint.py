@@ -12,7 +12,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from ilf_trt.contract.packaged import packaged
+from ilf_trt.contract.packaged import find_packaged
 from ilf_trt.contract.solver import DEFAULT_SCHEDULER
 from ilf_trt.contract.spec import Loop
 from ilf_trt.errors import CheckpointError, InvalidRequest, one_line
@@ -120,7 +120,7 @@ def load_ilf(folder: str | Path, *, base: str | Path | None = None) -> ILFModel:
 
 def load_backbone(source: str) -> Any:
     """A base to train on: a diffusers folder, a hub id, `demo`; raises CheckpointError, UnsupportedBackbone."""
-    if packaged(source) is not None:
+    if find_packaged(source) is not None:
         source = base_source(source)
     options = {} if Path(source).is_dir() or source.count("/") != 1 else {"subfolder": BASE_FOLDER}
     path = Path(source) / BASE_FOLDER if (Path(source) / BASE_FOLDER).is_dir() else Path(source)
@@ -138,7 +138,7 @@ def load_backbone(source: str) -> Any:
 
 def base_source(base: str) -> str:
     """Where a base is found from any folder: a folder's absolute path, a hub id as it is, and the package's own."""
-    known = packaged(base)
+    known = find_packaged(base)
     if known is not None:
         return str(known.folder / BASE_FOLDER)
     return str(Path(base).resolve()) if Path(base).is_dir() else base
@@ -155,7 +155,7 @@ def base_scheduler(base: str) -> dict[str, Any]:
 
 def read_checkpoint(folder: str | Path) -> Checkpoint:
     """What `ilf.json` says, checked; raises CheckpointError."""
-    known = packaged(str(folder))
+    known = find_packaged(str(folder))
     folder = Path(folder) if known is None else known.folder
     path = folder / FACTS_FILE
     if not path.is_file():

@@ -30,13 +30,13 @@ class CompileMode(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class CompileOptions:
-    """How `prepared` compiles; `backend` is torch.compile's, a name or a callable."""
+    """How `inference_copy` compiles; `backend` is torch.compile's, a name or a callable."""
 
     mode: CompileMode = CompileMode.REDUCE_OVERHEAD
     backend: str | Callable[..., Any] = "inductor"
 
 
-def prepared(model: M, *, device: str, dtype: torch.dtype, compiled: CompileOptions | None = None) -> M:
+def inference_copy(model: M, *, device: str, dtype: torch.dtype, compiled: CompileOptions | None = None) -> M:
     """A copy of an ILF model or a plain backbone for `sample`, on `device` in `dtype`; `model` stays as it is.
 
     `compiled` compiles the whole forward at its first run: one graph for plain steps, and for an ILF model one for
@@ -79,7 +79,7 @@ def sample(
     conditioning = adapter.conditioning(1)
     text = {port.name for port in conditioning.ports(guidance=True) if port.role is Role.TEXT}
     values = {name: v.to(device, dtype if name in text else v.dtype) for name, v in conditions.items()}
-    call = adapter.call(conditioning.rows(values, guided=guidance, join=_joined))
+    call = adapter.call(conditioning.rows(values, guided=guidance, join=_cat))
     scheduler = scheduler_of(scheduler_config)
     scheduler.set_timesteps(plan.requested_steps)
     if hasattr(scheduler, "set_begin_index"):
@@ -104,7 +104,7 @@ def sample(
 
 
 @contextmanager
-def placed(model: nn.Module, device: str) -> Iterator[None]:
+def move_to(model: nn.Module, device: str) -> Iterator[None]:
     """`model` on `device` in whole float32 for the time of a block, and back on the CPU.
 
     Raises InvalidRequest when there is no such device.
@@ -117,7 +117,7 @@ def placed(model: nn.Module, device: str) -> Iterator[None]:
         model.to("cpu")
 
 
-def _joined(tensors: Sequence[Tensor]) -> Tensor:
+def _cat(tensors: Sequence[Tensor]) -> Tensor:
     return torch.cat(list(tensors))
 
 

@@ -126,7 +126,7 @@ def _row_loss(objective: Objective, adapter: Backbone, text_tokens: int) -> Tens
         port.name: torch.zeros(
             port.resolve({PICTURES: 1}), dtype=torch.long if port.role is Role.LABEL else None, device="meta"
         )
-        for port in adapter.conditioning(text_tokens or 1).own
+        for port in adapter.conditioning(text_tokens or 1).positive
     }
     time = torch.zeros(1, dtype=torch.long, device="meta")
     return objective.total(objective(Batch(x0, conditions), time, torch.empty_like(x0), torch.zeros(1, device="meta")))

@@ -89,7 +89,7 @@ class Sampler:
                 model,
                 plan,
                 self.scheduler,
-                {port.name: self.labels for port in model.adapter.conditioning(1).own},
+                {port.name: self.labels for port in model.adapter.conditioning(1).positive},
                 noise,
                 guidance_scale=guidance,
                 guidance=guidance != 1.0,

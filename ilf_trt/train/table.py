@@ -96,7 +96,7 @@ def _value(kind: Any, value: Any, name: str) -> Any:
         section: Any = kind
         return parse(section, _value(Mapping, value, name), f"{name}.")
     if (get_origin(kind) or kind) is Mapping:
-        return value if isinstance(value, dict) else _mistyped(name, value, "a table")
+        return value if isinstance(value, dict) else _refuse_type(name, value, "a table")
     if issubclass(kind, StrEnum):
         if value not in list(kind):
             hint = did_you_mean(str(value), [member.value for member in kind])
@@ -105,9 +105,9 @@ def _value(kind: Any, value: Any, name: str) -> Any:
     if kind is float and type(value) is int:
         value = float(value)
     if type(value) is not kind or (kind is float and not isfinite(value)):
-        return _mistyped(name, value, TYPE_WORDS[kind])
+        return _refuse_type(name, value, TYPE_WORDS[kind])
     return value
 
 
-def _mistyped(name: str, value: Any, expected: str) -> Any:
+def _refuse_type(name: str, value: Any, expected: str) -> Any:
     raise InvalidRequest(f"{name} is {value!r}, it must be {expected}")

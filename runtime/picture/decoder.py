@@ -27,7 +27,7 @@ class Decoder:
         pixels = np.empty((count, *(size or (height * scale, width * scale)), 3), np.uint8)
         for index in range(count):
             one = latents[index : index + 1]
-            shades = self._tiled(one[0])[None] if self._is_large(one) else self._run(one)
+            shades = self._decode_tiles(one[0])[None] if self._is_large(one) else self._run(one)
             if size is not None:
                 shades = resize_and_crop(shades, *size)
             np.nan_to_num(shades, copy=False)
@@ -39,7 +39,7 @@ class Decoder:
     def _is_large(self, latents: Floats) -> bool:
         return bool(self._spec.tile) and max(latents.shape[2:]) > self._spec.tile
 
-    def _tiled(self, latent: Floats) -> Floats:
+    def _decode_tiles(self, latent: Floats) -> Floats:
         """latent (C, h, w) -> shades (H, W, 3); each tile fades into the tile above it and the tile to its left.
 
         The tiles are those of diffusers' AutoencoderKL: neighbours share a quarter of a side, the last are smaller.

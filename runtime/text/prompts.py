@@ -44,7 +44,7 @@ class Prompts:
             )
         return cls(positive, against, clean)
 
-    def prepared(self, text: str) -> str:
+    def prepare(self, text: str) -> str:
         """A text as the model reads it."""
         return prepare_caption(text, clean=self.clean)
 
@@ -61,8 +61,8 @@ def embed(
     prompts: Prompts, tokenizer: Tokenizer, spec: TextSpec, manifest: Manifest, session: Session, *, guided: bool
 ) -> EmbeddedText:
     """Embed every different text once; the negative ones only if `guided`."""
-    positive = tuple(map(prompts.prepared, prompts.positive))
-    against = tuple(map(prompts.prepared, prompts.negative)) if guided else ()
+    positive = tuple(map(prompts.prepare, prompts.positive))
+    against = tuple(map(prompts.prepare, prompts.negative)) if guided else ()
     texts = tuple(dict.fromkeys((*positive, *against)))
     encoding = tokenizer.encode(texts)
     embeddings = np.empty((len(texts), spec.tokens, spec.channels), np.float32)
@@ -73,7 +73,7 @@ def embed(
         call()
         embeddings[chunk.begin : chunk.end] = call.outputs["text"][: chunk.pictures]
     row_of = {text: row for row, text in enumerate(texts)}
-    names = [port.name for port in manifest.spec.conditioning.own if port.role in (Role.TEXT, Role.MASK)]
+    names = [port.name for port in manifest.spec.conditioning.positive if port.role in (Role.TEXT, Role.MASK)]
 
     def conditions(of: tuple[str, ...]) -> dict[str, Any]:
         rows = [row_of[text] for text in of]

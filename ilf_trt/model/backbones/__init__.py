@@ -29,7 +29,7 @@ def register(adapter: type[Backbone]) -> Callable[[], None]:
 
 def adapters() -> tuple[type[Backbone], ...]:
     """All adapters: those of this package, then the registered ones."""
-    return (*_packaged(), *_REGISTERED)
+    return (*_own_adapters(), *_REGISTERED)
 
 
 def backbone_of(model: Any) -> Backbone:
@@ -64,7 +64,7 @@ def pipeline_kinds() -> dict[str, PipelineKind]:
 
 
 @cache
-def _packaged() -> tuple[type[Backbone], ...]:
+def _own_adapters() -> tuple[type[Backbone], ...]:
     modules = (import_module(f"{__name__}.{module.name}") for module in iter_modules(__path__))
     return tuple(module.ADAPTER for module in modules)
 

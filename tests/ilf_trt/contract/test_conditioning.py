@@ -18,7 +18,8 @@ Conditions = dict[str, Any]
 TOKENS, CHANNELS, CLASSES = 5, 3, 10
 LABELS = Conditioning.of_labels(CLASSES)
 TEXT = Conditioning(
-    tuple(port for port in Conditioning.of_text(TOKENS, CHANNELS, sized=True).own if port.name != "resolution"), None
+    tuple(port for port in Conditioning.of_text(TOKENS, CHANNELS, sized=True).positive if port.name != "resolution"),
+    None,
 )
 
 
@@ -34,7 +35,7 @@ def given(**changes: Any) -> Conditions:
 
 def refused(conditioning: Conditioning, conditions: Conditions, match: str) -> None:
     with pytest.raises(InvalidRequest, match=match) as caught:
-        conditioning.checked(conditions, guidance=False)
+        conditioning.validate(conditions, guidance=False)
     assert "\n" not in str(caught.value)
 
 
@@ -43,33 +44,33 @@ def refused(conditioning: Conditioning, conditions: Conditions, match: str) -> N
 
 @pytest.mark.parametrize("labels", [[3, 8], (3, 8), np.array([3, 8]), np.array([3, 8], np.uint8)], ids=repr)
 def test_labels_come_back_in_the_dtype_of_their_port_with_their_number(labels: Any) -> None:
-    arrays, pictures = LABELS.checked({"class_labels": labels}, guidance=False)
+    arrays, pictures = LABELS.validate({"class_labels": labels}, guidance=False)
     assert pictures == 2
     assert arrays["class_labels"].dtype == np.int32
     assert arrays["class_labels"].tolist() == [3, 8]
 
 
 def test_every_class_and_the_null_class_are_labels() -> None:
-    arrays, pictures = LABELS.checked({"class_labels": range(CLASSES + 1)}, guidance=False)
+    arrays, pictures = LABELS.validate({"class_labels": range(CLASSES + 1)}, guidance=False)
     assert (pictures, arrays["class_labels"].max()) == (CLASSES + 1, CLASSES)
 
 
 def test_conditions_come_back_in_the_order_of_their_ports() -> None:
-    arrays, pictures = TEXT.checked(dict(reversed(given().items())), guidance=False)
-    assert list(arrays) == [port.name for port in TEXT.own]
+    arrays, pictures = TEXT.validate(dict(reversed(given().items())), guidance=False)
+    assert list(arrays) == [port.name for port in TEXT.positive]
     assert pictures == 2
 
 
 @pytest.mark.parametrize("dtype", ["float16", "float32", "float64"])
 def test_text_of_any_float_width_is_taken(dtype: str) -> None:
-    arrays, _ = TEXT.checked(given(text=text().astype(dtype)), guidance=False)
+    arrays, _ = TEXT.validate(given(text=text().astype(dtype)), guidance=False)
     assert arrays["text"].dtype == np.float32
     np.testing.assert_array_equal(arrays["text"], text().astype(dtype).astype(np.float32))
 
 
 @pytest.mark.parametrize("tokens", [1, 4, TOKENS])
 def test_short_text_without_a_mask_is_padded_under_a_zero_mask(tokens: int) -> None:
-    arrays, _ = TEXT.checked(given(text=text(tokens=tokens), text_mask=None), guidance=False)
+    arrays, _ = TEXT.validate(given(text=text(tokens=tokens), text_mask=None), guidance=False)
     np.testing.assert_array_equal(arrays["text"][:, :tokens], text(tokens=tokens))
     assert arrays["text"].shape == (2, TOKENS, CHANNELS)
     assert not arrays["text"][:, tokens:].any()
@@ -77,13 +78,13 @@ def test_short_text_without_a_mask_is_padded_under_a_zero_mask(tokens: int) -> N
 
 
 def test_a_mask_as_short_as_its_text_is_padded_with_zeros() -> None:
-    arrays, _ = TEXT.checked(given(text=text(tokens=3), text_mask=[[1.0, 1.0, 0.0], [1.0, 0.0, 0.0]]), guidance=False)
+    arrays, _ = TEXT.validate(given(text=text(tokens=3), text_mask=[[1.0, 1.0, 0.0], [1.0, 0.0, 0.0]]), guidance=False)
     assert arrays["text_mask"].tolist() == [[1.0, 1.0, 0.0, 0.0, 0.0], [1.0, 0.0, 0.0, 0.0, 0.0]]
 
 
 def test_what_the_caller_gave_is_not_written_to() -> None:
     conditions = given(text=text(tokens=3), text_mask=None)
-    TEXT.checked(conditions, guidance=False)
+    TEXT.validate(conditions, guidance=False)
     assert conditions.keys() == {"text", "aspect_ratio"}
     np.testing.assert_array_equal(conditions["text"], text(tokens=3))
 
@@ -189,7 +190,7 @@ def test_a_guided_batch_has_the_negative_text_in_its_second_half_and_sizes_twice
 @pytest.mark.parametrize("conditioning", [LABELS, SIZED], ids=["labels", "text"])
 @pytest.mark.parametrize("guidance", [True, False])
 def test_an_example_passes_its_own_check(conditioning: Conditioning, guidance: bool) -> None:
-    arrays, pictures = conditioning.checked(conditioning.example(3, (8, 8), guidance=guidance), guidance=guidance)
+    arrays, pictures = conditioning.validate(conditioning.example(3, (8, 8), guidance=guidance), guidance=guidance)
     assert pictures == 3
     assert list(arrays) == [port.name for port in conditioning.ports(guidance=guidance)]
 
@@ -212,7 +213,7 @@ def test_a_sample_becomes_conditions_or_is_refused_by_what_it_lacks() -> None:
 
 
 def test_ports_are_found_by_their_role() -> None:
-    assert LABELS.port(Role.LABEL) == LABELS.own[0]
+    assert LABELS.port(Role.LABEL) == LABELS.positive[0]
     assert LABELS.port(Role.TEXT) is None
     assert SIZED.classes is None
 

@@ -8,7 +8,7 @@ import torch
 from transformers import AutoTokenizer, T5EncoderModel
 
 from ilf_trt import ILFModel, load_ilf
-from ilf_trt.contract.packaged import EMOJI, packaged
+from ilf_trt.contract.packaged import EMOJI, find_packaged
 from ilf_trt.contract.plan import make_plan
 from ilf_trt.model.checkpoint import read_checkpoint
 from ilf_trt.model.sampling import sample
@@ -45,10 +45,10 @@ def test_it_is_small_and_says_where_its_pictures_are_from() -> None:
 
 
 def test_its_name_stands_for_the_folder_unless_one_lies_here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    assert packaged("demo-emoji") is EMOJI
+    assert find_packaged("demo-emoji") is EMOJI
     monkeypatch.chdir(tmp_path)
     (tmp_path / "demo-emoji").mkdir()
-    assert packaged("demo-emoji") is None
+    assert find_packaged("demo-emoji") is None
 
 
 def test_its_base_is_the_one_that_it_was_trained_on(model: ILFModel) -> None:

@@ -14,7 +14,7 @@ from ilf_trt import ILFModel, attach
 from ilf_trt.contract.plan import SCHEDULERS, Rule, StepPlan, make_plan
 from ilf_trt.contract.spec import Loop
 from ilf_trt.errors import InvalidRequest, UnsupportedScheduler
-from ilf_trt.model.sampling import CompileMode, CompileOptions, placed, prepared, sample, scheduler_of
+from ilf_trt.model.sampling import CompileMode, CompileOptions, inference_copy, move_to, sample, scheduler_of
 from tests.conftest import BLOCKS, CLASSES, LOOP, TEXT_CHANNELS, TEXT_TOKENS, small_dit, small_pixart
 
 PICTURES = 3
@@ -250,21 +250,21 @@ class Travelling(nn.Linear):
 
 def test_a_model_is_placed_for_a_block_and_comes_back() -> None:
     model = Travelling()
-    with placed(model, "elsewhere"):
+    with move_to(model, "elsewhere"):
         assert model.places == ["elsewhere"]
     assert model.places == ["elsewhere", "cpu"]
 
 
 def test_a_model_comes_back_from_a_block_that_fails() -> None:
     model = Travelling()
-    with pytest.raises(KeyError), placed(model, "elsewhere"):
+    with pytest.raises(KeyError), move_to(model, "elsewhere"):
         raise KeyError
     assert model.places == ["elsewhere", "cpu"]
 
 
 def test_a_placed_models_convolutions_are_not_rounded_to_tf32() -> None:
     before = torch.backends.cudnn.allow_tf32
-    with placed(nn.Linear(1, 1), "cpu"):
+    with move_to(nn.Linear(1, 1), "cpu"):
         assert not torch.backends.cudnn.allow_tf32
     assert torch.backends.cudnn.allow_tf32 == before
 
@@ -279,7 +279,7 @@ def test_a_placed_models_convolutions_are_not_rounded_to_tf32() -> None:
 )
 def test_a_device_that_is_not_there_is_refused_in_one_line(device: str) -> None:
     wanted = rf"^device '{device}' cannot be used \(.+\); pass --device cpu$"
-    with pytest.raises(InvalidRequest, match=wanted) as caught, placed(nn.Linear(1, 1), device):
+    with pytest.raises(InvalidRequest, match=wanted) as caught, move_to(nn.Linear(1, 1), device):
         pytest.fail("the block must not run")
     assert "\n" not in str(caught.value)
 
@@ -298,7 +298,7 @@ def test_a_prepared_copy_runs_in_half_precision_and_leaves_the_model_as_it_was(
 ) -> None:
     model, *run = case(kind, fed=fed)
     before = {name: (id(value), value.clone()) for name, value in model.state_dict(keep_vars=True).items()}
-    copy = prepared(model, device="cpu", dtype=dtype)
+    copy = inference_copy(model, device="cpu", dtype=dtype)
     assert {value.dtype for value in copy.parameters()} == {dtype}
     assert relative(latents_of(copy, *run), latents_of(model, *run)) < HALF_ROUNDING[dtype]
     for name, value in model.state_dict(keep_vars=True).items():
@@ -309,7 +309,7 @@ def test_a_prepared_copy_runs_in_half_precision_and_leaves_the_model_as_it_was(
 
 def test_a_prepared_ilf_model_is_one_model() -> None:
     model = attach(small_dit(), LOOP)
-    copy = prepared(model, device="cpu", dtype=torch.bfloat16)
+    copy = inference_copy(model, device="cpu", dtype=torch.bfloat16)
     assert isinstance(copy, ILFModel)
     assert copy.adapter.model is copy.backbone
     assert copy.backbone is not model.backbone
@@ -317,7 +317,7 @@ def test_a_prepared_ilf_model_is_one_model() -> None:
 
 def test_a_prepared_model_of_a_device_that_is_not_there_is_refused() -> None:
     with pytest.raises(InvalidRequest, match=r"^device 'nowhere' cannot be used"):
-        prepared(small_dit(), device="nowhere", dtype=torch.float32)
+        inference_copy(small_dit(), device="nowhere", dtype=torch.float32)
 
 
 class Compiler:
@@ -344,7 +344,7 @@ def compiler() -> Iterator[Compiler]:
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_model_is_compiled_whole_once_for_each_kind_of_step(compiler: Compiler, kind: str, fed: bool) -> None:
     model, *run = case(kind, fed=fed, blocks=FEW)
-    compiled = prepared(model, device="cpu", dtype=torch.float32, compiled=CompileOptions(backend=compiler))
+    compiled = inference_copy(model, device="cpu", dtype=torch.float32, compiled=CompileOptions(backend=compiler))
     first = latents_of(compiled, *run)
     assert compiler.graphs == (2 if fed else 1)
     with torch._dynamo.config.patch(error_on_recompile=True):
@@ -357,7 +357,7 @@ def test_a_model_is_compiled_whole_once_for_each_kind_of_step(compiler: Compiler
 @pytest.mark.parametrize("mode", CompileMode)
 def test_the_compiler_is_told_the_mode(compiler: Compiler, mode: CompileMode) -> None:
     model, *run = case("dit", fed=False, blocks=FEW)
-    latents_of(prepared(model, device="cpu", dtype=torch.float32, compiled=CompileOptions(mode, compiler)), *run)
+    latents_of(inference_copy(model, device="cpu", dtype=torch.float32, compiled=CompileOptions(mode, compiler)), *run)
     assert compiler.modes == {mode.value}
 
 
