@@ -220,4 +220,4 @@ def _stream(data: Mapping[str, Any]) -> Stream:
 
 
 def _conditioning(data: Mapping[str, Any]) -> Conditioning:
-    return Conditioning(_ports(data["own"]), None if data["null"] is None else int(data["null"]))
+    return Conditioning(_ports(data["positive"]), None if data["null"] is None else int(data["null"]))
