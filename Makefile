@@ -32,10 +32,10 @@ demo: $(VENV)/.build
 	fi
 
 test: $(VENV)/.dev
-	@echo "[3/3] running the tests: some minutes on two cores"
+	@echo "[3/3] running the tests: at most 6 minutes on two cores"
 	OMP_NUM_THREADS=1 $(BIN)/pytest --numprocesses logical --maxprocesses 4 --dist loadfile
 
-# Before every commit, within a minute on two cores: what lint says, and the tests that build nothing.
+# Before every commit, within a minute on two cores: lint, types, and the tests that build nothing.
 check: lint
 	OMP_NUM_THREADS=1 $(BIN)/pytest -m "not slow" --quiet --numprocesses logical --maxprocesses 4 --dist loadfile
 
@@ -63,8 +63,10 @@ bench: $(VENV)/.dev
 	$(BIN)/python -m benchmarks.speed.serving
 	$(BIN)/python -m benchmarks.speed.text_export
 	$(BIN)/python -m benchmarks.emoji.gallery
+	$(BIN)/python -m benchmarks.emoji.poster
 	$(BIN)/python -m benchmarks.speed.full_size_build
 	$(BIN)/python -m benchmarks.speed.full_size_build --precisions fp8 --models dit-xl-256 pixart-alpha-512
+	$(BIN)/python -m benchmarks.overview
 	$(BIN)/python -m benchmarks.tables
 
 clean:

@@ -36,7 +36,7 @@ FEEDBACK_NOISE = 0.01  # without it the feedback block is a copy of the loop's l
 
 # What `make check` leaves out: tests that ask, even behind another fixture, for a bundle, an engine or a compiler …
 SLOW_ENDINGS = ("_build", "_bundle", "_eight", "_fp8", "_fp16", "_bf16")
-SLOW_FIXTURES = frozenset(("bundle", "checkpoint_of", "compiler", "dry", "route", "verified", "wholes"))
+SLOW_FIXTURES = frozenset(("built", "bundle", "checkpoint_of", "compiler", "dry", "route", "verified", "wholes"))
 # … and files in which nearly every test makes one itself, or starts processes that load torch.
 SLOW_FILES = (
     "test_imports.py",
