@@ -10,12 +10,13 @@ from typing import Any
 
 from ilf_trt.contract.progress import Progress
 from ilf_trt.contract.target import Architecture, Library
-from ilf_trt.engines.library import open_library
-from ilf_trt.engines.listing import Kernel, kernels_of_inspector, kernels_of_plan, scratch_of_plan
-from ilf_trt.engines.profiles import Profile
-from ilf_trt.engines.progress import monitor_of
-from ilf_trt.engines.report import EngineReport
 from ilf_trt.errors import EngineError, one_line
+
+from .library import open_library
+from .listing import Kernel, kernels_of_inspector, kernels_of_plan, scratch_of_plan
+from .profiles import Profile
+from .progress import monitor_of
+from .report import EngineReport
 
 KIB_PER_MIB = 1024
 REASON_CHARS = 600

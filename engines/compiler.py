@@ -16,12 +16,13 @@ from ilf_trt.contract.ports import Graph
 from ilf_trt.contract.progress import Progress, no_progress
 from ilf_trt.contract.spec import Precision
 from ilf_trt.contract.target import Architecture, EngineOptions, Library, check_precision
-from ilf_trt.engines.builder import BuildRequest
-from ilf_trt.engines.job import ask
-from ilf_trt.engines.library import LibraryFacts
-from ilf_trt.engines.profiles import profile_of
-from ilf_trt.engines.report import EngineReport
 from ilf_trt.errors import BundleError, InvalidRequest, one_line
+
+from .builder import BuildRequest
+from .job import ask
+from .library import LibraryFacts
+from .profiles import profile_of
+from .report import EngineReport
 
 RECIPE = 2  # raise this number when the same graph must become another engine or another report
 

@@ -8,7 +8,8 @@ from rich.table import Table
 from rich.text import Text
 
 from ilf_trt.contract.spec import Precision
-from ilf_trt.engines.listing import Kernel
+
+from .listing import Kernel
 
 MIB = 1 << 20
 COUNTED = ("matmul", "attention")

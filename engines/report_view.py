@@ -5,9 +5,10 @@ import json
 from rich.console import Console
 
 from ilf_trt.contract.bundle import Bundle
-from ilf_trt.engines.compiler import read_report
-from ilf_trt.engines.report import layer_table, report_table
 from ilf_trt.errors import InvalidRequest
+
+from .compiler import read_report
+from .report import layer_table, report_table
 
 
 def show_engines(bundle: Bundle, *, as_json: bool) -> None:

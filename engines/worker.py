@@ -16,9 +16,10 @@ from contextlib import suppress
 from typing import Any
 
 from ilf_trt.contract.target import Library
-from ilf_trt.engines.builder import BuildRequest, build_engine
-from ilf_trt.engines.library import probe
 from ilf_trt.errors import IlfError
+
+from .builder import BuildRequest, build_engine
+from .library import probe
 
 LINGER_S = 5.0  # for a cancelled builder to reach its next step and to complete its timing cache
 

@@ -14,7 +14,8 @@ import torch
 import ilf_trt.contract
 import ilf_trt.model
 from ilf_trt.contract.spec import BatchRange, Precision
-from ilf_trt.export.segments import Segment
+
+from .segments import Segment
 
 TOOLS = ("torch", "onnx", "onnxscript", "onnx-ir", "diffusers")
 

@@ -14,9 +14,10 @@ from torch.export import Dim
 from ilf_trt.contract.ports import PICTURES, ROWS, Graph, Port
 from ilf_trt.contract.spec import BatchRange, ModelSpec
 from ilf_trt.errors import PortMismatch
-from ilf_trt.export.passes import name_linears, share_equal, strip_metadata
-from ilf_trt.export.quantization import quantize_linears
-from ilf_trt.export.segments import Segment
+
+from .passes import name_linears, share_equal, strip_metadata
+from .quantization import quantize_linears
+from .segments import Segment
 
 OPSET = 20
 MAX_TIMES = 1024

@@ -20,9 +20,10 @@ from ilf_trt.contract.reference_cases import (
     no_feedback,
 )
 from ilf_trt.contract.spec import ModelSpec, Precision
-from ilf_trt.export.segments import Segment, constants_of
 from ilf_trt.model.ilf_model import ILFModel
 from ilf_trt.model.sampling import move_to, sample
+
+from .segments import Segment, constants_of
 
 SEED = 0
 SCALE_SHIFT = 0.1  # added to the learned scales, so that feedback shows in every block

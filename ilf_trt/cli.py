@@ -10,7 +10,8 @@ from cyclopts import App, CycloptsError, UnknownCommandError
 from rich.console import Console
 
 from ilf_trt import __version__, leaves
-from ilf_trt.errors import IlfError
+
+from .errors import IlfError
 
 FAILED = 2
 INTERRUPTED = 130

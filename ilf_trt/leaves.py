@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from ilf_trt.contract.progress import Progress
-from ilf_trt.errors import MissingDependency
+
+from .errors import MissingDependency
 
 if TYPE_CHECKING:
     from rich.table import Table

@@ -20,13 +20,14 @@ from ilf_trt.contract.arrays import numbers_of, read_conditions
 from ilf_trt.contract.plan import Rule, StepPlan
 from ilf_trt.contract.progress import Progress
 from ilf_trt.errors import InvalidRequest
-from ilf_trt.runtime.engine import EngineKind
 from ilf_trt.runtime.picture.png import grid, pixels_from_latents, save_png
-from ilf_trt.runtime.pipeline import Pipeline
-from ilf_trt.runtime.result import Result
-from ilf_trt.runtime.start_noise import NoiseSource
-from ilf_trt.runtime.verify import check, table
-from ilf_trt.runtime.verify import verify as run_verify
+
+from .engine import EngineKind
+from .pipeline import Pipeline
+from .result import Result
+from .start_noise import NoiseSource
+from .verify import check, table
+from .verify import verify as run_verify
 
 
 def generate(

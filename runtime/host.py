@@ -12,12 +12,13 @@ from ilf_trt.contract.manifest import Manifest
 from ilf_trt.contract.ports import GRAPHS, Graph
 from ilf_trt.contract.spec import Precision
 from ilf_trt.errors import InvalidRequest
-from ilf_trt.runtime.engine import Array, Engine, Launch
-from ilf_trt.runtime.onnxruntime_engine import OnnxRuntimeEngine
-from ilf_trt.runtime.route import COEFFICIENT_ROWS, LAST, LATENTS, PREDICTIONS, Route, View, route_of
-from ilf_trt.runtime.session import KEPT_TRAJECTORIES, Session
-from ilf_trt.runtime.timings import Timings
-from ilf_trt.runtime.trajectory import Job, RunOptions
+
+from .engine import Array, Engine, Launch
+from .onnxruntime_engine import OnnxRuntimeEngine
+from .route import COEFFICIENT_ROWS, LAST, LATENTS, PREDICTIONS, Route, View, route_of
+from .session import KEPT_TRAJECTORIES, Session
+from .timings import Timings
+from .trajectory import Job, RunOptions
 
 
 class Host:

@@ -8,7 +8,8 @@ from typing import Literal, Protocol
 
 from ilf_trt.contract.ports import DECODE, GRAPHS, TEXT
 from ilf_trt.errors import InvalidRequest
-from ilf_trt.runtime.session import KEPT_TRAJECTORIES, Session
+
+from .session import KEPT_TRAJECTORIES, Session
 
 CLOSED = "this pipeline is closed; load the bundle again"
 

@@ -6,7 +6,8 @@ from typing import Any
 
 from ilf_trt.contract.ports import Graph
 from ilf_trt.errors import EngineError, MissingDependency, PortMismatch, one_line
-from ilf_trt.runtime.engine import Array, Launch
+
+from .engine import Array, Launch
 
 FATAL_ONLY = 4
 ORT_TYPES = {

@@ -18,23 +18,24 @@ from ilf_trt.contract.plan import Ratio, Rule, StepPlan
 from ilf_trt.contract.ports import DECODE, TEXT
 from ilf_trt.contract.progress import Progress
 from ilf_trt.errors import InvalidRequest
-from ilf_trt.runtime.batches import RunBatch, run_batches
-from ilf_trt.runtime.engine import EngineKind
-from ilf_trt.runtime.host import Host
-from ilf_trt.runtime.loading import CLOSED, Backend, Loading, Part, Resident, Sequential
 from ilf_trt.runtime.picture.decoder import Decoder, decode_tile
 from ilf_trt.runtime.picture.png import pixels_from_latents
 from ilf_trt.runtime.picture.size import PictureSize
-from ilf_trt.runtime.progress import StepWatch
-from ilf_trt.runtime.request import Request, changed_plan
-from ilf_trt.runtime.result import Result
-from ilf_trt.runtime.session import KEPT_TRAJECTORIES, Session
-from ilf_trt.runtime.single_graph import run_single_graph
-from ilf_trt.runtime.start_noise import checked_latents, is_on_gpu, noise_from_seed
 from ilf_trt.runtime.text.prompts import EmbeddedText, Prompt, embed
 from ilf_trt.runtime.text.tokenizer import Tokenizer
-from ilf_trt.runtime.timings import Timings
-from ilf_trt.runtime.trajectory import Job, RunOptions
+
+from .batches import RunBatch, run_batches
+from .engine import EngineKind
+from .host import Host
+from .loading import CLOSED, Backend, Loading, Part, Resident, Sequential
+from .progress import StepWatch
+from .request import Request, changed_plan
+from .result import Result
+from .session import KEPT_TRAJECTORIES, Session
+from .single_graph import run_single_graph
+from .start_noise import checked_latents, is_on_gpu, noise_from_seed
+from .timings import Timings
+from .trajectory import Job, RunOptions
 
 DEFAULT_SESSIONS = 4
 PIXEL_CHANNELS = (1, 3)

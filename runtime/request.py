@@ -14,8 +14,9 @@ from ilf_trt.contract.plan import Ratio, Rule, StepPlan, make_plan
 from ilf_trt.contract.ports import Role
 from ilf_trt.errors import InvalidRequest
 from ilf_trt.runtime.picture.size import PictureSize
-from ilf_trt.runtime.start_noise import NoiseSource
 from ilf_trt.runtime.text.prompts import Prompt, Prompts
+
+from .start_noise import NoiseSource
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,7 +9,8 @@ from numpy.typing import NDArray
 from ilf_trt.contract.plan import StepPlan
 from ilf_trt.errors import InvalidRequest
 from ilf_trt.runtime.picture.png import image_of
-from ilf_trt.runtime.timings import Timings
+
+from .timings import Timings
 
 
 @dataclass(frozen=True, slots=True)

@@ -26,7 +26,8 @@ from ilf_trt.contract.plan import StepPlan
 from ilf_trt.contract.ports import COEFFICIENTS, PICTURES, ROWS, Port, Role
 from ilf_trt.contract.positions import positions_of
 from ilf_trt.contract.reference_cases import NO_SCALES, no_feedback
-from ilf_trt.runtime.trajectory import Job
+
+from .trajectory import Job
 
 COND, LAST = "cond", "post"
 LATENTS = ("latent_0", "latent_1")

@@ -4,7 +4,8 @@ from collections.abc import Callable, Mapping
 
 from ilf_trt.contract.ports import Graph
 from ilf_trt.errors import OutOfMemory
-from ilf_trt.runtime.trajectory import GraphCall, Job, Trajectory
+
+from .trajectory import GraphCall, Job, Trajectory
 
 KEPT_TRAJECTORIES = 4
 KEPT_CALLS = 8

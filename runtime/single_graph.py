@@ -10,7 +10,8 @@ from numpy.typing import ArrayLike, NDArray
 from ilf_trt.contract.manifest import Manifest
 from ilf_trt.contract.ports import DECODE, Graph, Port
 from ilf_trt.errors import InvalidRequest, PortMismatch
-from ilf_trt.runtime.loading import Loading, part_of
+
+from .loading import Loading, part_of
 
 
 def run_single_graph(

@@ -11,7 +11,8 @@ from numpy.typing import ArrayLike, NDArray
 
 from ilf_trt.contract.arrays import as_array
 from ilf_trt.errors import InvalidRequest
-from ilf_trt.runtime.torch_randn import Float32Array, torch_randn
+
+from .torch_randn import Float32Array, torch_randn
 
 DLPACK_CUDA = 2  # DLDeviceType kDLCUDA
 

@@ -5,8 +5,9 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 from ilf_trt.contract.plan import StepPlan
-from ilf_trt.runtime.engine import Array
-from ilf_trt.runtime.timings import Timings
+
+from .engine import Array
+from .timings import Timings
 
 Watch = Callable[[], None]
 

@@ -26,8 +26,9 @@ from ilf_trt.contract.reference_cases import (
 )
 from ilf_trt.contract.spec import Precision
 from ilf_trt.errors import BundleError, ParityError
-from ilf_trt.runtime.batches import run_batches
-from ilf_trt.runtime.pipeline import Pipeline
+
+from .batches import run_batches
+from .pipeline import Pipeline
 
 TINY = 1e-30
 EXACT_SHADES, ROUGH_SHADES = 2, 8  # of 255, that a decoder may be off in float32 and in halves

@@ -188,8 +188,8 @@ def imports(source: Source) -> Iterator[str]:
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
-            assert not node.level, f"{source.path}:{node.lineno} imports relatively; name the module in full"
-            module = str(node.module)
+            assert node.level < 2, f"{source.path}:{node.lineno} reaches into the folder above; name the module in full"
+            module = ".".join(part for part in (source.package if node.level else None, node.module) if part)
             yield module
             yield from (f"{module}.{alias.name}" for alias in node.names)
 

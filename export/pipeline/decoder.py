@@ -16,8 +16,9 @@ from ilf_trt.contract.spec import DecoderSpec, Precision
 from ilf_trt.errors import CheckpointError, InvalidRequest
 from ilf_trt.export.graph import OPSET, quiet
 from ilf_trt.export.passes import share_equal, strip_metadata
-from ilf_trt.export.pipeline.folder import PipelineFolder
 from ilf_trt.model.checkpoint import read_json_object
+
+from .folder import PipelineFolder
 
 KINDS = ("AutoencoderKL", "AutoencoderTiny")
 TRACED_SIDES = (6, 10)  # cells; no two alike, or the exporter takes height and width for one

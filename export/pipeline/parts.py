@@ -18,11 +18,12 @@ from ilf_trt.contract.ports import DECODE, TEXT, Role
 from ilf_trt.contract.spec import DecoderSpec, ModelSpec, TextSpec
 from ilf_trt.errors import InvalidRequest
 from ilf_trt.export.cache_key import source_digest
-from ilf_trt.export.pipeline.decoder import decoder_spec_of, export_decoder
-from ilf_trt.export.pipeline.folder import PipelineFolder
-from ilf_trt.export.pipeline.reference import decoder_reference, text_reference
-from ilf_trt.export.pipeline.text_encoder import export_text, text_spec_of, write_tokenizer
 from ilf_trt.model.ilf_model import ILFModel
+
+from .decoder import decoder_spec_of, export_decoder
+from .folder import PipelineFolder
+from .reference import decoder_reference, text_reference
+from .text_encoder import export_text, text_spec_of, write_tokenizer
 
 DEFAULT_TEXT_TOKENS = 300
 LATENT_CELL, LATENT_CHANNELS = 8, 4

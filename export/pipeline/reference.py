@@ -12,8 +12,9 @@ from numpy.typing import NDArray
 
 from ilf_trt.contract.reference_cases import DECODE_LATENTS, DECODE_SHADES, TEXT_EMBEDDED, TEXT_IDS, TEXT_MASK
 from ilf_trt.contract.spec import DecoderSpec, TextSpec
-from ilf_trt.export.pipeline.folder import PipelineFolder
 from ilf_trt.model.checkpoint import read_json_object
+
+from .folder import PipelineFolder
 
 SEED = 0
 LATENT_SIDE = 8  # cells of the latent that is decoded, where the graph takes any

@@ -21,9 +21,10 @@ from ilf_trt.contract.spec import Precision, TextSpec
 from ilf_trt.errors import CheckpointError, MissingDependency
 from ilf_trt.export.graph import OPSET, TRACED_PICTURES, quiet
 from ilf_trt.export.passes import strip_metadata
-from ilf_trt.export.pipeline.folder import PipelineFolder
-from ilf_trt.export.pipeline.t5 import T5Encoder, T5Shape
 from ilf_trt.model.checkpoint import read_json_object
+
+from .folder import PipelineFolder
+from .t5 import T5Encoder, T5Shape
 
 MOST_PROMPTS = 1 << 16
 ALIGNMENT = 256  # of every tensor in the file, so that it can be mapped

@@ -8,15 +8,16 @@ from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
 
 from ilf_trt import leaves
-from ilf_trt.assembly.build_cache import BuildCache
-from ilf_trt.assembly.options import BuildOptions
-from ilf_trt.assembly.stages import Stages
-from ilf_trt.assembly.staging import staging_folder
 from ilf_trt.contract.bundle import Bundle, strip_graphs
 from ilf_trt.contract.manifest import Manifest
 from ilf_trt.contract.progress import Progress, no_progress
 from ilf_trt.contract.spec import Precision
 from ilf_trt.contract.target import EngineOptions
+
+from .build_cache import BuildCache
+from .options import BuildOptions
+from .stages import Stages
+from .staging import staging_folder
 
 if TYPE_CHECKING:
     from ilf_trt.leaves import Compiler, Difference, EngineReport

@@ -4,11 +4,12 @@ import hashlib
 from pathlib import Path
 
 from ilf_trt import __version__
-from ilf_trt.assembly.conductor import build
-from ilf_trt.assembly.options import BuildOptions
 from ilf_trt.contract.bundle import sha256_of
 from ilf_trt.contract.manifest import SCHEMA
 from ilf_trt.contract.packaged import Packaged, find_packaged
+
+from .conductor import build
+from .options import BuildOptions
 
 
 def bundle_of(name: str, cache: Path) -> Path:

@@ -9,9 +9,6 @@ from rich.console import Console
 
 from ilf_trt.assembly.conductor import build as build_bundle
 from ilf_trt.assembly.options import DEFAULT_BATCH, BuildOptions
-from ilf_trt.commands.build_view import print_build
-from ilf_trt.commands.flags import EngineFlags, PipelineFlags, RatioName
-from ilf_trt.commands.progress_bar import progress_bar
 from ilf_trt.contract.plan import (
     DEFAULT_FEEDBACK,
     Ratio,
@@ -19,6 +16,10 @@ from ilf_trt.contract.plan import (
 )
 from ilf_trt.contract.spec import BatchRange, Calibrator, Precision
 from ilf_trt.errors import InvalidRequest
+
+from .build_view import print_build
+from .flags import EngineFlags, PipelineFlags, RatioName
+from .progress_bar import progress_bar
 
 MIB = 1 << 20
 

@@ -7,10 +7,11 @@ from cyclopts import Parameter
 from rich.console import Console
 
 from ilf_trt.assembly.conductor import compile_bundle
-from ilf_trt.commands.build_view import print_build
-from ilf_trt.commands.flags import EngineFlags
-from ilf_trt.commands.progress_bar import progress_bar
 from ilf_trt.errors import InvalidRequest
+
+from .build_view import print_build
+from .flags import EngineFlags
+from .progress_bar import progress_bar
 
 
 def compile(

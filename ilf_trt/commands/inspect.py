@@ -10,9 +10,10 @@ from rich.table import Table
 from rich.text import Text
 
 from ilf_trt import leaves
-from ilf_trt.commands.plan import print_plan
 from ilf_trt.contract.bundle import Bundle, graph_file
 from ilf_trt.contract.manifest import Manifest
+
+from .plan import print_plan
 
 MIB = 1 << 20
 

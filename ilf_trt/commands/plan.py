@@ -7,7 +7,6 @@ from cyclopts import Parameter
 from rich.console import Console
 from rich.table import Table
 
-from ilf_trt.commands.flags import RatioName
 from ilf_trt.contract.plan import (
     DEFAULT_FEEDBACK,
     Ratio,
@@ -19,6 +18,8 @@ from ilf_trt.contract.plan import (
 )
 from ilf_trt.contract.spec import Loop
 from ilf_trt.errors import InvalidRequest
+
+from .flags import RatioName
 
 
 def plan(

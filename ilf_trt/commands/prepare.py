@@ -7,8 +7,9 @@ from typing import Annotated, Literal
 from cyclopts import Parameter
 from rich.console import Console
 
-from ilf_trt.commands.progress_bar import progress_bar
 from ilf_trt.leaves import prepare_data
+
+from .progress_bar import progress_bar
 
 
 def prepare(

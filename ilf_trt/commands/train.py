@@ -14,9 +14,10 @@ from cyclopts import Parameter
 from rich.console import Console
 from rich.table import Table
 
-from ilf_trt.commands.progress_bar import progress_bar
 from ilf_trt.errors import InvalidRequest
 from ilf_trt.leaves import read_recipe, recipe_cost, train_recipe
+
+from .progress_bar import progress_bar
 
 if TYPE_CHECKING:
     from ilf_trt.leaves import Cost, Recipe

@@ -7,7 +7,8 @@ from cyclopts import Parameter, validators
 from rich.console import Console
 
 from ilf_trt import leaves
-from ilf_trt.commands.progress_bar import progress_bar
+
+from .progress_bar import progress_bar
 
 
 def train_demo(

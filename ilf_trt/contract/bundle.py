@@ -11,9 +11,10 @@ from typing import Any
 
 from numpy.typing import NDArray
 
-from ilf_trt.contract.arrays import read_arrays
-from ilf_trt.contract.manifest import FileFacts, Manifest
 from ilf_trt.errors import BundleError
+
+from .arrays import read_arrays
+from .manifest import FileFacts, Manifest
 
 MANIFEST_FILE = "manifest.json"
 REFERENCE_FILE = "reference.npz"

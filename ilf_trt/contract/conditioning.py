@@ -11,9 +11,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ilf_trt.contract.arrays import as_array
-from ilf_trt.contract.ports import PICTURES, Port, Role
 from ilf_trt.errors import InvalidRequest
+
+from .arrays import as_array
+from .ports import PICTURES, Port, Role
 
 NEGATIVE = "negative_"
 MASK = "_mask"

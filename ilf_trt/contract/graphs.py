@@ -1,7 +1,7 @@
 """The borders of a bundle's graphs, derived from the dimensions of its parts."""
 
-from ilf_trt.contract.ports import BRANCHES, COEFFICIENTS, PICTURES, ROWS, Graph, Port, Role, Shape
-from ilf_trt.contract.spec import DecoderSpec, ModelSpec, Precision, TextSpec
+from .ports import BRANCHES, COEFFICIENTS, PICTURES, ROWS, Graph, Port, Role, Shape
+from .spec import DecoderSpec, ModelSpec, Precision, TextSpec
 
 FLOAT = "float32"
 

@@ -5,11 +5,13 @@ from dataclasses import asdict, dataclass
 from math import isfinite
 from typing import Any
 
-from ilf_trt.contract.conditioning import Conditioning
-from ilf_trt.contract.graphs import all_graphs
-from ilf_trt.contract.plan import StepPlan
-from ilf_trt.contract.ports import DECODE, TEXT, Graph, Port, Role
-from ilf_trt.contract.spec import (
+from ilf_trt.errors import BundleError, InvalidRequest
+
+from .conditioning import Conditioning
+from .graphs import all_graphs
+from .plan import StepPlan
+from .ports import DECODE, TEXT, Graph, Port, Role
+from .spec import (
     BatchRange,
     Calibrator,
     DecoderSpec,
@@ -20,7 +22,6 @@ from ilf_trt.contract.spec import (
     Stream,
     TextSpec,
 )
-from ilf_trt.errors import BundleError, InvalidRequest
 
 SCHEMA = 4
 

@@ -8,9 +8,10 @@ from math import isfinite
 from pathlib import Path
 from typing import Any
 
-from ilf_trt.contract.solver import DEFAULT_SCHEDULER, table_from_scheduler
-from ilf_trt.contract.spec import Loop
 from ilf_trt.errors import InvalidRequest, UnsupportedScheduler
+
+from .solver import DEFAULT_SCHEDULER, table_from_scheduler
+from .spec import Loop
 
 ANNEAL_FLOOR = 10.0
 DEFAULT_FEEDBACK = "outer:2"

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass, field
 
-from ilf_trt.contract.spec import ModelSpec
+from .spec import ModelSpec
 
 TRAJECTORY = "trajectory"
 TRAJECTORY_NOISE = "trajectory_noise"

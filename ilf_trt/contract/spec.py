@@ -8,9 +8,10 @@ of the loop; K blocks of a graph.
 from dataclasses import dataclass
 from enum import StrEnum
 
-from ilf_trt.contract.conditioning import Conditioning
-from ilf_trt.contract.ports import DECODE, FEEDBACK, PICTURES, ROWS, TEXT, Dim, Graph, Port, Role, Shape
 from ilf_trt.errors import InvalidRequest
+
+from .conditioning import Conditioning
+from .ports import DECODE, FEEDBACK, PICTURES, ROWS, TEXT, Dim, Graph, Port, Role, Shape
 
 
 class Precision(StrEnum):

@@ -4,8 +4,9 @@ import re
 from dataclasses import dataclass
 from enum import StrEnum
 
-from ilf_trt.contract.spec import Precision
 from ilf_trt.errors import InvalidRequest
+
+from .spec import Precision
 
 GIB = 1 << 30
 FP8_FROM = 89

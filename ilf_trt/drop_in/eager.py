@@ -6,8 +6,9 @@ import torch
 from torch import Tensor, nn
 
 from ilf_trt.contract.plan import DEFAULT_FEEDBACK, Ratio, Rule, StepPlan
-from ilf_trt.drop_in.follower import Follower, check_pipeline, plan_maker
 from ilf_trt.model.ilf_model import ILFModel
+
+from .follower import Follower, check_pipeline, plan_maker
 
 
 class ILFTransformer(nn.Module):

@@ -14,10 +14,11 @@ from torch.utils.dlpack import from_dlpack
 from ilf_trt.contract.manifest import Manifest
 from ilf_trt.contract.plan import Ratio, Rule, StepPlan
 from ilf_trt.contract.spec import ModelSpec
-from ilf_trt.drop_in.follower import Follower, check_pipeline, plan_maker
 from ilf_trt.errors import InvalidRequest
 from ilf_trt.leaves import load_pipeline
 from ilf_trt.model.backbones import adapter_of_kind
+
+from .follower import Follower, check_pipeline, plan_maker
 
 if TYPE_CHECKING:
     from ilf_trt.leaves import Pipeline

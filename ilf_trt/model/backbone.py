@@ -18,7 +18,8 @@ from ilf_trt.contract.ports import Port
 from ilf_trt.contract.positions import positions_of
 from ilf_trt.contract.spec import Positions, Stream
 from ilf_trt.errors import InvalidRequest
-from ilf_trt.model.context import Context
+
+from .context import Context
 
 State = tuple[Tensor, ...]
 """The tokens of every stream, the image's first: (R, N, D), and (R, tokens, width) of each side stream."""

@@ -17,8 +17,9 @@ from ilf_trt.contract.solver import DEFAULT_SCHEDULER
 from ilf_trt.contract.spec import Loop
 from ilf_trt.errors import CheckpointError, InvalidRequest, one_line
 from ilf_trt.model.backbones import adapter_of_class, adapter_of_kind
-from ilf_trt.model.ilf_model import ILFModel
-from ilf_trt.model.surgery import attach
+
+from .ilf_model import ILFModel
+from .surgery import attach
 
 SCHEMA = 1
 FACTS_FILE = "ilf.json"

@@ -9,9 +9,10 @@ from torch import Tensor, nn
 
 from ilf_trt.contract.spec import Loop
 from ilf_trt.errors import InvalidRequest
-from ilf_trt.model.backbone import Backbone, State
-from ilf_trt.model.context import Context
-from ilf_trt.model.feedback import Feedback
+
+from .backbone import Backbone, State
+from .context import Context
+from .feedback import Feedback
 
 
 @dataclass(frozen=True, slots=True)

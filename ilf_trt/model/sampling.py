@@ -15,7 +15,8 @@ from ilf_trt.contract.plan import StepPlan
 from ilf_trt.contract.ports import Role
 from ilf_trt.errors import InvalidRequest, UnsupportedScheduler
 from ilf_trt.model.backbones import backbone_of
-from ilf_trt.model.ilf_model import ILFModel
+
+from .ilf_model import ILFModel
 
 M = TypeVar("M", bound=nn.Module)
 

@@ -8,8 +8,9 @@ from torch import nn
 from ilf_trt.contract.spec import Initialisation, Loop
 from ilf_trt.errors import InvalidRequest
 from ilf_trt.model.backbones import backbone_of
-from ilf_trt.model.feedback import Feedback
-from ilf_trt.model.ilf_model import ILFModel
+
+from .feedback import Feedback
+from .ilf_model import ILFModel
 
 
 def attach(

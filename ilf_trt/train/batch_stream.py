@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 
 from ilf_trt.errors import InvalidRequest
-from ilf_trt.train.shuffle import Shuffle
+
+from .shuffle import Shuffle
 
 
 @dataclass(frozen=True, slots=True)

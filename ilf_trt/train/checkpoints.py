@@ -23,7 +23,8 @@ from ilf_trt.errors import CheckpointError, InvalidRequest, one_line
 from ilf_trt.files import remove_folder, sweep_folder, whole_file, whole_folder, whole_link
 from ilf_trt.model.checkpoint import FACTS_FILE, WEIGHTS_FILE, load_feedback, read_json_object, save_feedback, save_ilf
 from ilf_trt.model.ilf_model import ILFModel
-from ilf_trt.train.recipe import Recipe
+
+from .recipe import Recipe
 
 SCHEMA = 1
 STATE_FILE, OPTIMIZER_FILE, RAW_FILE = "state.json", "optimizer.safetensors", "raw.safetensors"

@@ -17,9 +17,10 @@ from ilf_trt.model.backbone import Backbone
 from ilf_trt.model.backbones import adapter_of_class, adapter_of_kind
 from ilf_trt.model.checkpoint import base_source
 from ilf_trt.model.surgery import attach
-from ilf_trt.train.batch_stream import Batch
-from ilf_trt.train.losses import Objective
-from ilf_trt.train.recipe import Loss, LossKind, Recipe, TrainPrecision
+
+from .batch_stream import Batch
+from .losses import Objective
+from .recipe import Loss, LossKind, Recipe, TrainPrecision
 
 TRAIN_TIMES = 1000
 BYTES = {TrainPrecision.FP32: 4, TrainPrecision.BF16: 2, TrainPrecision.FP16: 2}

@@ -13,13 +13,14 @@ from ilf_trt.errors import CheckpointError
 from ilf_trt.model.checkpoint import BASE_FOLDER, base_scheduler, fingerprint, save_ilf
 from ilf_trt.model.ilf_model import ILFModel
 from ilf_trt.model.surgery import attach
-from ilf_trt.train.batch_stream import Batch
-from ilf_trt.train.checkpoints import Base
 from ilf_trt.train.data.digits import CLASSES, digit_batches, digits_stream
-from ilf_trt.train.loop import RunSetup, facts_of
-from ilf_trt.train.loop import train as train_feedback
-from ilf_trt.train.losses import add_noise
-from ilf_trt.train.recipe import Recipe
+
+from .batch_stream import Batch
+from .checkpoints import Base
+from .loop import RunSetup, facts_of
+from .loop import train as train_feedback
+from .losses import add_noise
+from .recipe import Recipe
 
 TRAINING_FOLDER = "training"
 BASE_BATCH = 128

@@ -17,8 +17,9 @@ from ilf_trt.errors import InvalidRequest
 from ilf_trt.files import whole_file
 from ilf_trt.model.ilf_model import ILFModel
 from ilf_trt.model.sampling import sample
-from ilf_trt.train.losses import autocasting
-from ilf_trt.train.recipe import Logging
+
+from .losses import autocasting
+from .recipe import Logging
 
 LOG_FILE, TENSORBOARD_FOLDER, SAMPLES_FOLDER = "log.jsonl", "tensorboard", "samples"
 SMALLEST_PICTURE = 64

@@ -19,13 +19,14 @@ from ilf_trt.contract.progress import Progress, no_progress
 from ilf_trt.errors import InvalidRequest
 from ilf_trt.model.ilf_model import ILFModel
 from ilf_trt.model.sampling import scheduler_of
-from ilf_trt.train.batch_stream import Batch, BatchStream, StreamItem
-from ilf_trt.train.checkpoints import Base, Checkpoints, TrainingState
-from ilf_trt.train.log import Sampler, TrainingLog
-from ilf_trt.train.losses import Objective
-from ilf_trt.train.random_draws import TRAINING, VALIDATION, RandomDraws, draw_rows
-from ilf_trt.train.recipe import Metric, Recipe, TrainPrecision
-from ilf_trt.train.weights import clip_gradient, mean_model, new_optimizer, training_model, update_mean
+
+from .batch_stream import Batch, BatchStream, StreamItem
+from .checkpoints import Base, Checkpoints, TrainingState
+from .log import Sampler, TrainingLog
+from .losses import Objective
+from .random_draws import TRAINING, VALIDATION, RandomDraws, draw_rows
+from .recipe import Metric, Recipe, TrainPrecision
+from .weights import clip_gradient, mean_model, new_optimizer, training_model, update_mean
 
 DTYPES = {TrainPrecision.BF16: torch.bfloat16, TrainPrecision.FP16: torch.float16}
 KEYS_SHOWN = 8

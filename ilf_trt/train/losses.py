@@ -12,8 +12,9 @@ from torch import Tensor, nn
 
 from ilf_trt.model.context import Context
 from ilf_trt.model.ilf_model import FirstPass, ILFModel
-from ilf_trt.train.batch_stream import Batch
-from ilf_trt.train.recipe import Loss, LossKind, SecondPass
+
+from .batch_stream import Batch
+from .recipe import Loss, LossKind, SecondPass
 
 CLEAN_VARIANCE = 1e-7
 

@@ -10,7 +10,8 @@ from typing import Any
 
 from ilf_trt.contract.spec import Initialisation, Loop
 from ilf_trt.errors import InvalidRequest
-from ilf_trt.train.table import check_at_least, did_you_mean, flat, parse, plain, set_field
+
+from .table import check_at_least, did_you_mean, flat, parse, plain, set_field
 
 FREE_ON_RESUME = (
     "model.base",

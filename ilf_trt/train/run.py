@@ -9,10 +9,11 @@ from ilf_trt.contract.progress import Progress
 from ilf_trt.errors import InvalidRequest
 from ilf_trt.model.checkpoint import base_scheduler, base_source, fingerprint, load_backbone
 from ilf_trt.model.surgery import attach
-from ilf_trt.train.checkpoints import Base
 from ilf_trt.train.data import fit_stream, open_stream
-from ilf_trt.train.loop import Outcome, RunSetup, train
-from ilf_trt.train.recipe import Recipe
+
+from .checkpoints import Base
+from .loop import Outcome, RunSetup, train
+from .recipe import Recipe
 
 
 def train_recipe(

@@ -8,7 +8,8 @@ from torch.optim import AdamW, Optimizer
 
 from ilf_trt.model.backbones import backbone_of
 from ilf_trt.model.ilf_model import ILFModel
-from ilf_trt.train.recipe import Recipe
+
+from .recipe import Recipe
 
 
 def training_model(model: ILFModel, dtype: torch.dtype | None) -> ILFModel:

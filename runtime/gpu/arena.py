@@ -4,8 +4,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from math import prod
 
-from ilf_trt.runtime.gpu.cuda import ALIGNMENT
 from ilf_trt.runtime.route import PREDICTIONS, Route, Tensor
+
+from .cuda import ALIGNMENT
 
 ITEM_BYTES = {"float32": 4, "float16": 2, "bfloat16": 2, "int32": 4}
 

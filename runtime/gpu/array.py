@@ -6,7 +6,8 @@ from typing import Any
 import numpy as np
 
 from ilf_trt.errors import InvalidRequest, one_line
-from ilf_trt.runtime.gpu.cuda import Gpu, Memory, Stream
+
+from .cuda import Gpu, Memory, Stream
 
 LATENT = np.dtype(np.float32)
 

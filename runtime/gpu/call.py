@@ -9,11 +9,12 @@ import numpy as np
 from ilf_trt.contract.ports import Graph, Port
 from ilf_trt.errors import DeviceError
 from ilf_trt.runtime.engine import Array
-from ilf_trt.runtime.gpu.arena import ITEM_BYTES
-from ilf_trt.runtime.gpu.bfloat16 import bfloat16_from_float32, float32_from_bfloat16
-from ilf_trt.runtime.gpu.cuda import Gpu, Memory, Stream
-from ilf_trt.runtime.gpu.engine import DeviceEngine
-from ilf_trt.runtime.gpu.errors import translate_errors
+
+from .arena import ITEM_BYTES
+from .bfloat16 import bfloat16_from_float32, float32_from_bfloat16
+from .cuda import Gpu, Memory, Stream
+from .engine import DeviceEngine
+from .errors import translate_errors
 
 BFLOAT16 = "bfloat16"
 

@@ -6,7 +6,8 @@ from ilf_trt.contract.manifest import EngineFacts, Manifest
 from ilf_trt.contract.target import Library
 from ilf_trt.errors import EngineError, IlfError
 from ilf_trt.runtime.engine import EngineKind
-from ilf_trt.runtime.gpu.cuda import Gpu
+
+from .cuda import Gpu
 
 NUMBERS_THAT_BIND = 3  # of a library's version: major.minor.patch; the build number may differ
 

@@ -14,7 +14,8 @@ from numpy.typing import NDArray
 
 from ilf_trt.contract.target import Architecture
 from ilf_trt.errors import DeviceError, MissingDependency, one_line
-from ilf_trt.runtime.gpu.errors import translate_errors
+
+from .errors import translate_errors
 
 ALIGNMENT = 256  # bytes, of every address that an engine reads or writes
 

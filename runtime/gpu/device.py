@@ -11,17 +11,18 @@ from ilf_trt.contract.ports import Graph
 from ilf_trt.contract.target import Library
 from ilf_trt.errors import DeviceError
 from ilf_trt.runtime.engine import EngineKind
-from ilf_trt.runtime.gpu.call import DeviceCall
-from ilf_trt.runtime.gpu.compatibility import library_for
-from ilf_trt.runtime.gpu.cuda import Gpu, Memory, Stream, upload
-from ilf_trt.runtime.gpu.engine import DeviceEngine
-from ilf_trt.runtime.gpu.errors import translate_errors
-from ilf_trt.runtime.gpu.onnxruntime_cuda import OnnxRuntimeCudaEngine
-from ilf_trt.runtime.gpu.tensorrt import TensorRT
-from ilf_trt.runtime.gpu.trajectory import DeviceTrajectory
 from ilf_trt.runtime.route import route_of
 from ilf_trt.runtime.session import KEPT_TRAJECTORIES, Session
 from ilf_trt.runtime.trajectory import Job
+
+from .call import DeviceCall
+from .compatibility import library_for
+from .cuda import Gpu, Memory, Stream, upload
+from .engine import DeviceEngine
+from .errors import translate_errors
+from .onnxruntime_cuda import OnnxRuntimeCudaEngine
+from .tensorrt import TensorRT
+from .trajectory import DeviceTrajectory
 
 
 class Device:

@@ -5,7 +5,8 @@ from typing import Protocol
 
 from ilf_trt.contract.ports import Graph
 from ilf_trt.runtime.engine import Launch
-from ilf_trt.runtime.gpu.cuda import Memory, Stream
+
+from .cuda import Memory, Stream
 
 
 class DeviceEngine(Protocol):

@@ -11,9 +11,10 @@ import numpy as np
 from ilf_trt.contract.ports import Graph
 from ilf_trt.errors import DeviceLost, EngineError, IlfError, MissingDependency, OutOfMemory, one_line
 from ilf_trt.runtime.engine import Launch
-from ilf_trt.runtime.gpu.cuda import Gpu, Memory, Stream
-from ilf_trt.runtime.gpu.errors import device_error
 from ilf_trt.runtime.onnxruntime_engine import FATAL_ONLY, check_border
+
+from .cuda import Gpu, Memory, Stream
+from .errors import device_error
 
 PROVIDER = "CUDAExecutionProvider"
 BFLOAT16 = 16  # TensorProto.DataType; numpy has no such type

@@ -21,8 +21,9 @@ from ilf_trt.errors import (
     one_line,
 )
 from ilf_trt.runtime.engine import Launch
-from ilf_trt.runtime.gpu.cuda import ALIGNMENT, Memory, Stream
-from ilf_trt.runtime.gpu.errors import device_error
+
+from .cuda import ALIGNMENT, Memory, Stream
+from .errors import device_error
 
 log = logging.getLogger(__name__)
 

@@ -11,16 +11,17 @@ from numpy.typing import NDArray
 
 from ilf_trt.errors import DeviceError, DeviceLost, EngineError
 from ilf_trt.runtime.engine import Array, Launch
-from ilf_trt.runtime.gpu.arena import arena_of
-from ilf_trt.runtime.gpu.array import DeviceArray, memory_from_dlpack
-from ilf_trt.runtime.gpu.cuda import CapturedGraph, Gpu, Memory, Stream, upload
-from ilf_trt.runtime.gpu.engine import DeviceContext, DeviceEngine
-from ilf_trt.runtime.gpu.errors import translate_errors
-from ilf_trt.runtime.gpu.nvtx import nvtx_range
 from ilf_trt.runtime.route import COEFFICIENT_ROWS, LAST, LATENTS, Route, Run, View
 from ilf_trt.runtime.start_noise import is_on_gpu
 from ilf_trt.runtime.timings import Timings
 from ilf_trt.runtime.trajectory import RunOptions, Watch
+
+from .arena import arena_of
+from .array import DeviceArray, memory_from_dlpack
+from .cuda import CapturedGraph, Gpu, Memory, Stream, upload
+from .engine import DeviceContext, DeviceEngine
+from .errors import translate_errors
+from .nvtx import nvtx_range
 
 log = logging.getLogger(__name__)
 

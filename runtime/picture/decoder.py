@@ -6,8 +6,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ilf_trt.contract.spec import DecoderSpec
-from ilf_trt.runtime.picture.resize import resize_and_crop
 from ilf_trt.runtime.session import Session
+
+from .resize import resize_and_crop
 
 Floats = NDArray[np.float32]
 OVERLAP = 0.25  # share of a tile's side that two neighbours have in common

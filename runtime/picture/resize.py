@@ -4,7 +4,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ilf_trt.errors import InvalidRequest
-from ilf_trt.runtime.picture.size import check_sides
+
+from .size import check_sides
 
 
 def resize_and_crop(pixels: NDArray[np.float32], height: int, width: int) -> NDArray[np.float32]:

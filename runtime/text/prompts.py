@@ -15,8 +15,9 @@ from ilf_trt.contract.spec import TextSpec
 from ilf_trt.errors import InvalidRequest
 from ilf_trt.runtime.batches import run_batches
 from ilf_trt.runtime.session import Session
-from ilf_trt.runtime.text.caption import prepare_caption
-from ilf_trt.runtime.text.tokenizer import Encoding, Tokenizer
+
+from .caption import prepare_caption
+from .tokenizer import Encoding, Tokenizer
 
 log = logging.getLogger(__name__)
 

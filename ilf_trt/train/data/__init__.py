@@ -1,5 +1,5 @@
 """Training data: sources of samples, their preparation, and the batch stream of a recipe's `[data]` table."""
 
-from ilf_trt.train.data.table import fit_stream, open_stream
+from .table import fit_stream, open_stream
 
 __all__ = ["fit_stream", "open_stream"]

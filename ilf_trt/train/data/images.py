@@ -7,8 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from ilf_trt.errors import DataError, InvalidRequest
-from ilf_trt.train.data.picture import EXTENSIONS, pixels_of
-from ilf_trt.train.data.sample import Condition, Sample
+
+from .picture import EXTENSIONS, pixels_of
+from .sample import Condition, Sample
 
 METADATA_FILE = "metadata.jsonl"
 FIELDS = {"label": Condition.LABEL, "text": Condition.CAPTION}

@@ -15,7 +15,8 @@ from torch import Tensor
 from ilf_trt.contract.bundle import sha256_of
 from ilf_trt.errors import DataError, one_line
 from ilf_trt.files import whole_file
-from ilf_trt.train.data.sample import Condition
+
+from .sample import Condition
 
 SCHEMA = 1
 INDEX_FILE = "index.json"

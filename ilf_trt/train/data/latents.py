@@ -15,8 +15,9 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from ilf_trt.errors import BrokenSample, DataError, InvalidRequest, one_line
-from ilf_trt.train.data.index import KEYS, NULL_FILE, Index, ShardFacts
-from ilf_trt.train.data.sample import Condition, Sample
+
+from .index import KEYS, NULL_FILE, Index, ShardFacts
+from .sample import Condition, Sample
 
 TENSORS = {Condition.LABEL: ("x0", "size", "label"), Condition.TEXT: ("x0", "size", "text", "text_mask")}
 

@@ -16,9 +16,10 @@ from ilf_trt.contract.ports import Role
 from ilf_trt.errors import BrokenSample, DataError, InvalidRequest
 from ilf_trt.model.backbone import Backbone
 from ilf_trt.train.batch_stream import Batch, StreamItem
-from ilf_trt.train.data.broken import BrokenCount
-from ilf_trt.train.data.sample import Condition, Sample, Source
 from ilf_trt.train.shuffle import Shuffle
+
+from .broken import BrokenCount
+from .sample import Condition, Sample, Source
 
 PIECE_ROWS = 16  # rows that a thread reads at once: reading one latent takes less time than passing it on
 AHEAD_ROWS, AHEAD_MOST = 256, 4  # a batch of 2,048 embedded captions of 120 tokens takes 2 GB

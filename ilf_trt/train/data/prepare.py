@@ -16,9 +16,10 @@ from torch import Tensor
 from ilf_trt.contract.progress import Progress, no_progress
 from ilf_trt.errors import BrokenSample, DataError, InvalidRequest
 from ilf_trt.files import sweep_folder
-from ilf_trt.train.data.broken import BrokenCount
-from ilf_trt.train.data.index import DTYPES, INDEX_FILE, NULL_FILE, Index, write_shard
-from ilf_trt.train.data.sample import Condition, Sample, Source
+
+from .broken import BrokenCount
+from .index import DTYPES, INDEX_FILE, NULL_FILE, Index, write_shard
+from .sample import Condition, Sample, Source
 
 
 class PictureEncoder(Protocol):

@@ -6,13 +6,14 @@ from typing import Any, Literal
 
 from ilf_trt.contract.progress import Progress
 from ilf_trt.errors import InvalidRequest
-from ilf_trt.train.data.images import ImageFolder
-from ilf_trt.train.data.index import DTYPES, Index
-from ilf_trt.train.data.prepare import Preparation, check_device, prepare
-from ilf_trt.train.data.sample import Source
-from ilf_trt.train.data.text import Text
-from ilf_trt.train.data.vae import Vae
-from ilf_trt.train.data.webdataset import TarShards
+
+from .images import ImageFolder
+from .index import DTYPES, Index
+from .prepare import Preparation, check_device, prepare
+from .sample import Source
+from .text import Text
+from .vae import Vae
+from .webdataset import TarShards
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -8,12 +8,13 @@ from typing import Any
 from ilf_trt.errors import DataError, InvalidRequest
 from ilf_trt.model.backbone import Backbone
 from ilf_trt.train.batch_stream import BatchStream
-from ilf_trt.train.data.images import ImageFolder
-from ilf_trt.train.data.latents import LatentShards
-from ilf_trt.train.data.loader import Loader
-from ilf_trt.train.data.picture import MODES
-from ilf_trt.train.data.webdataset import TarShards
 from ilf_trt.train.table import check_at_least, parse
+
+from .images import ImageFolder
+from .latents import LatentShards
+from .loader import Loader
+from .picture import MODES
+from .webdataset import TarShards
 
 
 class Kind(StrEnum):
@@ -98,7 +99,7 @@ def open_stream(table: Mapping[str, Any], *, global_batch: int, seed: int, secti
     """
     options = table_of(table, section)
     if isinstance(options, DigitsTable):
-        from ilf_trt.train.data.digits import digits_stream
+        from .digits import digits_stream
 
         return digits_stream(global_batch=global_batch, seed=seed)
     reading: dict[str, Any] = {"workers": options.workers, "max_broken": options.max_broken}

@@ -8,7 +8,8 @@ from safetensors import SafetensorError
 from torch import Tensor
 
 from ilf_trt.errors import MissingDependency
-from ilf_trt.train.data.folder import load_pretrained
+
+from .folder import load_pretrained
 
 FEWEST_PIECES = 2  # without a tokenizer's files, transformers makes a tokenizer of a single piece
 

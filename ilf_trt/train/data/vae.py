@@ -10,7 +10,8 @@ from safetensors import SafetensorError
 from torch import Tensor
 
 from ilf_trt.errors import InvalidRequest
-from ilf_trt.train.data.folder import load_pretrained
+
+from .folder import load_pretrained
 
 
 class Vae:

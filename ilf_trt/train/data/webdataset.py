@@ -11,8 +11,9 @@ from pathlib import Path
 from torch import Tensor
 
 from ilf_trt.errors import BrokenSample, DataError, InvalidRequest, one_line
-from ilf_trt.train.data.picture import EXTENSIONS, pixels_of
-from ilf_trt.train.data.sample import Condition, Sample
+
+from .picture import EXTENSIONS, pixels_of
+from .sample import Condition, Sample
 
 BRACES = re.compile(r"\{(\d+)\.\.(\d+)\}")
 LABEL, CAPTIONS = "cls", ("txt", "json")
