@@ -19,14 +19,14 @@ from ilf_trt.contract.manifest import Calibration, Manifest
 from ilf_trt.contract.plan import StepPlan, make_plan, read_scheduler
 from ilf_trt.contract.solver import DEFAULT_SCHEDULER
 from ilf_trt.contract.spec import ModelSpec, Precision
-from ilf_trt.export.pipeline.folder import MODEL_INDEX, PipelineFolder
-from ilf_trt.export.pipeline.parts import PipelineParts, cells_of, text_tokens
 from ilf_trt.model.checkpoint import Checkpoint, read_checkpoint
 from ilf_trt.model.ilf_model import ILFModel
 
 from .cache_key import graph_key
 from .calibration import calibrate, calibration_conditions, calibration_of_bundle
 from .graph import export_segment
+from .pipeline.folder import MODEL_INDEX, PipelineFolder
+from .pipeline.parts import PipelineParts, cells_of, text_tokens
 from .reference import write_reference
 from .segments import constants_of, segments_of, spec_of
 

@@ -4,11 +4,11 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from ilf_trt.drop_in.eager import ILFTransformer
-    from ilf_trt.drop_in.served import ServedTransformer
-    from ilf_trt.model.checkpoint import load_ilf, save_ilf
-    from ilf_trt.model.ilf_model import ILFModel
-    from ilf_trt.model.surgery import attach
+    from .drop_in.eager import ILFTransformer
+    from .drop_in.served import ServedTransformer
+    from .model.checkpoint import load_ilf, save_ilf
+    from .model.ilf_model import ILFModel
+    from .model.surgery import attach
 
 __version__ = "0.1.0"
 __all__ = ["ILFModel", "ILFTransformer", "ServedTransformer", "__version__", "attach", "load_ilf", "save_ilf"]

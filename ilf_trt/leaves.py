@@ -8,29 +8,29 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from ilf_trt.contract.progress import Progress
-
+from .contract.progress import Progress
 from .errors import MissingDependency
 
 if TYPE_CHECKING:
     from rich.table import Table
 
-    from ilf_trt.assembly.build_cache import BuildCache
-    from ilf_trt.assembly.options import BuildOptions
-    from ilf_trt.assembly.stages import Stages
-    from ilf_trt.contract.bundle import Bundle
-    from ilf_trt.contract.manifest import Manifest
-    from ilf_trt.contract.spec import Precision
-    from ilf_trt.contract.target import EngineOptions
     from ilf_trt.engines.compiler import Compiler as Compiler
     from ilf_trt.engines.report import EngineReport as EngineReport
     from ilf_trt.export.bundle import Exported as Exported
     from ilf_trt.runtime.pipeline import Pipeline as Pipeline
     from ilf_trt.runtime.verify import Difference as Difference
-    from ilf_trt.train.cost import Cost as Cost
-    from ilf_trt.train.data.index import Index as Index
-    from ilf_trt.train.loop import Outcome as Outcome
-    from ilf_trt.train.recipe import Recipe as Recipe
+
+    from .assembly.build_cache import BuildCache
+    from .assembly.options import BuildOptions
+    from .assembly.stages import Stages
+    from .contract.bundle import Bundle
+    from .contract.manifest import Manifest
+    from .contract.spec import Precision
+    from .contract.target import EngineOptions
+    from .train.cost import Cost as Cost
+    from .train.data.index import Index as Index
+    from .train.loop import Outcome as Outcome
+    from .train.recipe import Recipe as Recipe
 
 GENERATE, VERIFY = "ilf_trt.runtime.commands:generate", "ilf_trt.runtime.commands:verify"
 """The commands of the runtime; the command line loads them by name, so that they start without torch."""
@@ -96,7 +96,7 @@ def load_pipeline(bundle: str | Path, **options: Any) -> "Pipeline":
 
 def read_recipe(name: str, changes: Sequence[str] = ()) -> "Recipe":
     """Read a recipe file or a recipe of the package, with `SECTION.KEY=VALUE` changes; raises InvalidRequest."""
-    from ilf_trt.train.recipe import Recipe
+    from .train.recipe import Recipe
 
     return Recipe.read(name, changes)
 
@@ -106,14 +106,14 @@ def train_recipe(
 ) -> "Outcome":
     """Train the feedback block of a recipe into `output`; raises MissingDependency, and as `train.run` does."""
     with _needing("training", "train"):
-        from ilf_trt.train.run import train_recipe
+        from .train.run import train_recipe
     return train_recipe(recipe, output, resume=resume, cpu=cpu, stop=stop, progress=progress)
 
 
 def recipe_cost(recipe: "Recipe", *, processes: int) -> "Cost":
     """Count the cost of a recipe over `processes`; raises MissingDependency, and as `train.cost` does."""
     with _needing("a dry run", "train"):
-        from ilf_trt.train.cost import cost_of_recipe
+        from .train.cost import cost_of_recipe
     return cost_of_recipe(recipe, processes)
 
 
@@ -128,7 +128,7 @@ def train_demo(
 ) -> None:
     """Train the digits demo into `output`; raises MissingDependency, and as `train.demo` does."""
     with _needing("training", "train,demo"):
-        from ilf_trt.train.demo import train
+        from .train.demo import train
     train(
         output,
         seed=seed,
@@ -160,7 +160,7 @@ def prepare_data(
 ) -> "Index":
     """Write prepared data into `output`; raises MissingDependency, and as `train.data.run` does."""
     with _needing("preparing data", "prepare"):
-        from ilf_trt.train.data.run import PrepareOptions, prepare_folder
+        from .train.data.run import PrepareOptions, prepare_folder
     options = PrepareOptions(
         kind=kind,
         path=path,

@@ -20,9 +20,9 @@ from ilf_trt.contract.arrays import numbers_of, read_conditions
 from ilf_trt.contract.plan import Rule, StepPlan
 from ilf_trt.contract.progress import Progress
 from ilf_trt.errors import InvalidRequest
-from ilf_trt.runtime.picture.png import grid, pixels_from_latents, save_png
 
 from .engine import EngineKind
+from .picture.png import grid, pixels_from_latents, save_png
 from .pipeline import Pipeline
 from .result import Result
 from .start_noise import NoiseSource

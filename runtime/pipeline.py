@@ -18,22 +18,22 @@ from ilf_trt.contract.plan import Ratio, Rule, StepPlan
 from ilf_trt.contract.ports import DECODE, TEXT
 from ilf_trt.contract.progress import Progress
 from ilf_trt.errors import InvalidRequest
-from ilf_trt.runtime.picture.decoder import Decoder, decode_tile
-from ilf_trt.runtime.picture.png import pixels_from_latents
-from ilf_trt.runtime.picture.size import PictureSize
-from ilf_trt.runtime.text.prompts import EmbeddedText, Prompt, embed
-from ilf_trt.runtime.text.tokenizer import Tokenizer
 
 from .batches import RunBatch, run_batches
 from .engine import EngineKind
 from .host import Host
 from .loading import CLOSED, Backend, Loading, Part, Resident, Sequential
+from .picture.decoder import Decoder, decode_tile
+from .picture.png import pixels_from_latents
+from .picture.size import PictureSize
 from .progress import StepWatch
 from .request import Request, changed_plan
 from .result import Result
 from .session import KEPT_TRAJECTORIES, Session
 from .single_graph import run_single_graph
 from .start_noise import checked_latents, is_on_gpu, noise_from_seed
+from .text.prompts import EmbeddedText, Prompt, embed
+from .text.tokenizer import Tokenizer
 from .timings import Timings
 from .trajectory import Job, RunOptions
 
@@ -89,7 +89,7 @@ class Pipeline:
         def load_backend(graphs: Sequence[str] | None = None) -> Backend:
             if ordinal is None:
                 return Host.open(bundle, threads=threads, graphs=graphs)
-            from ilf_trt.runtime.gpu.device import Device
+            from .gpu.device import Device
 
             return Device.open(bundle, ordinal, kind, graphs=graphs)
 

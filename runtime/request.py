@@ -13,10 +13,10 @@ from ilf_trt.contract.manifest import Manifest
 from ilf_trt.contract.plan import Ratio, Rule, StepPlan, make_plan
 from ilf_trt.contract.ports import Role
 from ilf_trt.errors import InvalidRequest
-from ilf_trt.runtime.picture.size import PictureSize
-from ilf_trt.runtime.text.prompts import Prompt, Prompts
 
+from .picture.size import PictureSize
 from .start_noise import NoiseSource
+from .text.prompts import Prompt, Prompts
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,8 +8,8 @@ from numpy.typing import NDArray
 
 from ilf_trt.contract.plan import StepPlan
 from ilf_trt.errors import InvalidRequest
-from ilf_trt.runtime.picture.png import image_of
 
+from .picture.png import image_of
 from .timings import Timings
 
 

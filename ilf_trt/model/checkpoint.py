@@ -16,8 +16,8 @@ from ilf_trt.contract.packaged import find_packaged
 from ilf_trt.contract.solver import DEFAULT_SCHEDULER
 from ilf_trt.contract.spec import Loop
 from ilf_trt.errors import CheckpointError, InvalidRequest, one_line
-from ilf_trt.model.backbones import adapter_of_class, adapter_of_kind
 
+from .backbones import adapter_of_class, adapter_of_kind
 from .ilf_model import ILFModel
 from .surgery import attach
 

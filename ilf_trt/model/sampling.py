@@ -14,8 +14,8 @@ from torch import Tensor, nn
 from ilf_trt.contract.plan import StepPlan
 from ilf_trt.contract.ports import Role
 from ilf_trt.errors import InvalidRequest, UnsupportedScheduler
-from ilf_trt.model.backbones import backbone_of
 
+from .backbones import backbone_of
 from .ilf_model import ILFModel
 
 M = TypeVar("M", bound=nn.Module)

@@ -7,8 +7,8 @@ from torch import nn
 
 from ilf_trt.contract.spec import Initialisation, Loop
 from ilf_trt.errors import InvalidRequest
-from ilf_trt.model.backbones import backbone_of
 
+from .backbones import backbone_of
 from .feedback import Feedback
 from .ilf_model import ILFModel
 

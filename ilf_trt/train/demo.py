@@ -13,10 +13,10 @@ from ilf_trt.errors import CheckpointError
 from ilf_trt.model.checkpoint import BASE_FOLDER, base_scheduler, fingerprint, save_ilf
 from ilf_trt.model.ilf_model import ILFModel
 from ilf_trt.model.surgery import attach
-from ilf_trt.train.data.digits import CLASSES, digit_batches, digits_stream
 
 from .batch_stream import Batch
 from .checkpoints import Base
+from .data.digits import CLASSES, digit_batches, digits_stream
 from .loop import RunSetup, facts_of
 from .loop import train as train_feedback
 from .losses import add_noise

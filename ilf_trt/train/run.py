@@ -9,9 +9,9 @@ from ilf_trt.contract.progress import Progress
 from ilf_trt.errors import InvalidRequest
 from ilf_trt.model.checkpoint import base_scheduler, base_source, fingerprint, load_backbone
 from ilf_trt.model.surgery import attach
-from ilf_trt.train.data import fit_stream, open_stream
 
 from .checkpoints import Base
+from .data import fit_stream, open_stream
 from .loop import Outcome, RunSetup, train
 from .recipe import Recipe
 
