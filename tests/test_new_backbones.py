@@ -20,8 +20,11 @@ from ilf_trt.runtime import Pipeline
 from ilf_trt.train.batch_stream import Batch, MemoryStream
 from ilf_trt.train.recipe import LossKind
 from tests.conftest import Run
+from tests.runtime import conftest as gpus
 from tests.small_training import run_training, small_recipe
 from tests.toys import CHANNELS, SIDE, TEXT_TOKENS, TOYS, Toy, TwoStreams, conditions, registered, toy_model
+
+machine, compiled = gpus.machine, gpus.compiled
 
 ROOT = Path(__file__).parent.parent
 LOOP = (1, 2)
@@ -147,6 +150,19 @@ def test_served_latents_are_those_of_torch(adapter: type[Toy], model: Any, built
     np.testing.assert_allclose(got, wanted.numpy(), atol=EXACT * np.abs(wanted.numpy()).max())
     assert np.abs(plain - got).max() > 100 * EXACT  # feedback shows
     assert np.abs(unguided - got).max() > 100 * EXACT
+
+
+@pytest.mark.parametrize("engine", ["tensorrt", "onnxruntime"])
+def test_a_gpu_gives_the_latents_of_the_cpu(
+    engine: str, model: Any, built: BuildResult, machine: gpus.Machine, compiled: gpus.Compiled
+) -> None:
+    values, noise = conditions(model.adapter, 2), of_noise().numpy()
+    bundle = built.bundle.path if engine == "onnxruntime" else compiled(built.bundle.path, engine)
+    with Pipeline.load(built.bundle.path) as pipe:
+        wanted = pipe.generate(latents=noise, **values).latents
+    with Pipeline.load(bundle, device="cuda:0", engine=engine) as pipe:
+        got = pipe.generate(latents=noise, **values).latents
+    np.testing.assert_allclose(got, wanted, atol=EXACT * np.abs(wanted).max())
 
 
 def test_it_is_warmed_up_planned_and_inspected(built: BuildResult, run: Run) -> None:
