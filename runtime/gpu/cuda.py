@@ -1,6 +1,6 @@
 """CUDA through cuda.core: one GPU, its memory, streams, events and graphs.
 
-Tests without a GPU cannot prove what cuda.core and the driver do, so only this file calls them.
+Tests without a GPU cannot prove what cuda.core and the driver do, so only this file and `array.py` call them.
 """
 
 import ctypes
