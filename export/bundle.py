@@ -192,14 +192,14 @@ def _manifest(
 
 
 def _pipeline_folder(checkpoint: Path, options: BuildOptions) -> PipelineFolder | None:
-    """The pipeline's folder: the one that is asked for, or the checkpoint's own if it is a pipeline's."""
+    """The folder of `--pipeline`, or the checkpoint's own if it is a pipeline's."""
     if options.pipeline is not None:
         return PipelineFolder.open(options.pipeline)
     return PipelineFolder.open(checkpoint) if (checkpoint / MODEL_INDEX).is_file() else None
 
 
 def _scheduler(options: BuildOptions, facts: Checkpoint, folder: PipelineFolder | None) -> dict[str, Any]:
-    """The scheduler that is asked for, the checkpoint's own or its base's, or the pipeline's."""
+    """The scheduler of `--scheduler`, the checkpoint's own or its base's, or the pipeline's."""
     if options.scheduler:
         return read_scheduler(options.scheduler)
     config = facts.scheduler_config()

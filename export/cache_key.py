@@ -8,6 +8,8 @@ from dataclasses import asdict
 from functools import cache
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
+from uuid import uuid4
 
 import torch
 
@@ -35,14 +37,25 @@ def graph_key(segment: Segment, precision: Precision, batch: BatchRange, amax: M
         "names": [segment.name_in_model(f"blocks.{index}") for index in range(len(segment.blocks))],
     }
     digest.update(json.dumps(facts, sort_keys=True).encode())
-    for own in (type(segment.adapter), type(segment.backbone)):  # neither need be of this package
-        digest.update(Path(inspect.getfile(own)).read_bytes())
+    for kind in (*type(segment.adapter).__mro__, *type(segment.backbone).__mro__):
+        digest.update(_source_of(kind))
     inside = f"{segment.spec.block_path}."
     outside = {name: value for name, value in segment.backbone.state_dict().items() if not name.startswith(inside)}
     for name, tensor in (*segment.blocks.state_dict().items(), *outside.items()):
         digest.update(f"\n{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
         digest.update(tensor.contiguous().view(-1).view(torch.uint8).numpy().data)
     return digest.hexdigest()
+
+
+@cache
+def _source_of(kind: type[Any]) -> bytes:
+    """The file of a class, which need not be of this package. One without a file has another key every time."""
+    if kind.__module__ == "builtins":
+        return b""
+    try:
+        return Path(inspect.getfile(kind)).read_bytes()
+    except (OSError, TypeError):
+        return uuid4().bytes
 
 
 @cache

@@ -69,9 +69,9 @@ def calibrate(
 ) -> Calibration:
     """Sample every picture of `conditions` along `plan`, feedback and plain steps as they come, and watch the Linears.
 
-    `model` is in float32. `exclude` drops Linears by shell pattern. Raises InvalidRequest when a pattern matches
-    nothing, nothing is left or the plan leaves a Linear out, MissingDependency when Model Optimizer is asked for and is
-    not there.
+    `model` is in float32. `exclude` drops Linears by shell pattern. Raises InvalidRequest if a pattern of
+    `exclude` matches no Linear, if `exclude` leaves none, or if the plan never runs one; MissingDependency if Model
+    Optimizer shall calibrate and is not installed.
     """
     linears = _chosen(model, spec, exclude)
     pictures = len(next(iter(conditions.values())))

@@ -96,7 +96,7 @@ def _dynamic_shapes(spec: ModelSpec, graph: Graph, batch: BatchRange) -> tuple[t
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """The exporter speaks of its own progress and internals; what matters of it comes back as an exception."""
+    """Silence the exporter's log and warnings. Its errors still raise."""
     loggers = [logging.getLogger(name) for name in ("torch.onnx", "onnxscript", "onnx_ir", "torch.export")]
     levels = [logger.level for logger in loggers]
     for logger in loggers:

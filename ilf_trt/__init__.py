@@ -1,4 +1,4 @@
-"""ilf-trt: what an Inner Loop Feedback model is, torch-free until a model is asked for."""
+"""ilf-trt: what an Inner Loop Feedback model is, torch-free until you use a model."""
 
 from importlib import import_module
 from typing import TYPE_CHECKING, Any

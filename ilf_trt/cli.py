@@ -1,4 +1,4 @@
-"""The command line: names every command, loads it when it is asked for, turns errors into one line and exit code 2."""
+"""The command line: names every command, loads it when it runs, turns errors into one line and exit code 2."""
 
 import os
 import signal

@@ -9,6 +9,7 @@ import errno
 import fcntl
 import glob
 import os
+import re
 import shutil
 from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, contextmanager
@@ -16,6 +17,7 @@ from pathlib import Path
 from uuid import uuid4
 
 DRAFT = ".partial-"
+DRAFT_NAME = re.compile(r"\.partial-(?:[0-9a-f]{8}|(?:[0-9a-f]{8}-)?(?P<pid>[0-9]+))$")  # old: without pid
 AT_FDCWD, RENAME_EXCHANGE = -100, 2  # linux/fcntl.h, linux/fs.h
 
 
@@ -94,8 +96,8 @@ def remove_folder(folder: Path) -> None:
 
 def _remove_abandoned(drafts: Iterable[Path]) -> None:
     for draft in drafts:
-        pid = draft.name.rpartition("-")[2]
-        if not pid.isdecimal() or (Path(f"/proc/{pid}").exists() and int(pid) != os.getpid()):
+        name = DRAFT_NAME.search(draft.name)
+        if name is None or (name["pid"] and name["pid"] != str(os.getpid()) and Path(f"/proc/{name['pid']}").exists()):
             continue
         if draft.is_symlink() or not draft.is_dir():
             draft.unlink(missing_ok=True)

@@ -102,11 +102,11 @@ def generate(
     plan
         A whole plan as JSON, as `ilf-trt plan --json` prints it, instead of all four.
     guidance_scale
-        Strength of classifier-free guidance, instead of the bundle's; 1 is without, at half the cost.
+        Strength of classifier-free guidance, instead of the bundle's; 1 turns guidance off and halves the cost.
     clean_captions
-        Take links, tags and the like out of the prompts, as PixArt's pipelines do.
+        Take links, tags and the like out of the prompts, as diffusers' pipelines do.
     binning
-        Make the nearest size that the model was trained on, then scale and crop to what was asked.
+        Make the nearest size that the model was trained on, then scale and crop to `size`.
     columns
         Pictures in a row of the grid.
     device
@@ -139,11 +139,12 @@ def generate(
         ports = [port.name for port in manifest.spec.conditions]
         for name in arrays.keys() - set(ports):
             raise InvalidRequest(f"{name!r} is not a condition of this bundle; it takes {', '.join(ports)}")
+        if labels is not None:
+            arrays["class_labels"] = _labels(labels)
         with _progress() as progress:
             result = pipeline.generate(
                 texts or None,
                 negative_prompt=negative_prompt,
-                class_labels=None if labels is None else _labels(labels),
                 size=None if size is None else size_of(size),
                 seed=seeds[0] if len(seeds) == 1 else seeds,
                 latents=None if latents_in is None else _array(latents_in),

@@ -67,7 +67,7 @@ class Request:
         | `seed` | one number draws the batch as diffusers does with one generator; a list draws each picture alone |
         | `noise` | `torch` or `numpy`: whose generator the seed is for |
         | `latents` | start noise (B, C, H, W) of unit variance, in numpy or on the GPU by DLPack |
-        | `clean_captions` | remove links, tags and the like from the prompts, as PixArt's pipelines do |
+        | `clean_captions` | remove links, tags and the like from the prompts, as diffusers' pipelines do |
 
         Raises InvalidRequest for anything that does not fit the bundle.
         """

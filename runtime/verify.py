@@ -38,7 +38,7 @@ EXACT_SHADES, ROUGH_SHADES = 2, 8  # of 255, that a decoder may be off in float3
 class Difference:
     """How far one tensor is from the reference; `relative` is max |difference| over max |reference|.
 
-    `limit` is what of that is acceptable, None where the bundle's precision says it.
+    `limit` is the largest acceptable `relative`; None: the limit of the bundle's precision.
     """
 
     what: str

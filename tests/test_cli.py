@@ -403,6 +403,22 @@ def test_a_bad_npy_is_refused(run: Run, dit_bundle: Path, tmp_path: Path, option
     run("generate", dit_bundle, "--labels", 1, option, tmp_path / "bad.npy", "-o", out).refused("bad.npy")
 
 
+def test_labels_come_from_a_file_of_conditions_unless_they_are_given(
+    run: Run, dit_bundle: Path, tmp_path: Path
+) -> None:
+    np.savez(tmp_path / "labels.npz", class_labels=np.array([3, 8], np.int32))
+
+    def latents(*options: object) -> Any:
+        ran = run("generate", dit_bundle, *options, "--seed", 1, "--latents-out", tmp_path / "out.npy")
+        assert ran.code == 0, ran.err
+        return np.load(tmp_path / "out.npy")
+
+    of_file = latents("--conditions", tmp_path / "labels.npz")
+    np.testing.assert_array_equal(of_file, latents("--labels", "3,8"))
+    both = latents("--conditions", tmp_path / "labels.npz", "--labels", "1,2")
+    np.testing.assert_array_equal(both, latents("--labels", "1,2"))
+
+
 @pytest.mark.parametrize("option", ["--latents-in", "--conditions"])
 def test_a_pickle_is_refused_and_not_loaded(run: Run, dit_bundle: Path, tmp_path: Path, option: str) -> None:
     np.save(tmp_path / "bad.npy", np.array([{}], object), allow_pickle=True)

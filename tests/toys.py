@@ -17,6 +17,7 @@ from diffusers.models.modeling_utils import ModelMixin
 from torch import Tensor, nn
 
 from ilf_trt.contract.conditioning import Conditioning
+from ilf_trt.contract.ports import PICTURES, Port, Role
 from ilf_trt.contract.spec import Stream
 from ilf_trt.errors import InvalidRequest
 from ilf_trt.model.backbone import Backbone, State
@@ -206,14 +207,17 @@ class TwoStreams(Toy):
     modulation_rows = TwoStreamsModel.rows
 
     def conditioning(self, text_tokens: int) -> Conditioning:
-        return Conditioning.of_text(text_tokens, TEXT_CHANNELS, sized=False)
+        """The mask first, and names of its own: nothing may rely on an order or on a name."""
+        mask = Port("caption_is_real", (PICTURES, text_tokens), "float32", Role.MASK)
+        return Conditioning((mask, Port("caption", (*mask.shape, TEXT_CHANNELS), "float32", Role.TEXT)), None)
 
     def call(self, conditions: Mapping[str, Tensor]) -> dict[str, Any]:
-        return {"prompt_embeds": conditions["text"]}
+        return {"prompt_embeds": conditions["caption"] * conditions["caption_is_real"][..., None]}
 
     @classmethod
     def conditions_of(cls, call: Mapping[str, Any]) -> dict[str, Tensor]:
-        return {"text": call["prompt_embeds"]}
+        embeds = call["prompt_embeds"]
+        return {"caption": embeds, "caption_is_real": torch.ones(embeds.shape[:2])}
 
     def context(self, call: Mapping[str, Any]) -> Context:
         if call.get("prompt_embeds") is None:

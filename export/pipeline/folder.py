@@ -103,7 +103,7 @@ def _cell(path: Path, parts: set[str]) -> int:
 
 
 def _text_tokens(path: Path, length: int | None, parts: set[str]) -> int | None:
-    """The pipeline\'s own length of a text, or the tokenizer\'s if that is shorter."""
+    """The pipeline's own length of a text, or the tokenizer's if that is shorter."""
     config = path / "tokenizer" / "tokenizer_config.json"
     if length is None or "tokenizer" not in parts or not config.is_file():
         return length

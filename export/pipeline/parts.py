@@ -111,7 +111,7 @@ def _of_another(folder: PipelineFolder, what: str) -> InvalidRequest:
 
 
 def text_tokens(options: BuildOptions, folder: PipelineFolder | None) -> int:
-    """The length of a text: as asked for, the pipeline's own, or 300."""
+    """The length of a text: `--text-tokens`, the pipeline's own, or 300."""
     own = None if folder is None else folder.text_tokens
     return options.text_tokens or own or DEFAULT_TEXT_TOKENS
 

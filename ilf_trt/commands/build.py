@@ -91,7 +91,7 @@ def build(
         What FP8's scales come from: an .npz with conditions of some pictures (text, text_mask … or class_labels), or an
         FP8 bundle whose scales shall stay; a model of classes needs none.
     calibrator
-        What measures for FP8: auto takes Model Optimizer where it is installed.
+        What measures for FP8: auto takes Model Optimizer if it is installed.
     fp8_exclude
         Linears that shall stay in FP16, by shell pattern: transformer_blocks.0.* or *.to_out.0; may be repeated.
     device

@@ -21,6 +21,30 @@ MASK = "_mask"
 BRANCHED = (Role.TEXT, Role.MASK)
 """A guided picture has these twice: what it shall show, and what it shall not."""
 
+RESERVED = frozenset(
+    (
+        "binning",
+        "cancel",
+        "clean_captions",
+        "decode",
+        "guidance_scale",
+        "latents",
+        "manifest",
+        "negative_prompt",
+        "noise",
+        "on_device",
+        "plan",
+        "profile",
+        "progress",
+        "prompt",
+        "seed",
+        "self",
+        "size",
+        "steps",
+    )
+)
+"""Arguments of a request: no condition has one of these names, since both are passed by name."""
+
 Normal = Callable[[tuple[int, ...]], NDArray[Any]]
 
 
@@ -28,11 +52,16 @@ Normal = Callable[[tuple[int, ...]], NDArray[Any]]
 class Conditioning:
     """The ports of B pictures, without the negative ones; `null` is the class that asks for nothing.
 
-    Legend: B pictures, L text tokens, C channels of embedded text.
+    Legend: B pictures, L text tokens, C channels of embedded text. Raises InvalidRequest for a name in `RESERVED`.
     """
 
     positive: tuple[Port, ...]
     null: int | None
+
+    def __post_init__(self) -> None:
+        for port in self.ports(guidance=True):
+            if port.name in RESERVED:
+                raise InvalidRequest(f"a condition is named {port.name!r}, as an argument of `generate`; rename it")
 
     @classmethod
     def of_labels(cls, classes: int) -> "Conditioning":
@@ -68,7 +97,7 @@ class Conditioning:
         return (*branched, *negative, *(port for port in self.positive if port.role not in BRANCHED))
 
     def row_ports(self, rows: str) -> tuple[Port, ...]:
-        """What the graphs take: a row for each picture, and one more where it is guided."""
+        """What the graphs take: a row for each picture, and a second row for each guided picture."""
         return tuple(replace(port, shape=(rows, *port.shape[1:])) for port in self.positive)
 
     def example(
@@ -110,8 +139,8 @@ class Conditioning:
             Role.ASPECT_RATIO: [size[0] / size[1]],
         }
         for port in self.positive:
-            if values[port.role] is None:
-                raise InvalidRequest(f"a sample has no {port.role}, the model takes it; give data with {port.role}s")
+            if values.get(port.role) is None:
+                raise InvalidRequest(f"a sample has no {port.role}, the model takes {port.name}; give data that has it")
         return {port.name: values[port.role] for port in self.positive}
 
     def with_size(self, values: Mapping[str, Any], size: tuple[int, int]) -> dict[str, Any]:
@@ -182,9 +211,12 @@ def negative(values: Mapping[str, Any]) -> dict[str, Any]:
 
 def _with_masks(ports: Mapping[str, Port], values: Mapping[str, Any]) -> dict[str, Any]:
     values = dict(values)
-    for name, port in ports.items():
-        mask_name = f"{name}{MASK}"
-        if port.role is not Role.TEXT or mask_name not in ports or name not in values:
+    texts = [name for name, port in ports.items() if port.role is Role.TEXT]
+    masks = [name for name, port in ports.items() if port.role is Role.MASK]
+    if len(texts) != len(masks):
+        return values
+    for name, mask_name in zip(texts, masks, strict=True):
+        if name not in values:
             continue
         text = values[name] = as_array(name, values[name])
         mask = as_array(mask_name, values.get(mask_name, np.ones(text.shape[:2], np.float32)))

@@ -51,7 +51,7 @@ class PictureFacts:
     """What a picture is to people: `cell` pixels to a side of a latent's cell, classes by `names`.
 
     `bins` are the sizes (height, width) in pixels that the model was trained on, by their ratio; a request is brought
-    to the nearest of them where there are any.
+    to the nearest of them if there are any.
     """
 
     cell: int

@@ -42,7 +42,7 @@ class Precision(StrEnum):
 
 
 class Calibrator(StrEnum):
-    """What measures the largest inputs of the Linears for FP8; `auto` takes Model Optimizer where it is installed."""
+    """What measures the largest inputs of the Linears for FP8; `auto` takes Model Optimizer if it is installed."""
 
     AUTO = "auto"
     MODELOPT = "modelopt"

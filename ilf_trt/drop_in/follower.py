@@ -25,8 +25,8 @@ PlanMaker = Callable[[Mapping[str, object], int], StepPlan]
 class Follower:
     """Knows which step of its plan a pipeline is at, by asking the pipeline's scheduler.
 
-    A scheduler makes its timesteps again for every run; a plan is made with them. Where times may repeat a scheduler
-    counts its steps; where it does not count, as DDIM, the time is looked up, which waits for a GPU.
+    A scheduler makes its timesteps again for every run; a plan is made with them. Most schedulers count their steps.
+    For one that does not, such as DDIM, the follower looks the time up, which waits for the GPU.
     """
 
     def __init__(self, pipe: Any, plan_of: PlanMaker) -> None:

@@ -16,6 +16,7 @@ from ilf_trt.contract.plan import Ratio, Rule, StepPlan
 from ilf_trt.contract.spec import ModelSpec
 from ilf_trt.errors import InvalidRequest
 from ilf_trt.leaves import load_pipeline
+from ilf_trt.model.backbone import Backbone
 from ilf_trt.model.backbones import adapter_of_kind
 
 from .follower import Follower, check_pipeline, plan_maker
@@ -23,7 +24,6 @@ from .follower import Follower, check_pipeline, plan_maker
 if TYPE_CHECKING:
     from ilf_trt.leaves import Pipeline
 
-UNSERVED = {"timestep", "attention_mask", "cross_attention_kwargs"}
 KEPT_STEPS = 128  # each step is a plan of its own, bound once
 RAW_OUTPUT = (0.0, 1.0, 0.0, 1.0, 0.0, 0.0)  # c_x, c_out, a, b_0 …: the next latent is what the model puts out
 
@@ -38,7 +38,8 @@ class ServedTransformer(nn.Module):
     def __init__(self, served: "Pipeline", follower: Follower, *, device: str) -> None:
         """`served` is the bundle's pipeline on `device`.
 
-        Raises InvalidRequest for a bundle that runs every picture twice whatever its guidance.
+        Raises InvalidRequest for a bundle that runs every picture twice, with guidance or without, and
+        UnsupportedBackbone for a bundle of a backbone that is not registered.
         """
         super().__init__()
         spec, batch = served.manifest.spec, served.manifest.batch
@@ -47,6 +48,7 @@ class ServedTransformer(nn.Module):
                 f"{served.bundle.path} guides a fixed batch of {batch}, the diffusers pipeline guides itself; build it "
                 "with --batch MIN:OPT:MAX, or with --no-guidance"
             )
+        self._adapter = adapter_of_kind(spec.kind)
         self.config = config_of(served.manifest)
         self.dtype = torch.float32
         self.device = torch.device(device)
@@ -69,12 +71,13 @@ class ServedTransformer(nn.Module):
         rule: Rule | str | None = None,
         ratio: Ratio | str | None = None,
     ) -> Self:
-        """Put a bundle in the place of `pipe.transformer`, which may be None; close it when it is done with.
+        """Put a bundle in the place of `pipe.transformer`, which may be None. Close the returned one at the end.
 
         `device`, `engine` and `threads` are those of `ilf_trt.runtime.Pipeline.load`; `feedback`, `rule` and `ratio`
         are the bundle's own unless given. The plan follows `pipe.scheduler` and the number of steps of each call.
-        Raises what `Pipeline.load` raises, InvalidRequest for a bundle that guides or does not fit the pipeline. The
-        pipeline's calls raise UnsupportedScheduler for a scheduler without a plan.
+        Raises what `Pipeline.load` raises, InvalidRequest for a bundle that guides or does not fit the pipeline,
+        UnsupportedBackbone for one whose backbone is not registered. The pipeline's calls raise UnsupportedScheduler
+        for a scheduler without a plan.
         """
         served = load_pipeline(bundle, device=device, engine=engine, threads=threads, sessions=1, kept=KEPT_STEPS)
         try:
@@ -97,13 +100,16 @@ class ServedTransformer(nn.Module):
         """The backbone's own arguments by name, hidden_states (R, C, H, W) -> sample (R, C, H, W) on its device.
 
         Raises InvalidRequest for what the bundle does not take, and for a timestep that the scheduler is not at;
-        otherwise what `Pipeline.generate` raises. Rows beyond the bundle's batch run in turns, but on a GPU.
+        otherwise what `Pipeline.generate` raises. On the CPU, more rows than the
+        bundle's batch run one batch after another. On a GPU they raise InvalidRequest.
         """
         plan, index = self._follower.at(timestep)
         if plan is not self._plan:
             self._plan, self._arrays = plan, {}
         spec = self._served.manifest.spec
-        conditions = {name: self._array(name, tensor) for name, tensor in conditions_of(arguments, spec).items()}
+        conditions = {
+            name: self._array(name, tensor) for name, tensor in conditions_of(arguments, self._adapter, spec).items()
+        }
         on_device = hidden_states.is_cuda and self.device.type == "cuda"
         latents = hidden_states.detach().float().contiguous()
         cell = self._served.manifest.picture.cell
@@ -148,14 +154,13 @@ def config_of(manifest: Manifest) -> FrozenDict:
     return FrozenDict(sample_size=side, in_channels=spec.latent[0], out_channels=spec.latent[0])
 
 
-def conditions_of(arguments: dict[str, Any], spec: ModelSpec) -> dict[str, Tensor]:
+def conditions_of(arguments: dict[str, Any], adapter: type[Backbone], spec: ModelSpec) -> dict[str, Tensor]:
     """The backbone's arguments under the names of the bundle's condition ports; raises InvalidRequest.
 
     As in the backbone, sizes that the model does not take are left out.
     """
-    adapter = adapter_of_kind(spec.kind)
     values = {name: value for name, value in arguments.items() if value is not None}
-    unsupported = sorted(values.keys() - (set(adapter.arguments) - UNSERVED))
+    unsupported = sorted(values.keys() - (set(adapter.arguments) - {"timestep", *adapter.unsupported}))
     if unsupported:
         raise InvalidRequest(f"{unsupported[0]!r} is not supported by a served transformer; leave it out")
     conditions = adapter.conditions_of(values)

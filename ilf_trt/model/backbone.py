@@ -46,6 +46,7 @@ class Backbone(ABC):
     | `kind` | the name in checkpoints and bundles |
     | `model_type` | the class, with diffusers' `from_pretrained`, `save_pretrained` and `config` |
     | `arguments` | what the class takes after the latent, in order |
+    | `unsupported` | those of `arguments` that feedback does not serve |
     | `pipelines` | the diffusers pipelines around it |
     | `block_path` | where the list of blocks lies in the model |
     | `linears` | the parts of a block whose Linears run at every pass; FP8 takes those |
@@ -56,6 +57,7 @@ class Backbone(ABC):
     kind: ClassVar[str]
     model_type: ClassVar[type[Any]]
     arguments: ClassVar[tuple[str, ...]]
+    unsupported: ClassVar[tuple[str, ...]] = ()
     pipelines: ClassVar[tuple[PipelineKind, ...]] = ()
     block_path: ClassVar[str] = "transformer_blocks"
     linears: ClassVar[tuple[str, ...]] = ("attn1", "attn2", "ff")
@@ -137,7 +139,7 @@ class Backbone(ABC):
                 what = "given twice" if name in call else f"not an argument of {name_of_class}"
                 raise InvalidRequest(f"{name!r} is {what}; it takes {', '.join(self.arguments)}")
             call[name] = value
-        for name in ("attention_mask", "cross_attention_kwargs"):
+        for name in self.unsupported:
             if call.pop(name, None) is not None:
                 raise InvalidRequest(f"{name!r} is not supported with inner loop feedback; leave it out")
         if call.get("timestep") is None:

@@ -88,7 +88,7 @@ def save_ilf(
     """Write the feedback block, the scales and what they belong to.
 
     `base` says where the frozen backbone is found again: a folder relative to `folder`, a path, or a hub id;
-    without it the backbone is written beside, as `transformer/`. `base_sha256` is its fingerprint where that is known.
+    without it the backbone is written beside, as `transformer/`. `base_sha256` is its fingerprint if you know it.
     Raises CheckpointError when a weight is not finite.
     """
     folder = Path(folder)

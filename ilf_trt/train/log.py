@@ -13,6 +13,7 @@ from PIL import Image
 from torch import Tensor
 
 from ilf_trt.contract.plan import make_plan
+from ilf_trt.contract.ports import Role
 from ilf_trt.errors import InvalidRequest
 from ilf_trt.files import whole_file
 from ilf_trt.model.ilf_model import ILFModel
@@ -76,8 +77,8 @@ class Sampler:
     @staticmethod
     def serves(model: ILFModel) -> bool:
         """Whether the model makes pictures without a VAE and without text."""
-        has_classes = model.adapter.conditioning(1).classes is not None
-        return has_classes and model.adapter.latent[0] in PIXEL_CHANNELS
+        ports = model.adapter.conditioning(1).positive
+        return all(port.role is Role.LABEL for port in ports) and model.adapter.latent[0] in PIXEL_CHANNELS
 
     def write(self, model: ILFModel, iteration: int, autocast: torch.dtype | None) -> Path:
         """Write one grid as PNG, as square as possible, and return its path."""

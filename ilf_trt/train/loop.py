@@ -121,8 +121,10 @@ class Training:
         self.model = training_model(model, self.autocast)
         conditioning = self.model.adapter.conditioning(1)
         label = conditioning.port(Role.LABEL)
-        self.null = stream.null if label is None else {label.name: torch.tensor([conditioning.classes])}
-        if recipe.loss.condition_dropout and self.null is None:
+        self.null = dict(stream.null or {})
+        if label is not None and conditioning.classes is not None:
+            self.null[label.name] = torch.tensor([conditioning.classes])
+        if recipe.loss.condition_dropout and not self.null:
             raise InvalidRequest(
                 f"loss.condition_dropout is {recipe.loss.condition_dropout}, but the data has no embedding of the "
                 "empty text; add one, or set loss.condition_dropout=0"
@@ -275,7 +277,7 @@ class Training:
         for index in range(size // self.at_once):
             rows = slice(index * self.at_once, (index + 1) * self.at_once)
             part = Part(batch.part(rows, self.device), draws.part(rows, self.device))
-            if loss.condition_dropout and self.null is not None:
+            if loss.condition_dropout:
                 part = replace(part, batch=part.batch.without_condition(part.draws.drop_mask, self.null))
             yield index, part
 

@@ -74,11 +74,12 @@ def embed(
         call()
         embeddings[chunk.begin : chunk.end] = call.outputs["text"][: chunk.pictures]
     row_of = {text: row for row, text in enumerate(texts)}
-    names = [port.name for port in manifest.spec.conditioning.positive if port.role in (Role.TEXT, Role.MASK)]
+    ports = manifest.spec.conditioning.positive
 
     def conditions(of: tuple[str, ...]) -> dict[str, Any]:
         rows = [row_of[text] for text in of]
-        return dict(zip(names, (embeddings[rows], encoding.mask[rows]), strict=True))
+        values = {Role.TEXT: embeddings[rows], Role.MASK: encoding.mask[rows]}
+        return {port.name: values[port.role] for port in ports if port.role in values}
 
     own = conditions(positive) | (negative(conditions(against)) if guided else {})
     return EmbeddedText(own, _report(encoding, [row_of[text] for text in positive], spec))

@@ -1,5 +1,6 @@
 """What a cached graph depends on: the source that decides its bytes, and nothing that people only read or type."""
 
+import importlib
 import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -12,7 +13,8 @@ from ilf_trt import attach
 from ilf_trt.contract.spec import BatchRange, Precision
 from ilf_trt.export import cache_key
 from ilf_trt.export.cache_key import graph_key, source_digest
-from ilf_trt.export.segments import segments_of, spec_of
+from ilf_trt.export.segments import Segment, segments_of, spec_of
+from ilf_trt.model.backbones.dit import DiT
 from tests.conftest import LOOP, small_dit
 
 ROOT = Path(__file__).parents[2]
@@ -24,6 +26,8 @@ SOURCES = [
     for path in sorted((ROOT / wing).rglob("*.py"))
     if not any(parent.is_symlink() for parent in path.parents)
 ]
+
+BATCH = BatchRange(1, 4, 16)
 
 Keys = Callable[[], dict[str, str]]
 
@@ -49,7 +53,7 @@ def keys() -> Keys:
 
     def read() -> dict[str, str]:
         source_digest.cache_clear()
-        return {name: graph_key(each, Precision.FP32, BatchRange(1, 4, 16), None) for name, each in segments.items()}
+        return {name: graph_key(each, Precision.FP32, BATCH, None) for name, each in segments.items()}
 
     return read
 
@@ -80,6 +84,34 @@ def test_a_change_of_a_file_that_graphs_come_from_is_a_new_key(name: str, produc
         file.write("\nCHANGED = True\n")
     source_digest.cache_clear()
     assert source_digest() != before
+
+
+def test_a_change_of_a_class_that_an_adapter_of_others_inherits_from_is_a_new_key(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    base = tmp_path / "foreign_base.py"
+    base.write_text("from ilf_trt.model.backbones.dit import DiT\n\nclass Base(DiT):\n    pass\n")
+    (tmp_path / "foreign.py").write_text("from foreign_base import Base\n\nclass Mine(Base):\n    pass\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    segment = _segment_of(importlib.import_module("foreign").Mine)
+    before = graph_key(segment, Precision.FP32, BATCH, None)
+    base.write_text(base.read_text() + "# changed\n")
+    cache_key._source_of.cache_clear()
+    assert graph_key(segment, Precision.FP32, BATCH, None) != before
+
+
+def test_a_class_without_a_file_is_never_taken_from_the_cache() -> None:
+    segment = _segment_of(type("Mine", (DiT,), {"__module__": "nowhere"}))
+    before = graph_key(segment, Precision.FP32, BATCH, None)
+    cache_key._source_of.cache_clear()
+    assert graph_key(segment, Precision.FP32, BATCH, None) != before
+
+
+def _segment_of(adapter: type[DiT]) -> Segment:
+    model = attach(small_dit(), LOOP)
+    model.adapter.__class__ = adapter
+    spec = spec_of(model, guidance=True, text_tokens=1, train_timesteps=1000, precision=Precision.FP32)
+    return segments_of(model, spec, Precision.FP32)["pre"]
 
 
 @pytest.fixture(autouse=True)

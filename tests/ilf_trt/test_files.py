@@ -116,15 +116,22 @@ def test_a_link_moves_in_one_step(tmp_path: Path) -> None:
 def test_a_sweep_removes_the_drafts_of_processes_that_are_gone(tmp_path: Path) -> None:
     (tmp_path / "whole").mkdir()
     for process in (NO_PROCESS, os.getppid()):
-        (tmp_path / f".a.partial-0-{process}").mkdir()
-        (tmp_path / f".a.partial-1-{process}").write_text("")
-        (tmp_path / f".a.partial-2-{process}").symlink_to("whole")
-    (tmp_path / f".b.partial-0-{NO_PROCESS}").mkdir()
-    living = [f".a.partial-{number}-{os.getppid()}" for number in range(3)]
+        (tmp_path / f".a.partial-0000000a-{process}").mkdir()
+        (tmp_path / f".a.partial-0000000b-{process}").write_text("")
+        (tmp_path / f".a.partial-0000000c-{process}").symlink_to("whole")
+    (tmp_path / f".b.partial-0000000a-{NO_PROCESS}").mkdir()
+    living = [f".a.partial-0000000{letter}-{os.getppid()}" for letter in "abc"]
     sweep(tmp_path / "a")
-    assert names(tmp_path) == sorted([*living, f".b.partial-0-{NO_PROCESS}", "whole"])
+    assert names(tmp_path) == sorted([*living, f".b.partial-0000000a-{NO_PROCESS}", "whole"])
     sweep_folder(tmp_path)
     assert names(tmp_path) == sorted([*living, "whole"])
+
+
+def test_a_sweep_removes_drafts_of_versions_that_did_not_name_the_process(tmp_path: Path) -> None:
+    for suffix in ("1a2b3c4d", "12345678"):
+        (tmp_path / f".00000002.partial-{suffix}").mkdir()
+    sweep_folder(tmp_path)
+    assert names(tmp_path) == []
 
 
 def test_a_sweep_leaves_a_draft_that_is_being_written(tmp_path: Path) -> None:

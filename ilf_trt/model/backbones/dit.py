@@ -23,6 +23,7 @@ class DiT(Backbone):
     kind = "dit"
     model_type = DiTTransformer2DModel
     arguments = ("timestep", LABELS, "cross_attention_kwargs")
+    unsupported = ("cross_attention_kwargs",)
     pipelines = (PipelineKind("DiTPipeline"),)
 
     @property

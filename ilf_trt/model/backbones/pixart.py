@@ -52,6 +52,7 @@ class PixArt(Backbone):
         "attention_mask",
         "encoder_attention_mask",
     )
+    unsupported = ("cross_attention_kwargs", "attention_mask")
     pipelines = (
         PipelineKind("PixArtAlphaPipeline", 120, _alpha_bins),
         PipelineKind("PixArtSigmaPipeline", 300, _sigma_bins),

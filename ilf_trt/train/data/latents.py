@@ -14,6 +14,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from ilf_trt.contract.ports import Role
 from ilf_trt.errors import BrokenSample, DataError, InvalidRequest, one_line
 
 from .index import KEYS, NULL_FILE, Index, ShardFacts
@@ -101,13 +102,13 @@ class LatentShards:
             raise DataError(f"shard {path} holds x0 {shapes['x0'][1:]}, the index says {self.shape}; prepare it again")
         return Shard(slices, keys)
 
-    def _null(self) -> Mapping[str, Tensor] | None:
+    def _null(self) -> Mapping[Role, Tensor] | None:
         if self.index.null is None:
             return None
         with _shard_errors(self.folder / NULL_FILE), safe_open(self.folder / NULL_FILE, framework="pt") as file:
             return {
-                "text": file.get_tensor("text"),
-                "text_mask": file.get_tensor("text_mask").float(),
+                Role.TEXT: file.get_tensor("text"),
+                Role.MASK: file.get_tensor("text_mask").float(),
             }
 
 

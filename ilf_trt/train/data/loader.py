@@ -75,7 +75,10 @@ class Loader:
 
     @property
     def null(self) -> Mapping[str, Tensor] | None:
-        return self.source.null
+        null = self.source.null
+        if null is None:
+            return None
+        return {port.name: null[port.role] for port in self.conditioning.positive if port.role in null}
 
     def for_base(self, adapter: Backbone) -> "Loader":
         """This loader for a base; raises InvalidRequest if its pictures, labels or text do not fit the base."""
@@ -97,7 +100,7 @@ class Loader:
         elif source.condition is not Condition.TEXT:
             raise InvalidRequest(f"the data has labels, {name} takes text; give captions, and {PREPARE}")
         elif source.null is not None and text is not None:
-            channels = source.null[text.name].shape[-1]
+            channels = source.null[Role.TEXT].shape[-1]
             if channels != text.shape[-1]:
                 raise InvalidRequest(
                     f"the data's text has {channels} channels, the base takes {text.shape[-1]}; prepare the data with "

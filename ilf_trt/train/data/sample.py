@@ -7,6 +7,8 @@ from typing import Protocol
 
 from torch import Tensor
 
+from ilf_trt.contract.ports import Role
+
 
 class Condition(StrEnum):
     """The kind of condition that every sample of a source has."""
@@ -49,8 +51,8 @@ class Source(Protocol):
         """The number of labels, or None if the data does not say."""
 
     @property
-    def null(self) -> Mapping[str, Tensor] | None:
-        """The backbone's arguments for the empty caption, one row each, or None if the data has none."""
+    def null(self) -> Mapping[Role, Tensor] | None:
+        """The conditions of the empty caption by role, one row each, or None if the data has none."""
 
     def __len__(self) -> int: ...
 

@@ -1,6 +1,8 @@
 """Conditions at the door: read from a file, checked against their ports, padded, doubled for guidance."""
 
 from contextlib import suppress
+from dataclasses import replace
+from inspect import Parameter, signature
 from pathlib import Path
 from typing import Any
 
@@ -9,9 +11,11 @@ import pytest
 from numpy.typing import NDArray
 
 from ilf_trt.contract.arrays import as_array, read_conditions
-from ilf_trt.contract.conditioning import Conditioning
+from ilf_trt.contract.conditioning import RESERVED, Conditioning
 from ilf_trt.contract.ports import Role
 from ilf_trt.errors import InvalidRequest
+from ilf_trt.runtime.pipeline import Pipeline
+from ilf_trt.runtime.request import Request
 
 Conditions = dict[str, Any]
 
@@ -37,6 +41,18 @@ def refused(conditioning: Conditioning, conditions: Conditions, match: str) -> N
     with pytest.raises(InvalidRequest, match=match) as caught:
         conditioning.validate(conditions, guidance=False)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("name", sorted(RESERVED))
+def test_a_condition_named_as_an_argument_of_a_request_is_refused(name: str) -> None:
+    with pytest.raises(InvalidRequest, match=f"a condition is named '{name}'"):
+        Conditioning((replace(LABELS.positive[0], name=name),), CLASSES)
+
+
+def test_every_argument_of_a_request_is_reserved() -> None:
+    parameters = [*signature(Request.of).parameters.values(), *signature(Pipeline.generate).parameters.values()]
+    names = {parameter.name for parameter in parameters if parameter.kind is not Parameter.VAR_KEYWORD}
+    assert names - {"class_labels"} | {"manifest"} == RESERVED
 
 
 # --- what fits

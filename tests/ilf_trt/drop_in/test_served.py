@@ -20,7 +20,8 @@ from ilf_trt.contract.spec import BatchRange, Loop
 from ilf_trt.drop_in.eager import ILFTransformer
 from ilf_trt.drop_in.follower import Follower, plan_maker
 from ilf_trt.drop_in.served import ServedTransformer, plan_of_step
-from ilf_trt.errors import InvalidRequest, UnsupportedScheduler
+from ilf_trt.errors import InvalidRequest, UnsupportedBackbone, UnsupportedScheduler
+from ilf_trt.model import backbones
 from ilf_trt.runtime import Pipeline
 from tests.conftest import TEXT_CHANNELS, TEXT_TOKENS
 from tests.ilf_trt.drop_in.test_eager import CONFIG, KINDS, STEPS, VISIBLE, fed, net_of, pipe_of, plan_of, relative, run
@@ -267,6 +268,17 @@ def test_a_scheduler_without_a_plan_is_refused_by_name(case: Callable[..., Case]
         pytest.raises(UnsupportedScheduler, match="DDIMScheduler: clip_sample is True"),
     ):
         run(pipe)
+
+
+def test_a_bundle_of_a_backbone_that_is_not_registered_is_refused_when_it_is_installed(
+    monkeypatch: pytest.MonkeyPatch, case: Callable[..., Case]
+) -> None:
+    pipe, _, bundle = case("dit")
+    net = pipe.transformer
+    monkeypatch.setattr(backbones, "adapters", lambda: ())
+    with pytest.raises(UnsupportedBackbone, match="no adapter for backbone kind 'dit'"):
+        ServedTransformer.install(pipe, bundle, threads=1)
+    assert pipe.transformer is net
 
 
 @pytest.mark.parametrize(

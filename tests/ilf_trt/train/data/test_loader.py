@@ -9,6 +9,7 @@ import torch
 from diffusers import DiTTransformer2DModel, PixArtTransformer2DModel
 
 from ilf_trt.contract.conditioning import Conditioning
+from ilf_trt.contract.ports import Role
 from ilf_trt.errors import BrokenSample, DataError, InvalidRequest
 from ilf_trt.model.backbones import backbone_of
 from ilf_trt.train.data.loader import Loader, batch_of, is_mirrored
@@ -16,6 +17,9 @@ from ilf_trt.train.data.sample import Condition, Sample
 from ilf_trt.train.shuffle import Shuffle
 from tests.conftest import small_dit, small_pixart
 from tests.ilf_trt.train.data.conftest import Numbers, Pull
+from tests.toys import TEXT_CHANNELS as TOY_CHANNELS
+from tests.toys import TEXT_TOKENS as TOY_TOKENS
+from tests.toys import TwoStreams, toy_model
 
 
 def loader(source: Any, **changes: Any) -> Loader:
@@ -152,7 +156,7 @@ def test_data_without_samples_is_refused() -> None:
         loader(Numbers(0))
 
 
-NULL = {"text": torch.zeros(1, 7, 5)}
+NULL = {Role.TEXT: torch.zeros(1, 7, 5)}
 
 
 @pytest.mark.parametrize(
@@ -185,3 +189,10 @@ def test_a_label_beyond_the_bases_classes_is_a_broken_sample(pull: Pull) -> None
 def test_a_broken_sample_says_key_and_reason() -> None:
     error = BrokenSample("a/1.png", "is empty")
     assert (error.key, error.reason, str(error)) == ("a/1.png", "is empty", "a/1.png: is empty")
+
+
+def test_the_null_of_the_data_has_the_names_of_the_base() -> None:
+    toy = TwoStreams(toy_model(TwoStreams))
+    null = {Role.TEXT: torch.zeros(1, TOY_TOKENS, TOY_CHANNELS), Role.MASK: torch.ones(1, TOY_TOKENS)}
+    source = with_(Numbers(3), shape=toy.latent, condition=Condition.TEXT, null=null)
+    assert set(loader(source).for_base(toy).null or {}) == {"caption", "caption_is_real"}

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 
+from ilf_trt.contract.ports import Role
 from ilf_trt.errors import DataError, InvalidRequest
 from ilf_trt.train.data.images import ImageFolder
 from ilf_trt.train.data.index import Index, write_shard
@@ -58,8 +59,8 @@ def test_captions_come_back_embedded_with_the_null_captions(captions: ImageFolde
     assert sample.text[0, 0] == len("Picture number 9")
     assert sample.text_mask.tolist() == [1, 1, 1, 1, 0, 0, 0]
     assert source.null is not None
-    assert source.null["text"].shape == (1, TEXT_TOKENS, TEXT_CHANNELS)
-    assert source.null["text_mask"].tolist() == [[1.0, 0, 0, 0, 0, 0, 0]]
+    assert source.null[Role.TEXT].shape == (1, TEXT_TOKENS, TEXT_CHANNELS)
+    assert source.null[Role.MASK].tolist() == [[1.0, 0, 0, 0, 0, 0, 0]]
     assert words.captions[0] == ""
 
 
