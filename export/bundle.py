@@ -13,7 +13,7 @@ import torch
 from ilf_trt.assembly.build_cache import BuildCache, entry_note, take_or_make
 from ilf_trt.assembly.options import BuildOptions
 from ilf_trt.assembly.stages import Stages
-from ilf_trt.contract.bundle import CONSTANTS_FILE, REFERENCE_FILE, WEIGHTS_SUFFIX, graph_file, write_manifest
+from ilf_trt.contract.bundle import CONSTANTS_FILE, REFERENCE_FILE, graph_file, weights_file, write_manifest
 from ilf_trt.contract.graphs import all_graphs
 from ilf_trt.contract.manifest import Calibration, Manifest
 from ilf_trt.contract.plan import StepPlan, make_plan, read_scheduler
@@ -158,7 +158,7 @@ def _graphs(
             linears = sorted(linear for linear in calibration.amax if spec.graph_of_linear(linear) == name)
             amax = {linear: calibration.amax[linear] for linear in linears}
         path = folder / graph_file(name)
-        places = {"graph": path, "weights": path.with_name(path.name + WEIGHTS_SUFFIX)}
+        places = {"graph": path, "weights": weights_file(path)}
         key = graph_key(segment, precision, options.batch, amax) if cache else ""
         note = entry_note(spec, name, precision, target="onnx")
         if take_or_make(cache, key, places, note, partial(export_segment, segment, options.batch, path, amax=amax)):

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 
-from ilf_trt.contract.bundle import GRAPH_FOLDER, TOKENIZER_FILE, graph_file, write_manifest
+from ilf_trt.contract.bundle import GRAPH_FOLDER, TOKENIZER_FILE, graph_file, weights_file, write_manifest
 from ilf_trt.contract.graphs import all_graphs
 from ilf_trt.contract.manifest import Manifest
 from ilf_trt.contract.spec import Precision
@@ -22,7 +22,8 @@ def write_rounded(bundle: Path, folder: Path, manifest: Manifest) -> Path:
     for graph in manifest.graphs:
         model = ir.load(bundle / graph_file(graph.name))
         emulate_bfloat16(model)
-        ir.save(model, folder / graph_file(graph.name), external_data=f"{graph.name}.onnx.data")
+        path = folder / graph_file(graph.name)
+        ir.save(model, path, external_data=weights_file(path).name)
     for path in (*bundle.glob("*.npz"), *bundle.glob(TOKENIZER_FILE)):
         shutil.copyfile(path, folder / path.name)
     wide = Precision.FP32

@@ -114,7 +114,7 @@ def generate(
     engine
         What runs the graphs on a GPU; by default the bundle's own engines, or ONNX Runtime when it has none.
     profile
-        Time every graph on a GPU, which costs the launch as one.
+        Time every graph on a GPU. The GPU then launches the graphs one by one.
     low_memory
         Load text encoder, transformer and decoder one after another, and free each before the next.
     threads

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from ilf_trt.assembly.build_cache import BuildCache, entry_note, take_or_make
 from ilf_trt.assembly.options import BuildOptions, PipelinePart
 from ilf_trt.assembly.stages import Stages
-from ilf_trt.contract.bundle import TOKENIZER_FILE, WEIGHTS_SUFFIX, graph_file, sha256_of
+from ilf_trt.contract.bundle import TOKENIZER_FILE, graph_file, sha256_of, weights_file
 from ilf_trt.contract.manifest import PictureFacts
 from ilf_trt.contract.ports import DECODE, TEXT, Role
 from ilf_trt.contract.spec import DecoderSpec, ModelSpec, TextSpec
@@ -97,7 +97,7 @@ class PipelineParts:
             stages.enter(f"export {name}")
             path = bundle / graph_file(name)
             path.parent.mkdir(parents=True, exist_ok=True)
-            places = {"graph": path, "weights": path.with_name(path.name + WEIGHTS_SUFFIX)}
+            places = {"graph": path, "weights": weights_file(path)}
             key = _key(self.folder.path / subfolder, asdict(part)) if cache else ""
             note = entry_note(spec, name, part.precision, target="onnx")
             make: Callable[[], object] = partial(write, self.folder, part, path)  # type: ignore[arg-type]

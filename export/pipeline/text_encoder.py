@@ -15,7 +15,7 @@ from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.export import Dim
 
-from ilf_trt.contract.bundle import WEIGHTS_SUFFIX
+from ilf_trt.contract.bundle import weights_file
 from ilf_trt.contract.ports import PICTURES
 from ilf_trt.contract.spec import Precision, TextSpec
 from ilf_trt.errors import CheckpointError, MissingDependency
@@ -72,7 +72,7 @@ def export_text(folder: PipelineFolder, spec: TextSpec, path: Path) -> None:
     strip_metadata(model)
     model.graph.name = spec.graph.name
     path.parent.mkdir(parents=True, exist_ok=True)
-    data = path.with_name(path.name + WEIGHTS_SUFFIX)
+    data = weights_file(path)
     with data.open("wb") as file:
         for name in weights:
             value = model.graph.initializers[name]
@@ -133,7 +133,7 @@ def _write_tensor(tensor: Tensor, file: IO[bytes], path: Path, name: str) -> Any
     raw = tensor.contiguous().flatten().view(torch.uint8).numpy()
     file.write(raw.data)
     return ir.ExternalTensor(
-        location=path.name + WEIGHTS_SUFFIX,
+        location=weights_file(path).name,
         offset=offset,
         length=raw.nbytes,
         dtype={

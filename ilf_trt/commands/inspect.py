@@ -35,7 +35,7 @@ def inspect(
     bundle
         Folder of the bundle.
     engines
-        Show what is in the engines: layers, the precision that each got, memory, and what is not as it was asked.
+        Show what is in the engines: layers, the precision that each got, memory, and what differs from the request.
     json_
         Print the manifest as JSON, with --engines the engines' reports.
     check

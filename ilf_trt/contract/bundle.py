@@ -133,6 +133,11 @@ def graph_file(graph: str) -> str:
     return f"{GRAPH_FOLDER}/{graph}.onnx"
 
 
+def weights_file(graph: Path) -> Path:
+    """The file of the weights of the ONNX file `graph`."""
+    return graph.with_name(graph.name + WEIGHTS_SUFFIX)
+
+
 def _check_file(folder: Path, name: str, facts: FileFacts, *, check_hashes: bool) -> None:
     relative = PurePosixPath(name)
     if relative.is_absolute() or ".." in relative.parts or "\\" in name:

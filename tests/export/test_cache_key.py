@@ -9,7 +9,7 @@ import pytest
 
 import ilf_trt.contract
 import ilf_trt.model
-from ilf_trt import attach
+from ilf_trt import ILFModel, attach
 from ilf_trt.contract.spec import BatchRange, Precision
 from ilf_trt.export import cache_key
 from ilf_trt.export.cache_key import graph_key, source_digest
@@ -47,9 +47,7 @@ def product(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 @pytest.fixture(scope="module")
 def keys() -> Keys:
     """Reads the source again, and returns the key of every graph of a model."""
-    model = attach(small_dit(), LOOP)
-    spec = spec_of(model, guidance=True, text_tokens=1, train_timesteps=1000, precision=Precision.FP32)
-    segments = segments_of(model, spec, Precision.FP32)
+    segments = _segments_of(attach(small_dit(), LOOP))
 
     def read() -> dict[str, str]:
         source_digest.cache_clear()
@@ -110,8 +108,12 @@ def test_a_class_without_a_file_is_never_taken_from_the_cache() -> None:
 def _segment_of(adapter: type[DiT]) -> Segment:
     model = attach(small_dit(), LOOP)
     model.adapter.__class__ = adapter
+    return _segments_of(model)["pre"]
+
+
+def _segments_of(model: ILFModel) -> dict[str, Segment]:
     spec = spec_of(model, guidance=True, text_tokens=1, train_timesteps=1000, precision=Precision.FP32)
-    return segments_of(model, spec, Precision.FP32)["pre"]
+    return segments_of(model, spec, Precision.FP32)
 
 
 @pytest.fixture(autouse=True)
