@@ -10,7 +10,7 @@ TORCH := PyTorch ($(if $(findstring whl/cpu,$(PIP_EXTRA_INDEX_URL)),200 MB,3 GB;
 
 export ILF_TRT_CACHE ?= build/cache
 
-.PHONY: demo test check lint format bench clean
+.PHONY: demo test check fuzz lint format bench clean
 
 # Installs what the argument names; of what pip says, it shows the large downloads, that they are unpacked, and errors.
 define install
@@ -38,6 +38,11 @@ test: $(VENV)/.dev
 # Before every commit, within a minute on two cores: lint, types, and the tests that build nothing.
 check: lint
 	OMP_NUM_THREADS=1 $(BIN)/pytest -m "not slow" --quiet --numprocesses logical --maxprocesses 4 --dist loadfile
+
+# The fuzzers and property tests again, with FUZZ examples each and another seed each time.
+FUZZ ?= 2000
+fuzz: $(VENV)/.dev
+	ILF_TRT_FUZZ=$(FUZZ) OMP_NUM_THREADS=1 $(BIN)/pytest -m fuzz --numprocesses logical --maxprocesses 4 --dist load
 
 lint: $(VENV)/.dev
 	$(BIN)/ruff check .

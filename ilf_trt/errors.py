@@ -12,6 +12,7 @@ IlfError
 ├── PortMismatch          a tensor whose name, shape or dtype differs from the graph's port
 ├── ParityError           a graph that differs from the reference by more than its limit
 ├── EngineError           the engine library refused to load or to run a graph
+├── NonFinite             a latent, a prediction or a picture that holds NaN or infinity
 ├── DeviceError           no GPU, no driver, or CUDA refused something
 │   ├── OutOfMemory       the GPU has no room left; what was loaded before still works
 │   └── DeviceLost        CUDA refuses everything in this process from now on
@@ -19,17 +20,40 @@ IlfError
 """
 
 LINE_CHARS = 300
+MESSAGE_CHARS = 400
 
 
 def one_line(error: BaseException | str, limit: int = LINE_CHARS) -> str:
     """What a foreign exception says, on one line of at most `limit` characters; its type if it says nothing."""
-    text = (isinstance(error, OSError) and error.strerror) or str(error)
-    line = " ".join(str(text).split()) or type(error).__name__
+    text = (isinstance(error, OSError) and error.strerror) or _text_of(error)
+    return shown(text, limit) or type(error).__name__
+
+
+def shown(text: str, limit: int = LINE_CHARS) -> str:
+    """Text of others, fit for a terminal and a log: one line of at most `limit` characters, without control characters.
+
+    What does not fit is left out of the middle, since a message ends with what to do.
+    """
+    if len(text) > limit:
+        head = (limit - 1) * 2 // 3
+        text = f"{text[:head]}…{text[len(text) - (limit - 1 - head) :]}"
+    line = " ".join(text.split())
+    line = line if line.isprintable() else "".join(c if c.isprintable() else ascii(c)[1:-1] for c in line)
     return line if len(line) <= limit else f"{line[: limit - 1]}…"
 
 
+def _text_of(error: BaseException | str) -> str:
+    try:
+        return str(error)
+    except Exception:
+        return ""
+
+
 class IlfError(Exception):
-    """Root of the tree; the message says what, got and expected, and what to do next."""
+    """Root of the tree; the message says what, got and expected, and what to do next, on one line."""
+
+    def __init__(self, message: str = "") -> None:
+        super().__init__(shown(str(message), MESSAGE_CHARS))
 
 
 class InvalidRequest(IlfError, ValueError):
@@ -78,6 +102,10 @@ class ParityError(IlfError):
 
 class EngineError(IlfError):
     """The engine library refused to load or to run a graph."""
+
+
+class NonFinite(IlfError):
+    """A latent, a prediction or a picture that holds NaN or infinity."""
 
 
 class DeviceError(IlfError):

@@ -1,7 +1,8 @@
-"""Whole-or-nothing writing: a file or a folder stands complete at its place, or not at all.
+"""Reading files of others with a bound, and whole-or-nothing writing.
 
-A hidden draft is written beside the place and takes its name in one step. A killed process leaves only a draft, which
-`sweep` removes later.
+Only regular files are opened: a pipe or a device would keep the reader waiting. What is written stands complete at its
+place, or not at all: a hidden draft is written beside the place and takes its name in one step. A killed process leaves
+only a draft, which `sweep` removes later.
 """
 
 import ctypes
@@ -11,14 +12,37 @@ import glob
 import os
 import re
 import shutil
+import stat
 from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
+from typing import BinaryIO
 from uuid import uuid4
 
 DRAFT = ".partial-"
 DRAFT_NAME = re.compile(r"\.partial-(?:[0-9a-f]{8}|(?:[0-9a-f]{8}-)?(?P<pid>[0-9]+))$")  # old: without pid
 AT_FDCWD, RENAME_EXCHANGE = -100, 2  # linux/fcntl.h, linux/fs.h
+
+
+def open_regular(path: str | Path) -> BinaryIO:
+    """Open a regular file to read; raises OSError for anything else, such as a pipe, without waiting for it."""
+    handle = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+    try:
+        if not stat.S_ISREG(os.fstat(handle).st_mode):
+            raise OSError(errno.EINVAL, "not a regular file", str(path))
+        return os.fdopen(handle, "rb")
+    except BaseException:
+        os.close(handle)
+        raise
+
+
+def read_bytes(path: str | Path, *, most: int) -> bytes:
+    """The content of a regular file of at most `most` bytes; raises OSError, also for one that is larger."""
+    with open_regular(path) as file:
+        content = file.read(most + 1)
+    if len(content) > most:
+        raise OSError(errno.EFBIG, f"larger than {most} bytes", str(path))
+    return content
 
 
 @contextmanager

@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 import torch
 from diffusers import DiTTransformer2DModel, DPMSolverMultistepScheduler, PixArtTransformer2DModel
+from hypothesis import HealthCheck, settings
 
 from ilf_trt import ILFModel, attach, save_ilf
 from ilf_trt.assembly.conductor import BuildResult, build
@@ -31,8 +32,20 @@ TEXT_CHANNELS = 32
 NONZERO_SCALES = (0.05, -0.03)
 FAILED = 2
 ALLOCATIONS = 100_000  # between two collections of garbage
+EXAMPLES = int(os.environ.get("ILF_TRT_FUZZ", 0))  # of each property; `make fuzz` sets it
 FEEDBACK_NOISE = 0.01  # without it the feedback block is a copy of the loop's last, and a swap of the two goes unseen
 
+QUIET = [HealthCheck.too_slow, HealthCheck.function_scoped_fixture, HealthCheck.differing_executors]
+settings.register_profile(
+    "bounded",
+    max_examples=EXAMPLES or 50,
+    derandomize=not EXAMPLES,
+    deadline=None,
+    database=None,
+    print_blob=True,
+    suppress_health_check=QUIET,
+)
+settings.load_profile("bounded")
 
 # What `make check` leaves out: tests that ask, even behind another fixture, for a bundle, an engine or a compiler …
 SLOW_ENDINGS = ("_build", "_bundle", "_eight", "_fp8", "_fp16", "_bf16")
