@@ -15,7 +15,7 @@ from ilf_trt.contract.ports import PICTURES, ROWS, Graph, Port
 from ilf_trt.contract.spec import BatchRange, ModelSpec
 from ilf_trt.errors import PortMismatch
 
-from .passes import name_linears, share_equal, strip_metadata
+from .passes import check_operators, name_linears, share_equal, strip_metadata
 from .quantization import quantize_linears
 from .segments import Segment
 
@@ -51,6 +51,7 @@ def export_segment(segment: Segment, batch: BatchRange, path: Path, *, amax: Map
     share_equal(program.model)
     quantized = quantize_linears(program.model, amax or {})
     _check_border(program.model.graph, graph, batch)
+    check_operators(program.model)
     program.model.graph.name = graph.name
     path.parent.mkdir(parents=True, exist_ok=True)
     program.save(path, external_data=True)

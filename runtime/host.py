@@ -14,6 +14,7 @@ from ilf_trt.contract.spec import Precision
 from ilf_trt.errors import InvalidRequest
 
 from .engine import Array, Engine, Launch
+from .onnx_file import OnnxFile
 from .onnxruntime_engine import OnnxRuntimeEngine
 from .route import COEFFICIENT_ROWS, LAST, LATENTS, PREDICTIONS, Route, View, route_of
 from .session import KEPT_TRAJECTORIES, Session
@@ -50,10 +51,10 @@ class Host:
                     f"{bundle.path} is in bf16, which ONNX Runtime does not run on a CPU; build the bundle with "
                     f"{option} {instead}"
                 )
+        wanted = [graph for graph in manifest.graphs if graphs is None or graph.name in graphs]
+        files = [(graph, OnnxFile.of_bundle(bundle, graph)) for graph in wanted]
         engines: dict[str, Engine] = {
-            graph.name: OnnxRuntimeEngine(graph, bundle.graph_path(graph.name), threads=threads)
-            for graph in manifest.graphs
-            if graphs is None or graph.name in graphs
+            graph.name: OnnxRuntimeEngine(graph, file, threads=threads) for graph, file in files
         }
         return cls(engines, manifest, bundle.constants())
 

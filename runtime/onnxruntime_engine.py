@@ -1,13 +1,13 @@
 """Runs a graph in ONNX Runtime on the CPU, the default engine."""
 
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 from ilf_trt.contract.ports import Graph
 from ilf_trt.errors import EngineError, MissingDependency, PortMismatch, one_line
 
 from .engine import Array, Launch
+from .onnx_file import OnnxFile
 
 FATAL_ONLY = 4
 ORT_TYPES = {
@@ -26,8 +26,8 @@ class OnnxRuntimeEngine:
     global pool takes 1.8 to 2.0 s, but then the rest of the process could not open sessions with pools of their own.
     """
 
-    def __init__(self, graph: Graph, path: Path, *, threads: int) -> None:
-        """Load `path`; raises EngineError if the library refuses it, PortMismatch if it has other ports than `graph`.
+    def __init__(self, graph: Graph, file: OnnxFile, *, threads: int) -> None:
+        """Load `file`; raises EngineError if the library refuses it, PortMismatch if it has other ports than `graph`.
 
         With `threads` 0, the library chooses the number of threads.
         """
@@ -40,9 +40,10 @@ class OnnxRuntimeEngine:
         options.intra_op_num_threads = threads
         options.add_session_config_entry("session.force_spinning_stop", "1")  # see the docstring of the class
         try:
-            self._session: Any = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+            self._session: Any = file.session(onnxruntime, options, ["CPUExecutionProvider"])
         except Exception as error:
-            raise EngineError(f"ONNX Runtime refused {path}: {one_line(error)}; build the bundle again") from error
+            reason = one_line(error)
+            raise EngineError(f"ONNX Runtime refused {file.path}: {reason}; build the bundle again") from error
         self.graph = graph
         check_border(self._session, graph)
 

@@ -23,6 +23,7 @@ from .batches import RunBatch, run_batches
 from .engine import EngineKind
 from .host import Host
 from .loading import CLOSED, Backend, Loading, Part, Resident, Sequential
+from .memory import MemoryLimit, limit_bytes
 from .picture.decoder import Decoder, decode_tile
 from .picture.png import pixels_from_latents
 from .picture.size import PictureSize
@@ -44,12 +45,15 @@ PIXEL_CHANNELS = (1, 3)
 class Pipeline:
     """A loaded bundle. Threads may share it: each generation borrows a session, all share the engines."""
 
-    def __init__(self, bundle: Bundle, loading: Loading, description: str, *, on_gpu: bool) -> None:
+    def __init__(
+        self, bundle: Bundle, loading: Loading, description: str, *, on_gpu: bool, most_bytes: int | None = None
+    ) -> None:
         """`loading` lends sessions for the bundle's graphs; the pipeline closes it."""
         self.bundle = bundle
         self.device = description
         self._loading = loading
         self._on_gpu = on_gpu
+        self._limit = MemoryLimit(bundle.manifest, limit_bytes(most_bytes), on_gpu=on_gpu)
         self._closed = False
         text = bundle.manifest.text
         self._tokens = None if text is None else Tokenizer(bundle.path / TOKENIZER_FILE, text)
@@ -65,6 +69,7 @@ class Pipeline:
         sessions: int = DEFAULT_SESSIONS,
         kept: int = KEPT_TRAJECTORIES,
         low_memory: bool = False,
+        max_memory: int | None = None,
         check_hashes: bool = True,
     ) -> Self:
         """Check a bundle and load its graphs.
@@ -74,7 +79,9 @@ class Pipeline:
         `threads` 0 leaves the number of the CPU's engine threads to the library (1 is faster for tiny models); at most
         `sessions` generations run at once, each in memory of its own, where the last `kept` kinds of request (plan,
         size and number of pictures) stay bound. `low_memory` loads text encoder, transformer and decoder one after
-        another for each generation and frees them between, which costs their loading every time.
+        another for each generation and frees them between, which costs their loading every time. `max_memory` is the
+        most bytes that a generation may take on the host, and that the bundle's files may have; by default a share of
+        the machine's. A request that needs more is refused before it takes any.
         Raises BundleError, InvalidRequest, PortMismatch, EngineError for engines that are not for this machine,
         MissingDependency, DeviceError and its kinds.
         """
@@ -84,7 +91,9 @@ class Pipeline:
             raise InvalidRequest(f"{kind} engines run on a GPU; pass device='cuda:0', or engine='onnxruntime'")
         if sessions < 1:
             raise InvalidRequest(f"sessions is {sessions}, it must be at least 1")
-        bundle = Bundle.open(path, check_hashes=check_hashes)
+        most_bytes = limit_bytes(max_memory)
+        bundle = Bundle.open(path, check_hashes=check_hashes, max_bytes=most_bytes)
+        MemoryLimit(bundle.manifest, most_bytes, on_gpu=ordinal is not None).check_smallest()
 
         def load_backend(graphs: Sequence[str] | None = None) -> Backend:
             if ordinal is None:
@@ -95,15 +104,24 @@ class Pipeline:
 
         on_gpu = ordinal is not None
         if low_memory:
-            return cls(bundle, Sequential(load_backend), f"{device}, one part at a time", on_gpu=on_gpu)
-        return cls.of(bundle, load_backend(), sessions=sessions, kept=kept)
+            return cls(
+                bundle, Sequential(load_backend), f"{device}, one part at a time", on_gpu=on_gpu, most_bytes=most_bytes
+            )
+        return cls.of(bundle, load_backend(), sessions=sessions, kept=kept, most_bytes=most_bytes)
 
     @classmethod
     def of(
-        cls, bundle: Bundle, backend: Backend, *, sessions: int = DEFAULT_SESSIONS, kept: int = KEPT_TRAJECTORIES
+        cls,
+        bundle: Bundle,
+        backend: Backend,
+        *,
+        sessions: int = DEFAULT_SESSIONS,
+        kept: int = KEPT_TRAJECTORIES,
+        most_bytes: int | None = None,
     ) -> Self:
         """A pipeline for a bundle that `backend` has loaded; the pipeline closes the backend."""
-        return cls(bundle, Resident(backend, sessions, kept), backend.description, on_gpu=backend.on_gpu)
+        loading = Resident(backend, sessions, kept)
+        return cls(bundle, loading, backend.description, on_gpu=backend.on_gpu, most_bytes=most_bytes)
 
     @property
     def manifest(self) -> Manifest:
@@ -161,8 +179,11 @@ class Pipeline:
         if on_device and not self._on_gpu:
             raise InvalidRequest("on_device needs a pipeline on a GPU; load the bundle with device='cuda:0'")
         wanted = Request.of(self.manifest, prompt, **request)
+        if wanted.prompts is not None:
+            self._check_memory(wanted, len(wanted.prompts.positive))
         text, text_ms = self._embed(wanted)
         conditions, pictures = wanted.conditions_of(self.manifest, text.conditions)
+        self._check_memory(wanted, pictures)
         noise = self._start_noise(wanted, pictures)
         chunks = list(run_batches(pictures, self.manifest.batch))
         if len(chunks) > 1 and (on_device or is_on_gpu(noise)):
@@ -202,6 +223,11 @@ class Pipeline:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
+
+    def _check_memory(self, request: Request, pictures: int) -> None:
+        batch = self.manifest.batch
+        rows = min(max(pictures, batch.min), batch.max)
+        self._limit.check(Job(request.plan, rows, request.size.cells, request.guided), pictures, request.size)
 
     def _check_open(self) -> None:
         if self._closed:

@@ -95,44 +95,68 @@ class Route:
 
 def route_of(manifest: Manifest, job: Job) -> Route:
     """Lay out a plan: two latents and three predictions alternate, all steps share the other tensors."""
-    spec, plan = manifest.spec, job.plan
-    graphs = {graph.name: graph for graph in graphs_of(spec, manifest.precision)}
-    rows = job.pictures * (2 if job.guided else 1)
-    sizes = {PICTURES: job.pictures, ROWS: rows, "T": len(plan.times), **spec.sides(job.size)}
-
-    def tensor(name: str, port: Port, *, by_row: bool = False) -> Tensor:
-        return Tensor(name, port.resolve(sizes), port.dtype, by_row)
-
-    ports = {name: {port.name: port for port in (*graph.inputs, *graph.outputs)} for name, graph in graphs.items()}
-    steps = [port for name, graph in graphs.items() if name != COND for port in (*graph.inputs, *graph.outputs)]
-    constants = {port.name: tensor(port.name, port) for port in spec.constants}
-    conditions = [tensor(port.name, port) for port in graphs[COND].inputs if port.name not in constants]
-    tables = [tensor(port.name, port, by_row=port.shape[0] == "T") for port in graphs[COND].outputs]
-    work = {port.name: tensor(port.name, port) for port in steps if port.role in WORK}
-    fixed_inputs = {port.name: tensor(port.name, port) for port in steps if port.role in FIXED}
-    plain = {port.name: no_feedback(port.name) for port in steps if port.role is Role.FEEDBACK} | {"scales": NO_SCALES}
-    zeros = [tensor(zero, ports["loop_body"][name]) for name, zero in plain.items()]
-    latents = [tensor(name, ports[LAST]["latent"]) for name in (*LATENTS, *PREDICTIONS)]
-    coefficients = Tensor(COEFFICIENT_ROWS, (len(plan.steps), len(COEFFICIENTS)), "float32", by_row=True)
-    everything = (
-        *conditions,
-        coefficients,
-        *latents,
-        *tables,
-        *work.values(),
-        *zeros,
-        *fixed_inputs.values(),
-    )
-    tensors = {each.name: each for each in everything}
-
-    runs = [Run(COND, None, {name: View(name) for name in ports[COND]})]
-    shared = {name: View(name) for name in (*work, *fixed_inputs)}
+    plan = job.plan
+    layout = _Layout.of(manifest, job)
+    runs = [Run(COND, None, {name: View(name) for name in layout.ports[COND]})]
+    shared = {name: View(name) for name in layout.shared}
     for index in range(len(plan.steps)):
-        for graph, views in _step(plan, index, tables, shared, plain):
-            runs.append(Run(graph, index, {name: views[name] for name in ports[graph]}))
-    inputs = (*(each.name for each in conditions if each.name != "times"), COEFFICIENT_ROWS, LATENTS[0])
-    fixed = {name: array for name, array in _host_inputs(manifest, job).items() if name in tensors}
-    return Route(plan, fixed, tensors, inputs, constants, tuple(runs))
+        for graph, views in _step(plan, index, layout.tables, shared, layout.plain):
+            runs.append(Run(graph, index, {name: views[name] for name in layout.ports[graph]}))
+    inputs = (*(each.name for each in layout.conditions if each.name != "times"), COEFFICIENT_ROWS, LATENTS[0])
+    fixed = {name: array for name, array in _host_inputs(manifest, job).items() if name in layout.tensors}
+    return Route(plan, fixed, layout.tensors, inputs, layout.constants, tuple(runs))
+
+
+def tensors_of(manifest: Manifest, job: Job) -> Mapping[str, Tensor]:
+    """Every tensor of a job's route by name, the constants left out; nothing is allocated."""
+    return _Layout.of(manifest, job).tensors
+
+
+@dataclass(frozen=True, slots=True)
+class _Layout:
+    """The tensors of a job, and which of them each kind of run sees."""
+
+    ports: Mapping[str, Mapping[str, Port]]
+    tensors: Mapping[str, Tensor]
+    conditions: list[Tensor]
+    tables: list[Tensor]
+    constants: Mapping[str, Tensor]
+    shared: tuple[str, ...]
+    plain: Mapping[str, str]
+
+    @classmethod
+    def of(cls, manifest: Manifest, job: Job) -> "_Layout":
+        spec, plan = manifest.spec, job.plan
+        graphs = {graph.name: graph for graph in graphs_of(spec, manifest.precision)}
+        rows = job.pictures * (2 if job.guided else 1)
+        sizes = {PICTURES: job.pictures, ROWS: rows, "T": len(plan.times), **spec.sides(job.size)}
+
+        def tensor(name: str, port: Port, *, by_row: bool = False) -> Tensor:
+            return Tensor(name, port.resolve(sizes), port.dtype, by_row)
+
+        ports = {name: {port.name: port for port in (*graph.inputs, *graph.outputs)} for name, graph in graphs.items()}
+        steps = [port for name, graph in graphs.items() if name != COND for port in (*graph.inputs, *graph.outputs)]
+        constants = {port.name: tensor(port.name, port) for port in spec.constants}
+        conditions = [tensor(port.name, port) for port in graphs[COND].inputs if port.name not in constants]
+        tables = [tensor(port.name, port, by_row=port.shape[0] == "T") for port in graphs[COND].outputs]
+        work = {port.name: tensor(port.name, port) for port in steps if port.role in WORK}
+        fixed_inputs = {port.name: tensor(port.name, port) for port in steps if port.role in FIXED}
+        plain = {port.name: no_feedback(port.name) for port in steps if port.role is Role.FEEDBACK}
+        plain |= {"scales": NO_SCALES}
+        zeros = [tensor(zero, ports["loop_body"][name]) for name, zero in plain.items()]
+        latents = [tensor(name, ports[LAST]["latent"]) for name in (*LATENTS, *PREDICTIONS)]
+        coefficients = Tensor(COEFFICIENT_ROWS, (len(plan.steps), len(COEFFICIENTS)), "float32", by_row=True)
+        everything = (
+            *conditions,
+            coefficients,
+            *latents,
+            *tables,
+            *work.values(),
+            *zeros,
+            *fixed_inputs.values(),
+        )
+        tensors = {each.name: each for each in everything}
+        return cls(ports, tensors, conditions, tables, constants, (*work, *fixed_inputs), plain)
 
 
 def _host_inputs(manifest: Manifest, job: Job) -> dict[str, NDArray[Any]]:

@@ -9,7 +9,6 @@ import numpy as np
 from numpy.typing import NDArray
 from rich.table import Table
 
-from ilf_trt.contract.arrays import read_arrays
 from ilf_trt.contract.bundle import REFERENCE_FILE, Bundle
 from ilf_trt.contract.ports import DECODE, TEXT, Graph
 from ilf_trt.contract.reference_cases import (
@@ -127,7 +126,7 @@ def _parts(pipeline: Pipeline, reference: Mapping[str, NDArray[Any]]) -> Iterato
 def _read(bundle: Bundle) -> dict[str, NDArray[Any]]:
     if REFERENCE_FILE not in bundle.manifest.files:
         raise BundleError(f"{bundle.path} was built with --no-verify and holds no reference; build it with --verify")
-    return read_arrays(bundle.path / REFERENCE_FILE)
+    return bundle.arrays(REFERENCE_FILE)
 
 
 def _run(

@@ -8,7 +8,8 @@ from typing import Any, cast
 
 from torch import Tensor, nn
 
-from ilf_trt.contract.bundle import ENGINE_FOLDER, Bundle
+from ilf_trt.contract.bundle import ENGINE_FOLDER, Bundle, graph_file, sha256_of
+from ilf_trt.contract.held_file import HeldFile
 from ilf_trt.contract.manifest import Manifest
 from ilf_trt.contract.plan import StepPlan
 from ilf_trt.contract.ports import Graph, Port, Role
@@ -26,6 +27,7 @@ from ilf_trt.runtime.gpu.onnxruntime_cuda import OnnxRuntimeCudaEngine
 from ilf_trt.runtime.gpu.tensorrt import TensorRT
 from ilf_trt.runtime.gpu.trajectory import DeviceTrajectory
 from ilf_trt.runtime.host import HostTrajectory
+from ilf_trt.runtime.onnx_file import OnnxFile
 from ilf_trt.runtime.onnxruntime_engine import OnnxRuntimeEngine
 from ilf_trt.runtime.route import COND, LAST, Route, Run, route_of
 from ilf_trt.runtime.trajectory import Job, Trajectory
@@ -106,11 +108,13 @@ def opened(
     graphs = {COND: borders[COND], LAST: unsplit_graph(borders)}
     job = Job(plan, pictures, manifest.spec.latent[1:], manifest.spec.guidance)
     route = _route(route_of(manifest, job), graphs[LAST])
-    cond = bundle.path / ENGINE_FOLDER / library / f"{COND}.engine" if library else bundle.graph_path(COND)
+    cond = bundle.path / ENGINE_FOLDER / library / f"{COND}.engine" if library else bundle.path / graph_file(COND)
     files = {COND: cond, LAST: whole}
     with ExitStack() as stack:
         if device == "cpu":
-            engines = {run: OnnxRuntimeEngine(graph, files[run], threads=0) for run, graph in graphs.items()}
+            engines = {
+                run: OnnxRuntimeEngine(graph, OnnxFile.of_path(files[run]), threads=0) for run, graph in graphs.items()
+            }
             for engine in engines.values():
                 stack.callback(engine.close)
             trajectory: Trajectory = HostTrajectory(engines, bundle.constants(), route)
@@ -136,7 +140,9 @@ def _on_gpu(
     for run, graph in graphs.items():
         path = files[run]
         engines[run] = (
-            trt.load(graph, path, stream) if trt else OnnxRuntimeCudaEngine(graph, path, gpu=gpu, stream=stream)
+            trt.load(graph, HeldFile(path, sha256=sha256_of(path), size_bytes=path.stat().st_size), stream)
+            if trt
+            else OnnxRuntimeCudaEngine(graph, OnnxFile.of_path(path), gpu=gpu, stream=stream)
         )
         stack.callback(engines[run].close)
     constants = {}

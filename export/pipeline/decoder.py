@@ -15,7 +15,7 @@ from torch.export import Dim
 from ilf_trt.contract.spec import DecoderSpec, Precision
 from ilf_trt.errors import CheckpointError, InvalidRequest
 from ilf_trt.export.graph import OPSET, quiet
-from ilf_trt.export.passes import share_equal, strip_metadata
+from ilf_trt.export.passes import check_operators, share_equal, strip_metadata
 from ilf_trt.model.checkpoint import read_json_object
 
 from .folder import PipelineFolder
@@ -72,6 +72,7 @@ def export_decoder(folder: PipelineFolder, spec: DecoderSpec, path: Path) -> Non
             verbose=False,
         )
     strip_metadata(program.model)
+    check_operators(program.model)
     share_equal(program.model)
     program.model.graph.name = spec.graph.name
     path.parent.mkdir(parents=True, exist_ok=True)

@@ -20,7 +20,7 @@ from ilf_trt.contract.ports import PICTURES
 from ilf_trt.contract.spec import Precision, TextSpec
 from ilf_trt.errors import CheckpointError, MissingDependency
 from ilf_trt.export.graph import OPSET, TRACED_PICTURES, quiet
-from ilf_trt.export.passes import strip_metadata
+from ilf_trt.export.passes import check_operators, strip_metadata
 from ilf_trt.model.checkpoint import read_json_object
 
 from .folder import PipelineFolder
@@ -70,6 +70,7 @@ def export_text(folder: PipelineFolder, spec: TextSpec, path: Path) -> None:
             model.graph.initializers[name].const_value = None  # not there: the optimizer takes it for an input
         optimize_ir(model)
     strip_metadata(model)
+    check_operators(model)
     model.graph.name = spec.graph.name
     path.parent.mkdir(parents=True, exist_ok=True)
     data = weights_file(path)

@@ -4,16 +4,22 @@ import hashlib
 import json
 import os
 import shutil
+from collections.abc import Iterator
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from itertools import islice
+from mmap import mmap
 from pathlib import Path, PurePosixPath
 from typing import Any
 
 from numpy.typing import NDArray
 
-from ilf_trt.errors import BundleError
+from ilf_trt.errors import BundleError, one_line, shown
+from ilf_trt.files import open_regular
 
-from .arrays import read_arrays
+from .arrays import UNREADABLE, is_finite, mismatch, read_npz
+from .document import DocumentError, read_json
+from .held_file import HeldFile
 from .manifest import FileFacts, Manifest
 
 MANIFEST_FILE = "manifest.json"
@@ -24,6 +30,9 @@ GRAPH_FOLDER = "graphs"
 WEIGHTS_SUFFIX = ".data"
 ENGINE_FOLDER = "engines"
 MAX_NAME = 200
+MOST_ENTRIES = 10_000
+BYSTANDERS = ("README.md", "LICENSE", "LICENSE.txt", "NOTICE")
+"""Files that a manifest need not list, as hidden ones; they are never read."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,29 +41,34 @@ class Bundle:
 
     path: Path
     manifest: Manifest
+    _held: dict[str, HeldFile] = field(default_factory=dict, repr=False, compare=False)
 
     @classmethod
-    def open(cls, path: str | Path, *, check_hashes: bool = True) -> "Bundle":
+    def open(cls, path: str | Path, *, check_hashes: bool = True, max_bytes: int | None = None) -> "Bundle":
         """Read and check a bundle before anything in it is deserialised; raises BundleError.
 
-        Names and sizes are always checked; `check_hashes=False` skips reading every file.
+        Names and sizes are always checked; `check_hashes=False` skips reading every file, and then refuses links that
+        leave the bundle. Every file stays open: what is loaded later is what was checked now. `max_bytes` bounds the
+        files together, before any is read.
         """
         path = Path(path)
         if not path.is_dir():
             raise BundleError(f"{path} is not a bundle: no such folder; make one with ilf-trt build --output {path}")
         manifest_path = path / MANIFEST_FILE
-        if not manifest_path.is_file():
+        if not manifest_path.exists():
             raise BundleError(f"{path} holds no {MANIFEST_FILE}: half-written or not a bundle; build it again")
         try:
-            data = json.loads(manifest_path.read_text())
-        except (OSError, ValueError, RecursionError) as error:
-            raise BundleError(f"{manifest_path} is not readable JSON ({error}); build the bundle again") from error
-        if not isinstance(data, dict):
-            kind = type(data).__name__
-            raise BundleError(f"{manifest_path} holds {kind}, expected an object; build the bundle again")
+            data = read_json(manifest_path)
+        except DocumentError as error:
+            raise BundleError(f"{error}; build the bundle again") from error
         manifest = Manifest.from_json(data)
-        for name, facts in manifest.files.items():
-            _check_file(path, name, facts, check_hashes=check_hashes)
+        _check_names(path, manifest)
+        total_bytes = sum(facts.size_bytes for facts in manifest.files.values())
+        if max_bytes is not None and total_bytes > max_bytes:
+            raise BundleError(
+                f"{path} has files of {total_bytes} bytes, more than the limit of {max_bytes}; load it on a larger "
+                "machine, or pass a larger max_memory"
+            )
         compiled = {facts.graph for facts in manifest.engines}
         names = [graph.name for graph in manifest.graphs if graph.name not in compiled]
         missing = [name for name in names if graph_file(name) not in manifest.files]
@@ -62,9 +76,21 @@ class Bundle:
             raise BundleError(f"{path} lists no file for graph {missing[0]!r}; build the bundle again")
         if manifest.spec.constants and CONSTANTS_FILE not in manifest.files:
             raise BundleError(f"{path} lists no {CONSTANTS_FILE}; build the bundle again")
-        return cls(path, manifest)
+        _check_listed(path, manifest)
+        bundle = cls(path, manifest)
+        for name in manifest.files:
+            if not check_hashes and not (path / name).resolve().is_relative_to(path.resolve()):
+                raise BundleError(f"{path / name} is a link that leaves the bundle; load it with its hashes checked")
+            bundle._hold(name, check_hash=check_hashes)
+        return bundle
 
-    def graph_path(self, graph: str) -> Path:
+    def file(self, name: str) -> HeldFile:
+        """A file of the manifest, checked; raises BundleError when the manifest does not list it."""
+        if name not in self.manifest.files:
+            raise BundleError(f"{self.path} lists no {shown(name, MAX_NAME)}; build the bundle again")
+        return self._held[name] if name in self._held else self._hold(name)
+
+    def graph(self, graph: str) -> HeldFile:
         """The ONNX file of a graph; raises BundleError when the bundle was stripped to its engines."""
         if graph_file(graph) not in self.manifest.files:
             targets = ", ".join(dict.fromkeys(facts.target for facts in self.manifest.engines))
@@ -72,38 +98,63 @@ class Bundle:
                 f"{self.path} was stripped to its {targets} engines and holds no graphs; load it on such a GPU, or "
                 "build it without --strip-graphs"
             )
-        return self.path / graph_file(graph)
+        return self.file(graph_file(graph))
+
+    def weights(self, graph: str) -> mmap | bytes:
+        """The content of a graph's own file of weights; nothing if it has none. Raises BundleError."""
+        name = graph_file(graph) + WEIGHTS_SUFFIX
+        return self.file(name).map() if name in self.manifest.files else b""
 
     def constants(self) -> dict[str, NDArray[Any]]:
         """The tensors of the feedback block that `cond` takes, under their ports' names; raises BundleError."""
         ports = self.manifest.spec.constants
-        arrays = read_arrays(self.path / CONSTANTS_FILE) if ports else {}
-        for port in ports:
-            array = arrays.get(port.name)
-            if array is None or array.shape != port.shape or str(array.dtype) != port.dtype:
-                raise BundleError(
-                    f"{self.path / CONSTANTS_FILE} lacks {port.name} as {port.dtype}; build the bundle again"
-                )
+        arrays = self.arrays(CONSTANTS_FILE) if ports else {}
+        wanted = {port.name: (port.resolve({}), port.dtype) for port in ports}
+        name = mismatch(arrays, wanted)
+        if name is not None:
+            raise BundleError(
+                f"{self.path / CONSTANTS_FILE} lacks {name} as {wanted[name][1]} {wanted[name][0]}, finite; build the "
+                "bundle again"
+            )
         return {port.name: arrays[port.name] for port in ports}
 
+    def arrays(self, name: str) -> dict[str, NDArray[Any]]:
+        """The finite arrays of an .npz of the bundle; raises BundleError."""
+        held = self.file(name)
+        try:
+            with held.open() as file:
+                arrays = read_npz(file, most=held.size_bytes)
+        except UNREADABLE as error:
+            raise BundleError(f"{held.path} cannot be read ({one_line(error)}); build the bundle again") from error
+        for each, array in arrays.items():
+            if not is_finite(array):
+                raise BundleError(f"{held.path}: {shown(each, 60)} holds NaN or infinity; build the bundle again")
+        return arrays
+
     def copy(self, folder: Path) -> None:
-        """Put every file of the bundle into `folder`, by hard link where that can be."""
+        """Write every file of the bundle into `folder`; raises BundleError, OSError."""
         for name in self.manifest.files:
             place = folder / name
             place.parent.mkdir(parents=True, exist_ok=True)
-            link_or_copy(self.path / name, place)
+            self.file(name).copy(place)
 
     @property
     def size_bytes(self) -> int:
         return sum(facts.size_bytes for facts in self.manifest.files.values())
 
+    def _hold(self, name: str, *, check_hash: bool = True) -> HeldFile:
+        facts = self.manifest.files[name]
+        held = HeldFile(self.path / name, sha256=facts.sha256, size_bytes=facts.size_bytes, check_hash=check_hash)
+        self._held[name] = held
+        return held
+
 
 def write_manifest(folder: Path, manifest: Manifest) -> Manifest:
     """Write the manifest with the facts of every file in `folder`, and return it."""
     files = {
-        path.relative_to(folder).as_posix(): FileFacts(sha256_of(path), path.stat().st_size)
-        for path in sorted(folder.rglob("*"))
-        if path.is_file() and path.name != MANIFEST_FILE
+        name: FileFacts(sha256_of(folder / name), (folder / name).stat().st_size)
+        for name in sorted(_names(folder))
+        if name != MANIFEST_FILE and name not in BYSTANDERS
     }
     manifest = Manifest(**{**{name: getattr(manifest, name) for name in Manifest.__slots__}, "files": files})
     (folder / MANIFEST_FILE).write_text(json.dumps(manifest.as_json(), indent=2) + "\n")
@@ -138,25 +189,52 @@ def weights_file(graph: Path) -> Path:
     return graph.with_name(graph.name + WEIGHTS_SUFFIX)
 
 
-def _check_file(folder: Path, name: str, facts: FileFacts, *, check_hashes: bool) -> None:
-    relative = PurePosixPath(name)
-    if relative.is_absolute() or ".." in relative.parts or "\\" in name:
-        raise BundleError(f"{folder}: manifest names {name!r}, outside the bundle; do not use this bundle")
-    path = folder / relative
-    if len(name) > MAX_NAME or not path.is_file():
-        raise BundleError(f"{path} is missing; copy the whole bundle again, or build it again")
-    if not path.resolve().is_relative_to(folder.resolve()):
-        raise BundleError(f"{path} is a link that leaves the bundle; do not use this bundle")
-    size_bytes = path.stat().st_size
-    if size_bytes != facts.size_bytes:
-        raise BundleError(f"{path} has {size_bytes} bytes, the manifest says {facts.size_bytes}; copy the bundle again")
-    if check_hashes and (sha256 := sha256_of(path)) != facts.sha256:
-        raise BundleError(
-            f"{path} has sha256 {sha256[:12]}…, the manifest says {facts.sha256[:12]}…; copy the bundle again"
-        )
+def _check_names(folder: Path, manifest: Manifest) -> None:
+    """Raise BundleError for a name that is no place in the bundle."""
+    for name in manifest.files:
+        parts = PurePosixPath(name).parts
+        if not parts or name != "/".join(parts) or name.startswith("/") or ".." in parts or not name.isprintable():
+            raise BundleError(
+                f"{folder}: manifest names {shown(name, 80)!r}, outside the bundle; do not use this bundle"
+            )
+        if "\\" in name or len(name) > MAX_NAME:
+            raise BundleError(
+                f"{folder}: manifest names {shown(name, 80)!r}, outside the bundle; do not use this bundle"
+            )
+
+
+def _check_listed(folder: Path, manifest: Manifest) -> None:
+    """Raise BundleError for a file in the folder that the manifest leaves out."""
+    for name in _names(folder):
+        if name not in manifest.files and name != MANIFEST_FILE and name not in BYSTANDERS:
+            raise BundleError(
+                f"{folder / name} is not in the manifest; remove it if it is yours, or copy the whole bundle again"
+            )
+
+
+def _names(folder: Path) -> Iterator[str]:
+    """The files of a bundle, without hidden ones; raises BundleError when there are too many."""
+    left, count = [""], 0
+    while left:
+        below = left.pop()
+        try:
+            with os.scandir(folder / below) as opened:
+                entries = [(entry.name, entry.is_dir()) for entry in islice(opened, MOST_ENTRIES)]
+        except OSError as error:
+            raise BundleError(f"{folder / below} cannot be read ({one_line(error)}); copy the bundle again") from error
+        count += len(entries)
+        if count >= MOST_ENTRIES:
+            raise BundleError(f"{folder} holds {MOST_ENTRIES} files or more; it is no bundle of ilf-trt")
+        for name, is_folder in entries:
+            if name.startswith("."):
+                continue
+            if is_folder:
+                left.append(f"{below}{name}/")
+            else:
+                yield f"{below}{name}"
 
 
 def sha256_of(path: Path) -> str:
     """sha256 of a file, in hex."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+    with open_regular(path) as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()  # type: ignore[arg-type]

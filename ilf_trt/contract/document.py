@@ -31,7 +31,11 @@ T = TypeVar("T")
 
 
 class DocumentError(InvalidRequest):
-    """A document that is no strict JSON or TOML, or not of the type that was asked for."""
+    """A document that is no strict JSON or TOML, or not of the type asked for; `reason` leaves out its path."""
+
+    def __init__(self, reason: str, path: str | Path = "") -> None:
+        super().__init__(f"{path} {reason}" if path else reason)
+        self.reason = reason
 
 
 def read_json(path: str | Path, *, most: int = MOST_BYTES) -> dict[str, Any]:
@@ -39,7 +43,7 @@ def read_json(path: str | Path, *, most: int = MOST_BYTES) -> dict[str, Any]:
     try:
         return parse_json(_text(path, most))
     except DocumentError as error:
-        raise DocumentError(f"{path} {error}") from error
+        raise DocumentError(error.reason, path) from error
 
 
 def read_toml(path: str | Path, *, most: int = MOST_BYTES) -> dict[str, Any]:
@@ -47,7 +51,7 @@ def read_toml(path: str | Path, *, most: int = MOST_BYTES) -> dict[str, Any]:
     try:
         return parse_toml(_text(path, most))
     except DocumentError as error:
-        raise DocumentError(f"{path} {error}") from error
+        raise DocumentError(error.reason, path) from error
 
 
 def parse_json(text: str | bytes) -> dict[str, Any]:

@@ -1,29 +1,26 @@
 """The manifest: everything that a bundle says of itself, checked before anything else of it is read."""
 
+import hashlib
+import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
-from math import isfinite
 from typing import Any
 
-from ilf_trt.errors import BundleError, InvalidRequest
+from ilf_trt.errors import BundleError, IlfError, InvalidRequest, one_line, shown
 
-from .conditioning import Conditioning
+from .document import Count, Size, as_type, canonical
 from .graphs import all_graphs
-from .plan import StepPlan
-from .ports import DECODE, TEXT, Graph, Port, Role
-from .spec import (
-    BatchRange,
-    Calibrator,
-    DecoderSpec,
-    Loop,
-    ModelSpec,
-    Positions,
-    Precision,
-    Stream,
-    TextSpec,
-)
+from .plan import LARGEST, StepPlan
+from .ports import DECODE, TEXT, Graph
+from .spec import BatchRange, Calibrator, DecoderSpec, ModelSpec, Precision, TextSpec
 
-SCHEMA = 4
+SCHEMA = 5
+DIGEST = "digest"
+SHA256 = re.compile("[0-9a-f]{64}")
+MOST_SIZES = 1000
+MOST_FILES = 4096
+MOST_TILES = 64
+RATIO = re.compile(r"[0-9]{1,6}(?:\.[0-9]{1,12})?")
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,6 +29,10 @@ class FileFacts:
 
     sha256: str
     size_bytes: int
+
+    def __post_init__(self) -> None:
+        if not SHA256.fullmatch(self.sha256) or not 0 <= self.size_bytes < 1 << 50:
+            raise InvalidRequest(f"a file of {self.size_bytes} bytes with sha256 {shown(self.sha256, 70)}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,7 +43,7 @@ class Calibration:
     """
 
     calibrator: Calibrator
-    pictures: int
+    pictures: Count
     amax: dict[str, float]
 
 
@@ -54,9 +55,9 @@ class PictureFacts:
     to the nearest of them if there are any.
     """
 
-    cell: int
-    names: dict[str, int]
-    bins: dict[str, tuple[int, int]]
+    cell: Size
+    names: dict[str, Count]
+    bins: dict[str, tuple[Size, Size]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,56 +106,30 @@ class Manifest:
     files: dict[str, FileFacts]
 
     def as_json(self) -> dict[str, Any]:
-        """Plain data; `Manifest.from_json` reads it back."""
-        return {"schema": SCHEMA, **asdict(self), "plan": self.plan.as_json()}
+        """Plain data with a digest of itself; `Manifest.from_json` reads it back."""
+        return sealed({"schema": SCHEMA, **asdict(self), "plan": self.plan.as_json()})
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> "Manifest":
-        """Raises BundleError for a newer schema or a field that is missing or wrong."""
+        """Raises BundleError for another schema, another digest, or a field that is missing, unknown or wrong."""
         schema = data.get("schema")
         if schema != SCHEMA:
             newer = isinstance(schema, int) and schema > SCHEMA
             hint = "upgrade ilf-trt" if newer else "build the bundle again"
-            raise BundleError(f"manifest schema is {schema!r}, this version reads {SCHEMA}; {hint}")
-        try:
-            spec = data["spec"]
-            manifest = cls(
-                spec=ModelSpec(
-                    **{
-                        **spec,
-                        "latent": tuple(spec["latent"]),
-                        "sizes": tuple((int(height), int(width)) for height, width in spec["sizes"]),
-                        "positions": Positions(**spec["positions"]),
-                        "side_streams": tuple(_stream(stream) for stream in spec["side_streams"]),
-                        "loop": Loop(**spec["loop"]),
-                        "conditioning": _conditioning(spec["conditioning"]),
-                        **{name: _ports(spec[name]) for name in ("context", "per_block", "constants")},
-                    }
-                ),
-                precision=Precision(data["precision"]),
-                batch=BatchRange(**data["batch"]),
-                graphs=tuple(
-                    Graph(graph["name"], _ports(graph["inputs"]), _ports(graph["outputs"])) for graph in data["graphs"]
-                ),
-                scales=tuple(float(value) for value in data["scales"]),
-                plan=StepPlan.from_json(data["plan"]),
-                scheduler=dict(data["scheduler"]),
-                guidance_scale=float(data["guidance_scale"]),
-                base_sha256=str(data["base_sha256"]),
-                tools=dict(data["tools"]),
-                fp8=None if data["fp8"] is None else _calibration(data["fp8"]),
-                text=None if data["text"] is None else _text(data["text"]),
-                decoder=None if data["decoder"] is None else _decoder(data["decoder"]),
-                picture=_picture(data["picture"]),
-                engines=tuple(EngineFacts(**{**facts, "gpus": tuple(facts["gpus"])}) for facts in data["engines"]),
-                files={
-                    str(name): FileFacts(str(facts["sha256"]), int(facts["size_bytes"]))
-                    for name, facts in data["files"].items()
-                },
+            raise BundleError(f"manifest schema is {shown(repr(schema), 40)}, this version reads {SCHEMA}; {hint}")
+        found, wanted = data.get(DIGEST), digest_of(data)
+        if found != wanted:
+            raise BundleError(
+                f"the manifest says that its digest is {shown(str(found), 12)}, its content has {wanted[:12]}; it was "
+                "changed after the build: copy the bundle again, or build it again"
             )
+        try:
+            plan = StepPlan.from_json(data.get("plan", {}))
+            fields = {name: value for name, value in data.items() if name not in ("schema", DIGEST)}
+            manifest = as_type({**fields, "plan": asdict(plan)}, cls)
             manifest.check()
-        except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
-            raise BundleError(f"manifest field missing or wrong ({error!r}); build the bundle again") from error
+        except (IlfError, TypeError, ValueError, AttributeError) as error:
+            raise BundleError(f"manifest: {one_line(error)}; build the bundle again") from error
         return manifest
 
     def precision_of(self, graph: str) -> Precision:
@@ -163,62 +138,68 @@ class Manifest:
         return self.precision if part is None else part.precision
 
     def check(self) -> None:
-        """Raise InvalidRequest when parts of the manifest contradict one another."""
+        """Raise InvalidRequest when parts of the manifest contradict one another, or ask for what no model has."""
         spec, plan = self.spec, self.plan
-        sides = (side for size in spec.sizes for side in size)
-        sizes = (spec.blocks, spec.width, *spec.latent, *sides, spec.train_timesteps, *asdict(spec.loop).values())
-        if not all(isinstance(size, int) for size in sizes):
-            raise InvalidRequest("the model's dimensions are not whole numbers")
-        if spec.latent[1:] not in spec.sizes:
-            raise InvalidRequest(f"the default size {spec.latent[1:]} is not among {spec.sizes}")
+        if spec.latent[1:] not in spec.sizes or not len(spec.sizes) <= MOST_SIZES:
+            raise InvalidRequest(f"the default size {spec.latent[1:]} is not among {len(spec.sizes)} sizes")
+        if any(side % spec.patch for size in spec.sizes for side in size):
+            raise InvalidRequest(f"a size is not in steps of the patch, {spec.patch}")
         spec.loop.check(spec.blocks)
-        if not all(isinstance(n, int) for n in asdict(self.batch).values()):
-            raise InvalidRequest("the batch is not in whole numbers")
         BatchRange.parse(f"{self.batch.min}:{self.batch.opt}:{self.batch.max}")
         if self.graphs != all_graphs(spec, self.precision, self.text, self.decoder):
             raise InvalidRequest("the graphs' ports are not those of the model")
         if (plan.blocks, plan.loop) != (spec.blocks, spec.loop):
             raise InvalidRequest("the plan is for another model or loop")
+        if len(plan.steps) > spec.train_timesteps:
+            raise InvalidRequest(f"the plan has {len(plan.steps)} steps, the model has {spec.train_timesteps} times")
+        if len(self.scales) != spec.loop.size:
+            raise InvalidRequest(f"{len(self.scales)} scales for {spec.loop.size} loop blocks")
+        if not all(abs(number) <= LARGEST for number in (*self.scales, self.guidance_scale)):
+            raise InvalidRequest("a scale is not finite, or too large for float32")
+        if not SHA256.fullmatch(self.base_sha256):
+            raise InvalidRequest("base_sha256 is no sha256")
+        self._check_engines()
+        self._check_fp8()
+        self._check_picture()
+
+    def _check_engines(self) -> None:
+        if len(self.files) > MOST_FILES:
+            raise InvalidRequest(f"{len(self.files)} files, at most {MOST_FILES} are read")
         names = {graph.name for graph in self.graphs}
         for facts in self.engines:
             if facts.graph not in names or not {facts.file, facts.report} <= self.files.keys():
-                raise InvalidRequest(f"an engine of graph {facts.graph!r} is not among the files")
+                raise InvalidRequest(f"an engine of graph {shown(facts.graph, 40)!r} is not among the files")
+
+    def _check_fp8(self) -> None:
         if (self.fp8 is not None) != (self.precision is Precision.FP8):
             raise InvalidRequest("the FP8 facts do not go with the precision")
         for name, value in (self.fp8.amax if self.fp8 else {}).items():
-            spec.graph_of_linear(name)
-            if not (isfinite(value) and value >= 0):
-                raise InvalidRequest(f"the FP8 scale of {name!r} is {value}, it must be finite and not negative")
-        if len(self.scales) != spec.loop.size or not all(map(isfinite, (*self.scales, self.guidance_scale))):
-            raise InvalidRequest(f"{len(self.scales)} scales for {spec.loop.size} loop blocks, or one is not finite")
+            self.spec.graph_of_linear(name)
+            if not 0 <= value <= LARGEST:
+                raise InvalidRequest(
+                    f"the FP8 scale of {shown(name, 60)!r} is {value}, it must be finite and not negative"
+                )
+
+    def _check_picture(self) -> None:
+        spec, picture, decoder = self.spec, self.picture, self.decoder
+        classes = spec.conditioning.classes
+        if any(label >= (classes or 0) for label in picture.names.values()):
+            raise InvalidRequest("a class has a name and is none of the model's")
+        if len(picture.bins) > MOST_SIZES or not all(RATIO.fullmatch(ratio) for ratio in picture.bins):
+            raise InvalidRequest("the ratios of the trained sizes are no numbers")
+        if decoder is None:
+            return
+        if (decoder.channels, decoder.scale) != (spec.latent[0], picture.cell):
+            raise InvalidRequest("the decoder is for other latents")
+        if decoder.tile and any(side > MOST_TILES * decoder.tile for size in spec.sizes for side in size):
+            raise InvalidRequest(f"tiles of {decoder.tile} cells, more than {MOST_TILES} of them to a side")
 
 
-def _text(data: Mapping[str, Any]) -> TextSpec:
-    return TextSpec(**{**data, "precision": Precision(data["precision"])})
+def digest_of(data: Mapping[str, Any]) -> str:
+    """sha256 of a manifest's plain data, without its digest."""
+    return hashlib.sha256(canonical({name: value for name, value in data.items() if name != DIGEST})).hexdigest()
 
 
-def _decoder(data: Mapping[str, Any]) -> DecoderSpec:
-    height, width = data["size"]
-    return DecoderSpec(**{**data, "size": (height, width), "precision": Precision(data["precision"])})
-
-
-def _picture(data: Mapping[str, Any]) -> PictureFacts:
-    bins = {str(ratio): (int(height), int(width)) for ratio, (height, width) in data["bins"].items()}
-    return PictureFacts(int(data["cell"]), {str(name): int(label) for name, label in data["names"].items()}, bins)
-
-
-def _calibration(data: Mapping[str, Any]) -> Calibration:
-    amax = {str(name): float(value) for name, value in data["amax"].items()}
-    return Calibration(Calibrator(data["calibrator"]), int(data["pictures"]), amax)
-
-
-def _ports(data: list[dict[str, Any]]) -> tuple[Port, ...]:
-    return tuple(Port(**{**port, "shape": tuple(port["shape"]), "role": Role(port["role"])}) for port in data)
-
-
-def _stream(data: Mapping[str, Any]) -> Stream:
-    return Stream(str(data["name"]), tuple(data["tokens"]), int(data["width"]))
-
-
-def _conditioning(data: Mapping[str, Any]) -> Conditioning:
-    return Conditioning(_ports(data["positive"]), None if data["null"] is None else int(data["null"]))
+def sealed(data: Mapping[str, Any]) -> dict[str, Any]:
+    """A manifest's plain data with its digest."""
+    return {**data, DIGEST: digest_of(data)}

@@ -1,17 +1,17 @@
 """The step plan: for every step its time, the time after feedback, whether it gets feedback, and the solver's row."""
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import StrEnum
-from math import isfinite
-from pathlib import Path
 from typing import Any
 
-from ilf_trt.errors import InvalidRequest, UnsupportedScheduler
+from ilf_trt.errors import InvalidRequest, UnsupportedScheduler, one_line, shown
 
-from .solver import DEFAULT_SCHEDULER, table_from_scheduler
+from .document import DocumentError, Size, as_type, read_json
+from .solver import DEFAULT_SCHEDULER, MOST_STEPS, MOST_TIMES, table_from_scheduler
 from .spec import Loop
+
+LARGEST = 3.4028234e38  # of float32, in which a session computes
 
 ANNEAL_FLOOR = 10.0
 DEFAULT_FEEDBACK = "outer:2"
@@ -53,8 +53,8 @@ class Step:
     t: float
     t_post: float
     feedback: bool
-    block_forwards: int
-    solver: tuple[float, ...]
+    block_forwards: Size
+    solver: tuple[float, float, float, float, float, float]
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,13 +64,13 @@ class StepPlan:
     `requested_steps` is what the scheduler was asked for; a few of its options make fewer.
     """
 
-    blocks: int
+    blocks: Size
     loop: Loop
     feedback: str
     rule: Rule
     ratio: Ratio
     initial_scale: float
-    requested_steps: int
+    requested_steps: Size
     steps: tuple[Step, ...]
 
     @property
@@ -108,39 +108,36 @@ class StepPlan:
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> "StepPlan":
-        """Raises InvalidRequest when a field is missing or of the wrong type."""
+        """Raises InvalidRequest when a field is missing, of the wrong type or out of its range."""
         try:
-            steps = tuple(
-                Step(
-                    float(step["t"]),
-                    float(step["t_post"]),
-                    {True: True, False: False}[step["feedback"]],
-                    int(step["block_forwards"]),
-                    tuple(float(value) for value in step["solver"]),
-                )
-                for step in data["steps"]
-            )
-            begin, end = data["loop"]
-            plan = cls(
-                int(data["blocks"]),
-                Loop(int(begin), int(end)),
-                str(data["feedback"]),
-                Rule(data["rule"]),
-                Ratio(data["ratio"]),
-                float(data["initial_scale"]),
-                int(data["requested_steps"]),
-                steps,
-            )
-        except (KeyError, TypeError, ValueError, OverflowError) as error:
+            fields = {name: value for name, value in data.items() if name != "block_forwards"}
+            if isinstance(data.get("loop"), list):
+                fields["loop"] = dict(zip(("begin", "end"), data["loop"], strict=True))
+            plan = as_type(fields, cls)
+            plan.check()
+        except (TypeError, ValueError, AttributeError) as error:
+            reason = one_line(error)
+            raise InvalidRequest(f"step plan: {reason}; make one with ilf-trt plan --json") from error
+        if data.get("block_forwards", plan.block_forwards) != plan.block_forwards:
             raise InvalidRequest(
-                f"step plan: field missing or wrong ({error!r}); make one with ilf-trt plan --json"
-            ) from error
-        numbers = [plan.initial_scale, *(n for step in steps for n in (step.t, step.t_post, *step.solver))]
-        if not all(map(isfinite, numbers)):
-            raise InvalidRequest("step plan: it holds NaN or infinity; make one with ilf-trt plan --json")
-        if not steps or any(len(step.solver) != 6 for step in steps):
-            raise InvalidRequest("step plan: it needs steps of 6 solver numbers; make one with ilf-trt plan --json")
+                f"step plan: block_forwards is {shown(str(data['block_forwards']), 40)}, its steps have "
+                f"{plan.block_forwards}; make one with ilf-trt plan --json"
+            )
         return plan
+
+    def check(self) -> None:
+        """Raise InvalidRequest for steps that no plan has: none, too many, or numbers that float32 cannot hold."""
+        if not 1 <= len(self.steps) <= MOST_STEPS:
+            raise InvalidRequest(f"{len(self.steps)} steps, expected 1 to {MOST_STEPS}")
+        self.loop.check(self.blocks)
+        numbers = (self.initial_scale, *(n for step in self.steps for n in (step.t, step.t_post, *step.solver)))
+        if not all(abs(number) <= LARGEST for number in numbers):
+            raise InvalidRequest("a number that is not finite, or too large for float32")
+        for step in self.steps:
+            if not (0 <= step.t <= MOST_TIMES and 0 <= step.t_post <= MOST_TIMES):
+                raise InvalidRequest(f"a step at time {step.t} and {step.t_post}, expected 0 to {MOST_TIMES}")
+            if step.block_forwards != self.blocks + (self.loop.size + 1 if step.feedback else 0):
+                raise InvalidRequest(f"a step of {step.block_forwards} block forwards, which its loop does not have")
 
 
 def make_plan(
@@ -165,13 +162,14 @@ def make_plan(
     rows = []
     for index, (t, following) in enumerate(zip(table.times, (*table.times[1:], 0.0), strict=True)):
         offset = _offset(rule, t - following, scale, t, horizon + 1, first=index == 0) if fed[index] else 0.0
+        c_x, c_out, a, b_0, b_1, b_2 = table.coefficients[index].tolist()
         rows.append(
             Step(
                 t=t,
                 t_post=min(max(t - offset, 0.0), horizon),
                 feedback=fed[index],
                 block_forwards=blocks + (loop.size + 1 if fed[index] else 0),
-                solver=tuple(float(value) for value in table.coefficients[index]),
+                solver=(c_x, c_out, a, b_0, b_1, b_2),
             )
         )
     return StepPlan(blocks, loop, feedback, rule, ratio, table.initial_scale, steps, tuple(rows))
@@ -182,14 +180,11 @@ def read_scheduler(name: str) -> dict[str, Any]:
     if name in SCHEDULERS:
         return dict(SCHEDULERS[name])
     try:
-        config = json.loads(Path(name).read_text())
-    except (OSError, ValueError, RecursionError) as error:
+        return read_json(name)
+    except DocumentError as error:
         raise UnsupportedScheduler(
-            f"scheduler {name!r} is neither {', '.join(SCHEDULERS)} nor a readable JSON file ({error})"
+            f"scheduler {name!r} is none of {', '.join(SCHEDULERS)}, and no scheduler_config.json: it {error.reason}"
         ) from error
-    if not isinstance(config, dict):
-        raise UnsupportedScheduler(f"{name} holds {type(config).__name__}, expected a scheduler_config.json object")
-    return config
 
 
 def feedback_steps(pattern: str, steps: int) -> tuple[bool, ...]:

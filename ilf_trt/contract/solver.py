@@ -41,6 +41,7 @@ DEFAULT_SCHEDULER: dict[str, object] = {
 DDIM_DEFAULTS: dict[str, object] = {"timestep_spacing": "leading", "clip_sample": True}
 LOWER_ORDER_BELOW = 15  # diffusers ends with orders 2 and 1 only where a trajectory has fewer steps than this
 KARRAS_RHO = 7.0
+MOST_TIMES, MOST_STEPS = 10_000, 1000
 ZERO_SNR_PRODUCT = np.float32(2**-24)  # diffusers' stand-in for a last product of 0, to keep the level finite
 Float32 = NDArray[np.float32]
 Float64 = NDArray[np.float64]
@@ -76,7 +77,7 @@ class _Options:
     """Options under diffusers' names, with the defaults of DPMSolverMultistepScheduler."""
 
     scheduler: str
-    num_train_timesteps: int = _number(1000, 2)
+    num_train_timesteps: int = _number(1000, 2, MOST_TIMES)
     beta_start: float = _number(0.0001, 0.0, 1.0)
     beta_end: float = _number(0.02, 0.0, 1.0)
     beta_schedule: str = _one_of("linear", "scaled_linear", "squaredcos_cap_v2")
@@ -84,7 +85,7 @@ class _Options:
     rescale_betas_zero_snr: bool = _one_of(False, True, None)
     prediction_type: str = _one_of("epsilon", "v_prediction", "sample")
     timestep_spacing: str = _one_of("linspace", "leading", "trailing")
-    steps_offset: int = _number(0, 0)
+    steps_offset: int = _number(0, 0, MOST_TIMES)
     final_sigmas_type: str = _one_of("zero", "sigma_min", of=(DPM, EULER))
     use_karras_sigmas: bool = _one_of(False, True, None, of=(DPM, EULER))
     use_exponential_sigmas: bool = _one_of(False, True, None, of=(DPM, EULER))
@@ -113,8 +114,10 @@ def table_from_scheduler(config: Mapping[str, object], steps: int) -> SolverTabl
     Raises UnsupportedScheduler, naming the option, for what is not linear, not deterministic or not known.
     """
     options = _options_from_config(config)
-    if not 1 <= steps <= options.num_train_timesteps:
-        raise _refusal(options.scheduler, "steps", steps, f"1 to num_train_timesteps ({options.num_train_timesteps})")
+    most = min(options.num_train_timesteps, MOST_STEPS)
+    if not 1 <= steps <= most:
+        supported = f"1 to num_train_timesteps ({options.num_train_timesteps}), and at most {MOST_STEPS}"
+        raise _refusal(options.scheduler, "steps", steps, supported)
     with np.errstate(divide="ignore", invalid="ignore"):
         times, begin, end = _path(options, steps)
         coefficients = _coefficients(options, begin, end)

@@ -11,6 +11,7 @@ from enum import StrEnum
 from ilf_trt.errors import InvalidRequest
 
 from .conditioning import Conditioning
+from .document import Count, Size
 from .ports import DECODE, FEEDBACK, PICTURES, ROWS, TEXT, Dim, Graph, Port, Role, Shape
 
 
@@ -65,8 +66,8 @@ class Initialisation(StrEnum):
 class Loop:
     """The inner loop: blocks `begin` to `end`, both included."""
 
-    begin: int
-    end: int
+    begin: Count
+    end: Count
 
     @classmethod
     def parse(cls, text: str) -> "Loop":
@@ -94,9 +95,9 @@ class Loop:
 class BatchRange:
     """The range of pictures a graph accepts; equal ends mean a fixed batch."""
 
-    min: int
-    opt: int
-    max: int
+    min: Size
+    opt: Size
+    max: Size
 
     @classmethod
     def parse(cls, text: str) -> "BatchRange":
@@ -132,7 +133,7 @@ class Positions:
     Source: diffusers' PatchEmbed (`base_size`, `interpolation_scale`).
     """
 
-    base: int
+    base: Size
     scale: float
 
 
@@ -142,7 +143,7 @@ class Stream:
 
     name: str
     tokens: Shape
-    width: int
+    width: Size
 
     def port_name(self, prefix: str) -> str:
         """`hidden` of the image's stream, `hidden_text` of a stream `text`."""
@@ -168,19 +169,19 @@ class ModelSpec:
 
     kind: str
     block_path: str
-    blocks: int
-    width: int
-    patch: int
-    latent: tuple[int, int, int]
-    sizes: tuple[tuple[int, int], ...]
+    blocks: Size
+    width: Size
+    patch: Size
+    latent: tuple[Size, Size, Size]
+    sizes: tuple[tuple[Size, Size], ...]
     positions: Positions
     side_streams: tuple[Stream, ...]
-    modulation_rows: int
-    head_rows: int
+    modulation_rows: Count
+    head_rows: Count
     loop: Loop
     guidance: bool
     shares_modulation: bool
-    train_timesteps: int
+    train_timesteps: Size
     conditioning: Conditioning
     context: tuple[Port, ...]
     per_block: tuple[Port, ...]
@@ -257,9 +258,9 @@ class TextSpec:
     `precision` is fp32 or bf16: T5 overflows fp16. It is served by graph `text`, which embeds B prompts.
     """
 
-    tokens: int
-    vocabulary: int
-    channels: int
+    tokens: Size
+    vocabulary: Size
+    channels: Size
     precision: Precision
 
     @property
@@ -279,10 +280,10 @@ class DecoderSpec:
     `tile` is not 0. A latent's own scaling and shift are undone inside; shades are 0 to 255, not clipped nor rounded.
     """
 
-    channels: int
-    scale: int
+    channels: Size
+    scale: Size
     size: tuple[Dim, Dim]
-    tile: int
+    tile: Count
     precision: Precision
 
     @property

@@ -11,6 +11,7 @@ from ilf_trt.contract.ports import Graph
 from ilf_trt.contract.target import Library
 from ilf_trt.errors import DeviceError
 from ilf_trt.runtime.engine import EngineKind
+from ilf_trt.runtime.onnx_file import OnnxFile
 from ilf_trt.runtime.route import route_of
 from ilf_trt.runtime.session import KEPT_TRAJECTORIES, Session
 from ilf_trt.runtime.trajectory import Job
@@ -75,15 +76,16 @@ class Device:
             stream = gpu.stream()
             stack.callback(stream.close)
             engines: dict[str, DeviceEngine] = {}
-            files = {facts.graph: bundle.path / facts.file for facts in manifest.engines if facts.target == library}
+            files = {facts.graph: facts.file for facts in manifest.engines if facts.target == library}
             for graph in manifest.graphs:
                 if graphs is not None and graph.name not in graphs:
                     continue
                 engine: DeviceEngine
                 if library is None:
-                    engine = OnnxRuntimeCudaEngine(graph, bundle.graph_path(graph.name), gpu=gpu, stream=stream)
+                    file = OnnxFile.of_bundle(bundle, graph)
+                    engine = OnnxRuntimeCudaEngine(graph, file, gpu=gpu, stream=stream)
                 else:
-                    engine = runtimes[library].load(graph, files[graph.name], stream)
+                    engine = runtimes[library].load(graph, bundle.file(files[graph.name]), stream)
                 stack.callback(engine.close)
                 engines[graph.name] = engine
             constants = {}

@@ -3,7 +3,6 @@
 from collections.abc import Mapping
 from contextlib import redirect_stdout
 from io import StringIO
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -11,6 +10,7 @@ import numpy as np
 from ilf_trt.contract.ports import Graph
 from ilf_trt.errors import DeviceLost, EngineError, IlfError, MissingDependency, OutOfMemory, one_line
 from ilf_trt.runtime.engine import Launch
+from ilf_trt.runtime.onnx_file import OnnxFile
 from ilf_trt.runtime.onnxruntime_engine import FATAL_ONLY, check_border
 
 from .cuda import Gpu, Memory, Stream
@@ -37,8 +37,8 @@ class OnnxRuntimeCudaEngine:
     scratch_bytes = 0
     capturable = False
 
-    def __init__(self, graph: Graph, path: Path, *, gpu: Gpu, stream: Stream) -> None:
-        """Load `path`; raises MissingDependency without the CUDA provider, EngineError, PortMismatch, OutOfMemory."""
+    def __init__(self, graph: Graph, file: OnnxFile, *, gpu: Gpu, stream: Stream) -> None:
+        """Load `file`; raises MissingDependency without the CUDA provider, EngineError, PortMismatch, OutOfMemory."""
         try:
             import onnxruntime
         except ImportError as error:
@@ -53,11 +53,9 @@ class OnnxRuntimeCudaEngine:
         options.log_severity_level = FATAL_ONLY
         on_gpu = {"device_id": str(gpu.ordinal), "user_compute_stream": str(stream.handle), "use_tf32": "0"}
         try:
-            self._session: Any = onnxruntime.InferenceSession(
-                path, options, providers=[(PROVIDER, on_gpu), "CPUExecutionProvider"]
-            )
+            self._session: Any = file.session(onnxruntime, options, [(PROVIDER, on_gpu), "CPUExecutionProvider"])
         except Exception as error:
-            raise _foreign_error(f"ONNX Runtime refused {path}", error, "build the bundle again") from error
+            raise _foreign_error(f"ONNX Runtime refused {file.path}", error, "build the bundle again") from error
         if PROVIDER not in self._session.get_providers():
             raise EngineError(
                 "ONNX Runtime could not start CUDA; pip install 'onnxruntime-gpu[cuda,cudnn]' for its libraries"

@@ -4,10 +4,9 @@ import logging
 from collections.abc import Mapping
 from contextlib import suppress
 from importlib import import_module
-from mmap import ACCESS_READ, mmap
-from pathlib import Path
 from typing import Any
 
+from ilf_trt.contract.held_file import HeldFile
 from ilf_trt.contract.ports import Graph
 from ilf_trt.contract.target import Library
 from ilf_trt.errors import (
@@ -55,20 +54,18 @@ class TensorRT:
         self._logger = _logger_of(self.module)
         self._runtime: Any = None
 
-    def load(self, graph: Graph, path: Path, stream: Stream) -> "TensorRTEngine":
-        """The engine in `path` on the GPU of `stream`; raises EngineError, OutOfMemory, DeviceLost, PortMismatch."""
+    def load(self, graph: Graph, file: HeldFile, stream: Stream) -> "TensorRTEngine":
+        """The engine in `file` on the GPU of `stream`; raises EngineError, OutOfMemory, DeviceLost, PortMismatch."""
         if self._runtime is None:
             self._runtime = self.module.Runtime(self._logger)
         self._logger.errors.clear()
-        try:
-            with path.open("rb") as file, mmap(file.fileno(), 0, access=ACCESS_READ) as plan:
-                engine = self._runtime.deserialize_cuda_engine(plan)
-        except ValueError as error:  # an empty file cannot be mapped
-            raise EngineError(
-                f"{path} is no {self.library} engine ({one_line(error)}); compile the bundle again"
-            ) from error
+        if not file.size_bytes:
+            raise EngineError(f"{file.path} is no {self.library} engine, it is empty; compile the bundle again")
+        engine = self._runtime.deserialize_cuda_engine(file.map())
         if engine is None:
-            raise self.error(f"{graph.name}: {self.library} refused {path}", "compile the bundle again with", stream)
+            raise self.error(
+                f"{graph.name}: {self.library} refused {file.path}", "compile the bundle again with", stream
+            )
         return TensorRTEngine(graph, engine, self)
 
     def error(self, what: str, hint: str, stream: Stream) -> EngineError | DeviceError:

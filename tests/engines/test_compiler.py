@@ -77,7 +77,7 @@ def precisions(reports: list[EngineReport]) -> dict[str, str]:
 
 def weight_bytes(bundle: Bundle, graph: str) -> int:
     """Without reading them: onnx refuses weights that are the same file as the build cache's."""
-    model = onnx.load(bundle.graph_path(graph), load_external_data=False)
+    model = onnx.load(bundle.graph(graph).path, load_external_data=False)
     sizes = [onnx.helper.tensor_dtype_to_np_dtype(tensor.data_type).itemsize for tensor in model.graph.initializer]
     return sum(size * int(np.prod(tensor.dims)) for size, tensor in zip(sizes, model.graph.initializer, strict=True))
 

@@ -72,7 +72,7 @@ def test_every_input_that_varies_has_a_range_of_its_rank(name: str, request: pyt
     manifest = built.result.bundle.manifest
     for graph in manifest.graphs:
         profile = profile_of(graph, manifest.batch, manifest.spec, times=len(manifest.plan.times))
-        model = onnx.load(built.result.bundle.graph_path(graph.name), load_external_data=False)
+        model = onnx.load(built.result.bundle.graph(graph.name).path, load_external_data=False)
         varying = {
             value.name: len(value.type.tensor_type.shape.dim)
             for value in model.graph.input

@@ -59,7 +59,7 @@ def bundle(request: pytest.FixtureRequest) -> Bundle:
 
 def onnx_graphs(bundle: Bundle) -> Iterator[tuple[Graph, onnx.ModelProto]]:
     for graph in bundle.manifest.graphs:
-        yield graph, onnx.load(bundle.graph_path(graph.name))
+        yield graph, onnx.load(bundle.graph(graph.name).path)
 
 
 def dims_of(value: onnx.ValueInfoProto) -> tuple[int | str, ...]:
@@ -84,8 +84,8 @@ def test_a_bundle_holds_the_five_graphs_of_the_contract(bundle: Bundle) -> None:
 
 def test_graphs_are_valid_and_of_the_named_opset(bundle: Bundle) -> None:
     for graph in bundle.manifest.graphs:
-        onnx.checker.check_model(bundle.graph_path(graph.name), full_check=True)
-        opsets = onnx.load(bundle.graph_path(graph.name), load_external_data=False).opset_import
+        onnx.checker.check_model(bundle.graph(graph.name).path, full_check=True)
+        opsets = onnx.load(bundle.graph(graph.name).path, load_external_data=False).opset_import
         assert [(opset.domain, opset.version) for opset in opsets] == [("", OPSET)]
 
 
@@ -130,13 +130,13 @@ def test_no_local_path_or_stack_trace_is_in_the_bytes(bundle: Bundle) -> None:
     marks = [str(path).encode() for path in local if len(str(path)) > 1]
     marks += [b"site-packages", b".py", b"stack_trace", b'File "', b"pkg.torch"]
     for graph in bundle.manifest.graphs:
-        content = bundle.graph_path(graph.name).read_bytes()
+        content = bundle.graph(graph.name).path.read_bytes()
         assert [mark for mark in marks if mark in content] == [], graph.name
 
 
 def test_every_file_is_relative_to_the_bundle(bundle: Bundle) -> None:
     for graph in bundle.manifest.graphs:
-        model = onnx.load(bundle.graph_path(graph.name), load_external_data=False)
+        model = onnx.load(bundle.graph(graph.name).path, load_external_data=False)
         places = {e.value for tensor in model.graph.initializer for e in tensor.external_data if e.key == "location"}
         assert places == {f"{graph.name}.onnx.data"}
         assert f"graphs/{graph.name}.onnx.data" in bundle.manifest.files
@@ -170,7 +170,7 @@ def test_exporting_again_gives_equal_bytes(
     path = tmp_path / f"{name}.onnx"
     export_segment(segments[name], bundle.manifest.batch, path)
     for suffix in ("", ".data"):
-        before = Path(f"{bundle.graph_path(name)}{suffix}")
+        before = Path(f"{bundle.graph(name).path}{suffix}")
         assert Path(f"{path}{suffix}").read_bytes() == before.read_bytes(), f"{before.name} differs"
 
 

@@ -310,7 +310,7 @@ def eight(request: pytest.FixtureRequest) -> BuildResult:
 
 def onnx_graphs(bundle: Bundle) -> Iterator[tuple[str, onnx.GraphProto]]:
     for graph in bundle.manifest.graphs:
-        yield graph.name, onnx.load(bundle.graph_path(graph.name)).graph
+        yield graph.name, onnx.load(bundle.graph(graph.name).path).graph
 
 
 def quantized_products(graph: onnx.GraphProto) -> set[str]:
@@ -373,7 +373,7 @@ def test_embedders_norms_and_the_head_stay_out_of_fp8(eight: BuildResult) -> Non
 
 def test_fp8_graphs_are_valid(eight: BuildResult) -> None:
     for graph in eight.bundle.manifest.graphs:
-        onnx.checker.check_model(eight.bundle.graph_path(graph.name), full_check=True)
+        onnx.checker.check_model(eight.bundle.graph(graph.name).path, full_check=True)
 
 
 def test_a_feedback_block_trained_again_on_the_scales_of_the_old_bundle_changes_one_graph(

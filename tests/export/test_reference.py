@@ -1,7 +1,6 @@
 """The reference inside a bundle: what verify needs of it, and what verify finds by it."""
 
 import dataclasses
-import json
 import shutil
 import struct
 from pathlib import Path
@@ -22,6 +21,7 @@ from ilf_trt.errors import ParityError
 from ilf_trt.export.reference import write_reference
 from ilf_trt.export.segments import segments_of
 from ilf_trt.runtime.verify import check, verify
+from tests.manifests import change_manifest
 
 FLOAT_BYTES = 4
 # Weights are about 0.1 here, so that one of them moves every token far past the parity limit.
@@ -149,10 +149,12 @@ def test_changed_scales_are_caught_by_the_trajectory(dit_bundle: Path, tmp_path:
 def test_changed_time_after_feedback_is_caught_by_the_trajectory(dit_bundle: Path, tmp_path: Path) -> None:
     copy = tmp_path / "copy.ilf"
     shutil.copytree(dit_bundle, copy)
-    data = json.loads((copy / "manifest.json").read_text())
-    step = next(step for step in data["plan"]["steps"] if step["feedback"])
-    step["t_post"] = step["t"]
-    (copy / "manifest.json").write_text(json.dumps(data))
+
+    def conditioned_at_t(data: dict[str, Any]) -> None:
+        step = next(step for step in data["plan"]["steps"] if step["feedback"])
+        step["t_post"] = step["t"]
+
+    change_manifest(copy, conditioned_at_t)
     differences, precision = verify(copy)
     with pytest.raises(ParityError, match=f"^{TRAJECTORY} "):
         check(differences, precision.parity_limit)

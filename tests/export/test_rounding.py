@@ -194,7 +194,7 @@ def test_a_bf16_build_holds_bfloat16_weights_and_says_so_at_its_borders(narrow_b
     dtypes = {port.name: port.dtype for graph in bundle.manifest.graphs for port in graph.outputs}
     assert [dtypes[name] for name in ("hidden", "features", "feedback")] == ["bfloat16"] * 3
     for graph in bundle.manifest.graphs:
-        model = onnx.load(bundle.graph_path(graph.name))
+        model = onnx.load(bundle.graph(graph.name).path)
         elements = {port.name: port.type.tensor_type.elem_type for port in (*model.graph.input, *model.graph.output)}
         assert {name for name, kind in elements.items() if kind == onnx.TensorProto.BFLOAT16} == {
             port.name for port in (*graph.inputs, *graph.outputs) if port.dtype == "bfloat16"

@@ -77,7 +77,7 @@ def _engine(folder: Path, bundle: Bundle, graph: str, target: str) -> EngineFact
     engine.parent.mkdir(parents=True, exist_ok=True)
     fake_tensorrt.write_plan(
         engine,
-        bundle.graph_path(graph),
+        bundle.graph(graph).path,
         profile=profile_of(border, manifest.batch, manifest.spec, times=len(manifest.plan.times)),
         scratch_bytes=SCRATCH_BYTES[graph],
         name=graph,

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from ilf_trt.contract.bundle import Bundle
 from ilf_trt.contract.ports import Graph, Port, Role
 from ilf_trt.errors import EngineError, PortMismatch
+from ilf_trt.runtime.onnx_file import OnnxFile
 from ilf_trt.runtime.onnxruntime_engine import OnnxRuntimeEngine
 
 TEXT = """
@@ -41,7 +42,7 @@ def path(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def engine(path: Path) -> OnnxRuntimeEngine:
-    return OnnxRuntimeEngine(SMALL, path, threads=1)
+    return OnnxRuntimeEngine(SMALL, OnnxFile.of_path(path), threads=1)
 
 
 def arrays() -> Arrays:
@@ -148,7 +149,7 @@ PORT_CHANGES = {
 @pytest.mark.parametrize("change", PORT_CHANGES)
 def test_a_border_that_the_graph_does_not_have_is_refused(change: str, path: Path) -> None:
     with pytest.raises(PortMismatch, match=r"^small: port '[xyz]|^small: port 'bias'"):
-        OnnxRuntimeEngine(PORT_CHANGES[change], path, threads=1)
+        OnnxRuntimeEngine(PORT_CHANGES[change], OnnxFile.of_path(path), threads=1)
 
 
 @pytest.mark.parametrize("graph", ["pre", "cond"])
@@ -165,20 +166,15 @@ def test_a_truncated_file_is_an_engine_error_in_one_readable_line(
     damaged.write_bytes(content[: int(kept * len(content))])
     border = next(one for one in bundle.manifest.graphs if one.name == graph)
     with pytest.raises(EngineError, match=r"^ONNX Runtime refused .*; build the bundle again$") as caught:
-        OnnxRuntimeEngine(border, path, threads=1)
+        OnnxRuntimeEngine(border, OnnxFile.of_path(path), threads=1)
     assert str(path) in str(caught.value)
     assert "\n" not in str(caught.value)
-
-
-def test_a_missing_file_is_an_engine_error(tmp_path: Path) -> None:
-    with pytest.raises(EngineError, match=r"none\.onnx"):
-        OnnxRuntimeEngine(SMALL, tmp_path / "none.onnx", threads=1)
 
 
 def test_a_file_that_is_no_graph_is_an_engine_error(tmp_path: Path) -> None:
     (tmp_path / "text.onnx").write_text("not a graph")
     with pytest.raises(EngineError, match=r"text\.onnx"):
-        OnnxRuntimeEngine(SMALL, tmp_path / "text.onnx", threads=1)
+        OnnxRuntimeEngine(SMALL, OnnxFile.of_path(tmp_path / "text.onnx"), threads=1)
 
 
 def test_close_may_be_called_twice(engine: OnnxRuntimeEngine) -> None:

@@ -30,6 +30,7 @@ from ilf_trt.model.sampling import sample
 from ilf_trt.runtime import NoiseSource, Pipeline
 from ilf_trt.runtime.engine import Engine, Launch
 from ilf_trt.runtime.host import Host
+from ilf_trt.runtime.onnx_file import OnnxFile
 from ilf_trt.runtime.onnxruntime_engine import OnnxRuntimeEngine
 from tests.conftest import BLOCKS, CLASSES, LOOP, TEXT_CHANNELS, TEXT_TOKENS
 
@@ -366,7 +367,7 @@ class CountedEngine:
 
 def engines_of(bundle: Bundle) -> dict[str, OnnxRuntimeEngine]:
     return {
-        graph.name: OnnxRuntimeEngine(graph, bundle.graph_path(graph.name), threads=1)
+        graph.name: OnnxRuntimeEngine(graph, OnnxFile.of_bundle(bundle, graph), threads=1)
         for graph in bundle.manifest.graphs
     }
 

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 import onnxruntime
 import pytest
 from fake_errors import cuda_error
@@ -14,7 +15,6 @@ from onnxruntime.capi.onnxruntime_pybind11_state import Fail
 
 CUDA, CPU = "CUDAExecutionProvider", "CPUExecutionProvider"
 NO_SYNC = "disable_synchronize_execution_providers"
-FATAL_ONLY = 4
 ELEMENT_TYPES: dict[Any, Any] = {1: np.float32, 6: np.int32, 7: np.int64, 9: np.bool_, 10: np.float16}
 
 
@@ -70,8 +70,8 @@ class FakeOnnxRuntime:
             raise Fail(message)
         if not self.starts:
             return self.real(path_or_bytes, sess_options, [CPU], **kwargs)
-        self.cuda.enter("load", unsafe=True, note=(str(path_or_bytes),))
-        session = CudaSession(self, path_or_bytes, wanted)
+        self.cuda.enter("load", unsafe=True, note=(_name_of(path_or_bytes),))
+        session = CudaSession(self, path_or_bytes, sess_options, wanted)
         self.loaded.append(session.name)
         return session
 
@@ -84,18 +84,16 @@ class FakeOnnxRuntime:
 class CudaSession:
     """What InferenceSession is with the CUDA provider first."""
 
-    def __init__(self, fake: FakeOnnxRuntime, path: Any, options: Mapping[str, str]) -> None:
-        self.name = Path(path).stem if isinstance(path, str | Path) else "bytes"
+    def __init__(self, fake: FakeOnnxRuntime, model: Any, own: Any, options: Mapping[str, str]) -> None:
+        self.name = _name_of(model)
         self._fake = fake
         self._device = int(options.get("device_id", 0))
         self._handle = int(options.get("user_compute_stream", 0))
         if fake.cuda.stream(self._handle).device != self._device:
             fake.cuda.break_rule(f"session {self.name}: its stream is of another GPU than {self._device}")
-        own = onnxruntime.SessionOptions()
-        own.log_severity_level = FATAL_ONLY
         own.intra_op_num_threads = 1
         own.add_session_config_entry("session.force_spinning_stop", "1")
-        self._session = fake.real(path, own, providers=[CPU])
+        self._session = fake.real(model, own, providers=[CPU])
 
     def get_providers(self) -> list[str]:
         return [CUDA, CPU]
@@ -195,6 +193,11 @@ class CudaBinding:
             cuda.break_rule(f"session {session.name}: {name} is bound without type, shape or address")
         dtype = ELEMENT_TYPES[element_type] if isinstance(element_type, int) else np.dtype(element_type).type
         return dtype, tuple(int(dim) for dim in shape), int(address or 0)
+
+
+def _name_of(model: Any) -> str:
+    """The name of a graph, from its path or its bytes."""
+    return Path(model).stem if isinstance(model, str | Path) else str(onnx.load_from_string(model).graph.name)
 
 
 def _options_of(
