@@ -84,7 +84,10 @@ class EngineFacts:
 class Manifest:
     """Everything the runtime needs to know before it opens a graph; `scales` (m,) are the learned feedback scales.
 
-    `text` and `decoder` are None where a bundle takes embedded text, or gives latents.
+    `text` and `decoder` are None where a bundle takes embedded text, or gives latents. `guidance_scale` and
+    `clean_captions` are what a request takes that names neither. `base_sha256` is the fingerprint of the base in the
+    graphs, `base_rounded_sha256` those of its weights rounded to float16 and to bfloat16; `base_differs` says that the
+    feedback block was trained on another base.
     """
 
     spec: ModelSpec
@@ -95,7 +98,10 @@ class Manifest:
     plan: StepPlan
     scheduler: dict[str, Any]
     guidance_scale: float
+    clean_captions: bool
     base_sha256: str
+    base_rounded_sha256: dict[str, str]
+    base_differs: bool
     tools: dict[str, str]
     fp8: Calibration | None
     text: TextSpec | None
@@ -140,7 +146,10 @@ class Manifest:
                 plan=StepPlan.from_json(data["plan"]),
                 scheduler=dict(data["scheduler"]),
                 guidance_scale=float(data["guidance_scale"]),
+                clean_captions=_flag(data["clean_captions"]),
                 base_sha256=str(data["base_sha256"]),
+                base_rounded_sha256=dict(data["base_rounded_sha256"]),
+                base_differs=_flag(data["base_differs"]),
                 tools=dict(data["tools"]),
                 fp8=None if data["fp8"] is None else _calibration(data["fp8"]),
                 text=None if data["text"] is None else _text(data["text"]),
@@ -191,6 +200,12 @@ class Manifest:
                 raise InvalidRequest(f"the FP8 scale of {name!r} is {value}, it must be finite and not negative")
         if len(self.scales) != spec.loop.size or not all(map(isfinite, (*self.scales, self.guidance_scale))):
             raise InvalidRequest(f"{len(self.scales)} scales for {spec.loop.size} loop blocks, or one is not finite")
+
+
+def _flag(value: object) -> bool:
+    if not isinstance(value, bool):
+        raise TypeError(f"{value!r} is neither true nor false")
+    return value
 
 
 def _text(data: Mapping[str, Any]) -> TextSpec:

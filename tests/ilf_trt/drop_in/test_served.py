@@ -244,7 +244,7 @@ def test_a_bundle_that_guides_a_fixed_batch_is_refused_and_closed(
 def test_a_bundle_of_another_model_is_refused(case: Callable[..., Case]) -> None:
     _, _, bundle = case("dit")
     pipe = pipe_of("alpha", net_of("alpha"))
-    with pytest.raises(InvalidRequest, match="PixArtAlphaPipeline has another transformer than the model's: its in_ch"):
+    with pytest.raises(InvalidRequest, match="PixArtAlphaPipeline is no pipeline of a dit; give DiTPipeline"):
         ServedTransformer.install(pipe, bundle, threads=1)
 
 
