@@ -31,8 +31,9 @@ def differing_weight(base: nn.Module, other: nn.Module) -> str | None:
     Reads every weight once. Raises InvalidRequest for weights that are offloaded.
     """
     own, theirs = (dict(module.state_dict()) for module in (base, other))
-    for name in sorted(own.keys() ^ theirs.keys()):
-        return name
+    alone = sorted(own.keys() ^ theirs.keys())
+    if alone:
+        return alone[0]
     for name, tensor in theirs.items():
         if tensor.is_meta:
             raise InvalidRequest(
