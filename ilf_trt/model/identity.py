@@ -20,7 +20,7 @@ def check_plain(module: nn.Module, what: str) -> None:
     if name is not None:
         raise InvalidRequest(
             f"{what} has an adapter (LoRA or the like) in {name!r}, which a base cannot carry; fuse it with "
-            "fuse_lora() and unload_lora_weights(), or with merge_and_unload(), and pass base_differs "
+            "merge_and_unload(), or with fuse_lora() and unload_lora_weights(), and pass base_differs "
             "(--base-differs) for the fused weights"
         )
 
@@ -58,14 +58,14 @@ def _same(own: Tensor, theirs: Tensor) -> bool:
 
 
 def _injected(module: nn.Module) -> Iterator[str]:
-    if getattr(module, "_hf_peft_config_loaded", False) or getattr(module, "peft_config", None):
-        yield "peft_config"
     for path, part in module.named_modules():
         if type(part).__module__.startswith("peft.tuners") or any(_holds(part, name) for name in INJECTED):
             yield path
         processor: Any = getattr(part, "processor", None)
         if isinstance(processor, nn.Module) and any(True for _ in processor.parameters()):
             yield f"{path}.processor"
+    if getattr(module, "_hf_peft_config_loaded", False) or getattr(module, "peft_config", None):
+        yield "peft_config"
 
 
 def _holds(part: nn.Module, name: str) -> bool:

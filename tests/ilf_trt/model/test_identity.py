@@ -73,6 +73,19 @@ def test_an_adapter_that_comes_later_is_not_saved(inject: Callable[[Any], None],
     assert not (tmp_path / "checkpoint").exists()
 
 
+class Wrapper(nn.Module):
+    """Around the whole model, as PEFT's own."""
+
+    def __init__(self, base_model: nn.Module) -> None:
+        super().__init__()
+        self.base_model, self.peft_config = base_model, {"default": {}}
+
+
+def test_a_wrapper_of_the_whole_model_is_an_adapter_too() -> None:
+    with pytest.raises(InvalidRequest, match="Wrapper has an adapter"):
+        attach(Wrapper(small_dit(num_layers=3)), LOOP)
+
+
 def test_weights_are_the_same_through_a_half_and_not_after_a_step() -> None:
     base, other = small_dit(num_layers=1), small_dit(num_layers=1)
     for dtype in (torch.float32, torch.float16, torch.bfloat16):
