@@ -19,12 +19,15 @@ from ilf_trt.contract.manifest import Calibration, Manifest
 from ilf_trt.contract.plan import StepPlan, make_plan, read_scheduler
 from ilf_trt.contract.solver import DEFAULT_SCHEDULER
 from ilf_trt.contract.spec import ModelSpec, Precision
-from ilf_trt.model.checkpoint import Checkpoint, read_checkpoint
+from ilf_trt.model.checkpoint import Checkpoint, fingerprint, read_checkpoint
+from ilf_trt.model.identity import HALVES
 from ilf_trt.model.ilf_model import ILFModel
 
 from .cache_key import graph_key
 from .calibration import calibrate, calibration_conditions, calibration_of_bundle
 from .graph import export_segment
+from .pipeline.base_check import check_base, check_kind
+from .pipeline.defaults import RequestDefaults
 from .pipeline.folder import MODEL_INDEX, PipelineFolder
 from .pipeline.parts import PipelineParts, cells_of, text_tokens
 from .reference import write_reference
@@ -50,7 +53,9 @@ class Source:
     plan: StepPlan
     scheduler: dict[str, Any]
     parts: PipelineParts
+    defaults: RequestDefaults
     base_sha256: str
+    base_rounded_sha256: dict[str, str]
 
     @classmethod
     def open(cls, checkpoint: str, options: BuildOptions) -> "Source":
@@ -60,11 +65,13 @@ class Source:
         """
         facts = read_checkpoint(checkpoint)
         folder = _pipeline_folder(facts.folder, options)
-        transformer = None if folder is None else folder.transformer
-        base = options.base or (None if transformer is None or Path(facts.base).is_dir() else str(transformer))
-        facts = facts if base is None else replace(facts, base=base)
+        if folder is not None:
+            check_kind(folder, facts)
+        facts = replace(facts, base=_base(options, facts, folder))
         scheduler = _scheduler(options, facts, folder)
-        model = facts.load().float()
+        model = facts.load(base_differs=options.base_differs).float()
+        if folder is not None:
+            check_base(folder, model, facts.base, base_differs=options.base_differs)
         spec = spec_of(
             model,
             guidance=options.guidance,
@@ -84,7 +91,18 @@ class Source:
             rule=options.rule,
             ratio=options.ratio,
         )
-        return cls(model, spec, plan, scheduler, PipelineParts.of(model, options, folder), facts.base_sha256)
+        parts = PipelineParts.of(model, options, folder)
+        base = model.backbone
+        return cls(
+            model=model,
+            spec=spec,
+            plan=plan,
+            scheduler=scheduler,
+            parts=parts,
+            defaults=RequestDefaults.of(checkpoint, options, folder, model.adapter, text=parts.text is not None),
+            base_sha256=facts.base_sha256 if model.trained_on is None else fingerprint(base),
+            base_rounded_sha256={str(dtype).removeprefix("torch."): fingerprint(base, dtype) for dtype in HALVES},
+        )
 
 
 def export_bundle(checkpoint: str, folder: Path, options: BuildOptions, stages: Stages) -> Exported:
@@ -116,7 +134,7 @@ def _reference(source: Source, folder: Path, options: BuildOptions) -> None:
         source.plan,
         source.scheduler,
         pictures=options.batch.min,
-        guidance_scale=options.guidance_scale,
+        guidance_scale=source.defaults.guidance_scale,
         precision=options.precision,
         device=options.device,
         of_parts=source.parts.reference(),
@@ -133,7 +151,7 @@ def _calibration(source: Source, options: BuildOptions) -> Calibration:
         source.scheduler,
         source.spec,
         calibration_conditions(source.spec, options.calibration),
-        guidance_scale=options.guidance_scale,
+        guidance_scale=source.defaults.guidance_scale,
         exclude=options.fp8_exclude,
         calibrator=options.calibrator,
         device=options.device,
@@ -178,8 +196,11 @@ def _manifest(
         scales=scales,
         plan=source.plan,
         scheduler={name: value for name, value in source.scheduler.items() if _is_plain(value)},
-        guidance_scale=options.guidance_scale,
+        guidance_scale=source.defaults.guidance_scale,
+        clean_captions=source.defaults.clean_captions,
         base_sha256=source.base_sha256,
+        base_rounded_sha256=source.base_rounded_sha256,
+        base_differs=source.model.trained_on is not None,
         tools={tool: version(tool) for tool in ("ilf-trt", *TOOLS)},
         fp8=calibration,
         text=parts.text,
@@ -196,6 +217,14 @@ def _pipeline_folder(checkpoint: Path, options: BuildOptions) -> PipelineFolder 
     if options.pipeline is not None:
         return PipelineFolder.open(options.pipeline)
     return PipelineFolder.open(checkpoint) if (checkpoint / MODEL_INDEX).is_file() else None
+
+
+def _base(options: BuildOptions, facts: Checkpoint, folder: PipelineFolder | None) -> str:
+    """The base of `--base`; else the pipeline's if the checkpoint's is missing or may differ; else the checkpoint's."""
+    own = None if folder is None else folder.transformer
+    if options.base is None and own is not None and (options.base_differs or not Path(facts.base).is_dir()):
+        return str(own)
+    return options.base or facts.base
 
 
 def _scheduler(options: BuildOptions, facts: Checkpoint, folder: PipelineFolder | None) -> dict[str, Any]:

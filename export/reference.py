@@ -9,6 +9,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from ilf_trt.contract.guidance import effective_scale
 from ilf_trt.contract.plan import StepPlan
 from ilf_trt.contract.reference_cases import (
     NO_SCALES,
@@ -93,7 +94,7 @@ def _step(
         "latent": noise,
         "history_1": torch.randn_like(noise),
         "history_2": torch.randn_like(noise),
-        "coefficients": torch.tensor([guidance_scale, *step.solver, 0.0]),
+        "coefficients": torch.tensor([effective_scale(guidance_scale), *step.solver, 0.0]),
         "scales": model.feedback.scales.detach() + SCALE_SHIFT,
         NO_SCALES: torch.zeros(size),
         "positions": model.adapter.positions_of(grid).unflatten(1, grid)[0],

@@ -51,7 +51,7 @@ def generate(
     ratio: Literal["m/n", "n/m"] | None = None,
     plan: Path | None = None,
     guidance_scale: float | None = None,
-    clean_captions: Annotated[bool, Parameter(negative=())] = False,
+    clean_captions: bool | None = None,
     binning: bool = True,
     columns: int = 10,
     device: str = "cpu",
@@ -102,9 +102,10 @@ def generate(
     plan
         A whole plan as JSON, as `ilf-trt plan --json` prints it, instead of all four.
     guidance_scale
-        Strength of classifier-free guidance, instead of the bundle's; 1 turns guidance off and halves the cost.
+        Strength of classifier-free guidance, instead of the bundle's; 1 or less turns guidance off, as in diffusers,
+        and halves the cost.
     clean_captions
-        Take links, tags and the like out of the prompts, as diffusers' pipelines do.
+        Take links, tags and the like out of the prompts; by default as the bundle's diffusers pipeline does.
     binning
         Make the nearest size that the model was trained on, then scale and crop to `size`.
     columns

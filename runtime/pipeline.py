@@ -33,6 +33,7 @@ from .result import Result
 from .session import KEPT_TRAJECTORIES, Session
 from .single_graph import run_single_graph
 from .start_noise import checked_latents, is_on_gpu, noise_from_seed
+from .text.caption import check_cleaning
 from .text.prompts import EmbeddedText, Prompt, embed
 from .text.tokenizer import Tokenizer
 from .timings import Timings
@@ -57,6 +58,8 @@ class Pipeline:
         self._closed = False
         text = bundle.manifest.text
         self._tokens = None if text is None else Tokenizer(bundle.path / TOKENIZER_FILE, text)
+        if bundle.manifest.clean_captions:
+            check_cleaning()
 
     @classmethod
     def load(

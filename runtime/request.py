@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from ilf_trt.contract.class_names import labels_of
+from ilf_trt.contract.guidance import OFF, effective_scale
 from ilf_trt.contract.manifest import Manifest
 from ilf_trt.contract.plan import Ratio, Rule, StepPlan, make_plan
 from ilf_trt.contract.ports import Role
@@ -23,8 +24,8 @@ from .text.prompts import Prompt, Prompts
 class Request:
     """One generation. Start noise: `latents` (B, C, H, W) of unit variance, or else `seed` and its `noise` source.
 
-    `conditions` are by port, without those that a text encoder makes of the `prompts`. `guided` requests run every
-    picture twice.
+    `conditions` are by port, without those that a text encoder makes of the `prompts`. `guidance_scale` is at least 1;
+    `guided` requests run every picture twice.
     """
 
     plan: StepPlan
@@ -52,7 +53,7 @@ class Request:
         seed: int | Sequence[int] = 0,
         noise: NoiseSource | str = NoiseSource.TORCH,
         latents: ArrayLike | None = None,
-        clean_captions: bool = False,
+        clean_captions: bool | None = None,
         binning: bool = True,
         **conditions: Any,
     ) -> "Request":
@@ -63,16 +64,17 @@ class Request:
         | `size` | (height, width) in pixels, one that the bundle was built for |
         | `binning` | make the nearest size that the model was trained on, then scale and crop to `size` |
         | `steps`, `plan` | another number of steps, or another plan (see `Pipeline.plan`), than the bundle's |
-        | `guidance_scale` | 1 runs every picture once instead of twice |
+        | `guidance_scale` | 1 or less, as in diffusers: no guidance, every picture runs once instead of twice |
         | `seed` | one number draws the batch as diffusers does with one generator; a list draws each picture alone |
         | `noise` | `torch` or `numpy`: whose generator the seed is for |
         | `latents` | start noise (B, C, H, W) of unit variance, in numpy or on the GPU by DLPack |
-        | `clean_captions` | remove links, tags and the like from the prompts, as diffusers' pipelines do |
+        | `clean_captions` | remove links, tags and the like from the prompts; by default as the bundle says |
 
         Raises InvalidRequest for anything that does not fit the bundle.
         """
         plan = _plan(manifest, plan, steps)
         scale = _scale(manifest, guidance_scale)
+        clean = manifest.clean_captions if clean_captions is None else clean_captions
         values = dict(conditions)
         if class_labels is not None:
             if prompt is not None:
@@ -88,8 +90,8 @@ class Request:
             plan=plan,
             size=PictureSize.of(manifest, size, binning=binning),
             guidance_scale=scale,
-            guided=manifest.spec.guidance and (scale != 1 or manifest.batch.fixed),
-            prompts=None if prompt is None else Prompts.of(prompt, negative_prompt, clean=clean_captions),
+            guided=manifest.spec.guidance and (scale > OFF or manifest.batch.fixed),
+            prompts=None if prompt is None else Prompts.of(prompt, negative_prompt, clean=clean),
             conditions=values,
             seed=seed,
             noise=noise,
@@ -160,7 +162,14 @@ def _scale(manifest: Manifest, guidance_scale: float | None) -> float:
     scale = manifest.guidance_scale if guidance_scale is None else guidance_scale
     if not isinstance(scale, Real) or not abs(scale) <= float(np.finfo(np.float32).max):
         raise InvalidRequest(f"guidance_scale is {scale}, it must be finite")
-    return float(scale)
+    if manifest.spec.guidance:
+        return effective_scale(float(scale))
+    if guidance_scale is not None and scale > OFF:
+        raise InvalidRequest(
+            f"guidance_scale is {scale:g}, this bundle was built with --no-guidance; leave it out, or build it with "
+            "guidance"
+        )
+    return OFF
 
 
 def _labels(manifest: Manifest, labels: Any) -> Any:

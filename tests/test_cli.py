@@ -12,11 +12,13 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from ilf_trt import __version__
 from ilf_trt.contract.bundle import Bundle
 from ilf_trt.contract.manifest import SCHEMA
+from ilf_trt.model.checkpoint import fingerprint, load_backbone
 from ilf_trt.runtime.picture.png import GAP, TILE
 from tests.conftest import BLOCKS, CLASSES, FAILED, LOOP, TEXT_CHANNELS, Ran, Run, small_dit, write_checkpoint
 from tests.manifests import change_manifest
@@ -78,6 +80,13 @@ def test_help_of_a_command_has_an_example(run: Run, command: str) -> None:
     ran = run(*command.split(), "--help")
     assert (ran.code, ran.err) == (0, "")
     assert f"ilf-trt {command}" in " ".join(ran.out.partition("Example")[2].split())
+
+
+@pytest.mark.parametrize("command", ["build", "generate"])
+def test_captions_are_cleaned_or_not_by_name(run: Run, command: str) -> None:
+    printed = run(command, "--help").out
+    assert "--clean-captions" in printed
+    assert "--no-clean-captions" in printed
 
 
 def test_version_is_the_packages(run: Run) -> None:
@@ -243,6 +252,22 @@ def test_build_prints_sizes_times_and_the_next_command(run: Run, tiny_checkpoint
     assert (len(manifest.plan.steps), manifest.batch.fixed, manifest.spec.loop.size) == (2, True, 1)
     assert run("verify", out).code == 0
     assert run("generate", out, "--labels", CLASSES, "-o", tmp_path / "one.png").code == 0
+
+
+@pytest.mark.slow
+def test_a_build_on_a_fine_tune_is_a_named_choice_that_inspect_shows(
+    run: Run, tiny_checkpoint: Path, tmp_path: Path
+) -> None:
+    tuned, out = load_backbone(str(tiny_checkpoint)), tmp_path / "tuned.ilf"
+    with torch.no_grad():
+        tuned.proj_out_2.bias.add_(1)
+    tuned.save_pretrained(tmp_path / "tuned")
+    command = ("build", "--checkpoint", tiny_checkpoint, "--base", tmp_path / "tuned", "-o", out, *TINY_BUILD)
+    run(*command).refused("is another model", "--base-differs for a fine-tune")
+    assert run(*command, "--base-differs").code == 0
+    manifest = Bundle.open(out).manifest
+    assert (manifest.base_differs, manifest.base_sha256) == (True, fingerprint(tuned))
+    assert "another than the feedback block was trained on" in run("inspect", out).out
 
 
 @pytest.mark.slow
@@ -443,7 +468,7 @@ def test_an_array_that_is_no_condition_is_refused(run: Run, dit_bundle: Path, tm
     [
         ({"steps": []}, "step plan"),
         ({"blocks": float("inf")}, "step plan"),
-        ({"blocks": BLOCKS + 1}, f"plan is for {BLOCKS + 1} blocks"),
+        ({"blocks": BLOCKS + 1}, "block forwards"),
         ({"rule": "linear"}, "linear"),
         ({"initial_scale": float("nan")}, "step plan"),
     ],

@@ -1,5 +1,6 @@
 """From prompt to picture beside diffusers' own pipelines: the same latents, the same pictures; and what is refused."""
 
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,6 +24,7 @@ from ilf_trt.drop_in.served import ServedTransformer
 from ilf_trt.errors import InvalidRequest, MissingDependency
 from ilf_trt.model.sampling import sample
 from ilf_trt.runtime import Pipeline
+from ilf_trt.runtime.result import Result
 from tests import small_pipelines
 
 STEPS = 4
@@ -31,9 +33,15 @@ LATENT_LIMIT = 1e-4  # relative; the graphs make the same products in another or
 PIXEL_LIMIT = 2  # of 255
 KINDS = ("dit", "alpha", "alpha sized", "sigma")
 PIXARTS = KINDS[1:]
+DEFAULTS = (
+    "dit",
+    "alpha binned",
+    "sigma",
+)  # diffusers bins sizes by default, and has no table for the two other alphas
 RANGE, FIXED = BatchRange(1, 4, 16), BatchRange(2, 2, 2)  # a fixed batch is exported in half the time
 # Sigma's are pictures of a VAE with four levels, which has the tables of trained sizes; width alone varies of alpha's.
-SIZES = {"dit": (), "alpha": ((16, 16), (16, 24)), "alpha sized": (), "sigma": ((256, 256), (208, 304))}
+SIZES = {"alpha": ((16, 16), (16, 24)), "sigma": ((256, 256), (208, 304))}
+PUNCTUATED = "A <b>red</b> fox -- @home, https://fox.example/1.jpg &quot;1920x1080&quot;"
 SIDES = {"alpha": 8, "alpha sized": 128, "sigma": 32}  # of the latent
 LONG = "a red fox jumps over the lazy dog " * 40
 FOREIGN = "ein grüner Baum – señor, l'été, 狐狸, 🦊"
@@ -93,7 +101,7 @@ def pair(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Pair]:
 def _pipeline(folder: Path, kind: str) -> Any:
     if kind == "dit":
         return small_pipelines.dit_pipeline(folder)
-    levels = 4 if kind == "sigma" else 2
+    levels = 4 if kind in ("alpha binned", "sigma") else 2
     return small_pipelines.pixart_pipeline(folder, sigma=kind == "sigma", sized=kind == "alpha sized", levels=levels)
 
 
@@ -107,7 +115,8 @@ def _pair(folder: Path, kind: str, cache: Path) -> Pair:
     made = BuildOptions(
         batch=RANGE if kind == "alpha" else FIXED,
         pipeline=folder / "pipeline",
-        sizes=SIZES[kind],
+        sizes=SIZES.get(kind, SIZES["sigma"] if kind == "alpha binned" else ()),
+        text_tokens=300 if kind == "alpha binned" else None,  # so all its graphs are Sigma's, out of the cache
         steps=STEPS,
         feedback="outer:1",
         cache=cache,
@@ -165,8 +174,45 @@ def test_what_is_cut_off_a_long_prompt_is_said(pair: Callable[[str], Pair], capl
 def test_captions_are_cleaned_as_diffusers_cleans_them(pair: Callable[[str], Pair]) -> None:
     pytest.importorskip("bs4", reason="cleaning needs beautifulsoup4 and ftfy")
     pytest.importorskip("ftfy", reason="cleaning needs beautifulsoup4 and ftfy")
-    prompt = ["A <b>red</b> fox @home https://fox.example/1.jpg &quot;1920x1080&quot;"]
-    same(pair("alpha"), prompt, theirs={"clean_caption": True}, ours={"clean_captions": True})
+    same(pair("alpha"), [PUNCTUATED], theirs={"clean_caption": True}, ours={"clean_captions": True})
+
+
+# --- with the defaults of diffusers
+
+
+def by_default(two: Pair, what: Any, **options: Any) -> tuple[Result, NDArray[np.uint8]]:
+    """Ours and theirs of one request, with nothing set but the seed and the steps, and `options` that both have."""
+    images = two.theirs(what, num_inference_steps=STEPS, generator=torch.Generator().manual_seed(1), **options).images
+    request = {"class_labels": what} if isinstance(two.theirs, diffusers.DiTPipeline) else {"prompt": what}
+    plan = two.ours.plan(STEPS, feedback="none")
+    return two.ours.generate(seed=1, plan=plan, **request, **options), np.stack([np.asarray(image) for image in images])
+
+
+@pytest.mark.parametrize("kind", DEFAULTS)
+def test_a_request_with_all_defaults_gives_diffusers_picture(pair: Callable[[str], Pair], kind: str) -> None:
+    result, pictures = by_default(pair(kind), [2, 3] if kind == "dit" else ["a red fox", PUNCTUATED])
+    assert apart(result.pixels, pictures) <= PIXEL_LIMIT
+
+
+@pytest.mark.parametrize("kind", DEFAULTS)
+@pytest.mark.parametrize("scale", [0.0, -1.0, 1.0])
+def test_guidance_is_off_where_it_is_off_in_diffusers(pair: Callable[[str], Pair], kind: str, scale: float) -> None:
+    asked = [2, 3] if kind == "dit" else ["a red fox", PUNCTUATED]  # the bundles of these kinds have a fixed batch
+    result, pictures = by_default(pair(kind), asked, guidance_scale=scale)
+    assert apart(result.pixels, pictures) <= PIXEL_LIMIT
+    first, second = result.latents
+    assert apart(pictures[0], pictures[1]) > PIXEL_LIMIT
+    assert relative(first, second) > LATENT_LIMIT
+
+
+def test_a_prompt_is_cleaned_unless_it_is_asked_for_as_it_is(pair: Callable[[str], Pair]) -> None:
+    ours = pair("sigma").ours
+    default, clean, raw = (
+        ours.generate([PUNCTUATED] * 2, seed=1, clean_captions=c, decode=False).latents for c in (None, True, False)
+    )
+    np.testing.assert_array_equal(default, clean)
+    assert relative(default, raw) > LATENT_LIMIT
+    assert ours.manifest.clean_captions
 
 
 @pytest.mark.parametrize("kind", ["alpha", "sigma"])
@@ -373,10 +419,11 @@ def test_a_prompt_for_a_bundle_without_text_encoder_is_refused(pixart_bundle: Pa
         refused(lambda: result.images, "these are latents without pictures")
 
 
-def test_tokens_without_the_library_name_what_to_install(
-    pair: Callable[[str], Pair], monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("library", ["tokenizers", "bs4", "ftfy"])
+def test_a_missing_library_is_named_when_the_bundle_is_loaded(
+    pair: Callable[[str], Pair], library: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setitem(__import__("sys").modules, "tokenizers", None)
+    monkeypatch.setitem(sys.modules, library, None)
     with pytest.raises(MissingDependency, match=r"pip install 'ilf-trt\[text\]'"):
         Pipeline.load(pair("alpha").ours.bundle.path)
 

@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
 
+from ilf_trt.contract.guidance import OFF, effective_scale
 from ilf_trt.contract.plan import DEFAULT_FEEDBACK, Ratio, Rule
 from ilf_trt.contract.ports import DECODE, GRAPHS, TEXT
 from ilf_trt.contract.spec import BatchRange, Calibrator, Precision
@@ -29,18 +30,22 @@ class BuildOptions:
     """Everything that changes what a build makes.
 
     `pipeline` is the folder of a diffusers pipeline: its text encoder and its decoder become graphs too, except those
-    in `without`; `text_tokens` None takes its length of a text. `sizes` are (height, width) in pixels, the first is the
+    in `without`; `text_tokens` None takes its length of a text. `guidance_scale` and `clean_captions` None are what the
+    pipeline's class takes by default. `base_differs` takes a base of the same architecture that the feedback block was
+    not trained on, such as a fine-tune. `sizes` are (height, width) in pixels, the first is the
     default; `decoder_tile` is the side in pixels above which a picture is decoded in tiles. `engines` None ends at
     ONNX. `cache` is the folder of the build cache; None builds everything again. The cache changes only the time.
     """
 
     base: str | None = None
+    base_differs: bool = False
     precision: Precision = Precision.FP32
     wide_residual: bool = False
     hoist_text: bool = False
     batch: BatchRange = DEFAULT_BATCH
     guidance: bool = True
-    guidance_scale: float = 1.5
+    guidance_scale: float | None = None
+    clean_captions: bool | None = None
     steps: int = 10
     feedback: str = DEFAULT_FEEDBACK
     rule: Rule = Rule.ANNEAL
@@ -65,6 +70,10 @@ class BuildOptions:
 
     def check(self) -> None:
         """Raise InvalidRequest for options that contradict one another, before anything is loaded."""
+        if self.guidance_scale is not None and effective_scale(self.guidance_scale) > OFF and not self.guidance:
+            raise InvalidRequest(
+                f"--guidance-scale {self.guidance_scale:g} and --no-guidance contradict one another; leave one out"
+            )
         if self.engines is None and self.strip_graphs:
             raise InvalidRequest("--strip-graphs would leave nothing: pass a --target to build engines for")
         if self.precision is not Precision.FP8 and (self.fp8_exclude or self.calibration):

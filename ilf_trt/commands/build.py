@@ -1,6 +1,5 @@
 """The command `build`: a checkpoint becomes a bundle."""
 
-import math
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -29,6 +28,7 @@ def build(
     checkpoint: str,
     output: Annotated[Path, Parameter(alias="-o")],
     base: str | None = None,
+    base_differs: Annotated[bool, Parameter(negative=())] = False,
     precision: Precision = Precision.FP32,
     residual: Literal["fp32"] | None = None,
     batch: str = str(DEFAULT_BATCH),
@@ -38,7 +38,8 @@ def build(
     ratio: RatioName = "m/n",
     scheduler: str | None = None,
     guidance: bool = True,
-    guidance_scale: float = 1.5,
+    guidance_scale: float | None = None,
+    clean_captions: bool | None = None,
     text_tokens: int | None = None,
     pipeline: PipelineFlags = PipelineFlags(),  # noqa: B008
     hoist_text: Annotated[bool, Parameter(negative=())] = False,
@@ -63,6 +64,9 @@ def build(
         Folder of the bundle to write.
     base
         Folder or hub id of the frozen backbone, when it is not where the checkpoint says.
+    base_differs
+        Take a base of the same architecture that the feedback block was not trained on: a fine-tune, or a fused LoRA.
+        The manifest records it.
     precision
         What the matrix products run in.
     residual
@@ -82,7 +86,11 @@ def build(
     guidance
         Build for classifier-free guidance (the blocks see every picture twice).
     guidance_scale
-        Default strength of guidance; it can be replaced at run time.
+        Default strength of guidance; it can be replaced at run time. By default what the diffusers pipeline of the
+        model takes: 4.5 for PixArt, 4 for DiT, 1.5 for pixels.
+    clean_captions
+        Whether prompts are cleaned of links, tags and the like if a request does not say; by default as the diffusers
+        pipeline of the model does.
     text_tokens
         Length of the text that the graphs take; by default the pipeline's (PixArt-alpha 120, Sigma 300), or 300.
     hoist_text
@@ -106,15 +114,15 @@ def build(
     """
     if text_tokens is not None and text_tokens < 1:
         raise InvalidRequest(f"text_tokens is {text_tokens}, it must be at least 1")
-    if not math.isfinite(guidance_scale):
-        raise InvalidRequest(f"guidance_scale is {guidance_scale}, it must be finite")
     options = BuildOptions(
         base=base,
+        base_differs=base_differs,
         precision=precision,
         wide_residual=residual == "fp32",
         batch=BatchRange.parse(batch),
         guidance=guidance,
         guidance_scale=guidance_scale,
+        clean_captions=clean_captions,
         steps=steps,
         feedback=feedback,
         rule=rule,

@@ -52,6 +52,8 @@ def inspect(
     cell = manifest.picture.cell
     facts = {
         "model": f"{spec.kind}, {spec.blocks} blocks, width {spec.width}",
+        "base": manifest.base_sha256[:12]
+        + (", another than the feedback block was trained on" if manifest.base_differs else ""),
         "loop": f"blocks {spec.loop.begin} to {spec.loop.end}",
         "latent": " x ".join(str(side) for side in spec.latent),
         "sizes": ", ".join(f"{height * cell}x{width * cell}" for height, width in spec.sizes),
@@ -86,7 +88,9 @@ def _parts(manifest: Manifest) -> dict[str, str]:
     """The pipeline's parts and classes."""
     facts, text, decoder = {}, manifest.text, manifest.decoder
     if text is not None:
+        captions = "cleaned" if manifest.clean_captions else "as they are"
         facts["text"] = f"{text.tokens} tokens of {text.vocabulary}, {text.channels} channels, {text.precision}"
+        facts["captions"] = captions
     if decoder is not None:
         tiles = f", in tiles of {decoder.tile} cells" if decoder.tile else ""
         facts["decoder"] = f"{decoder.scale} pixels to a cell, {decoder.precision}{tiles}"

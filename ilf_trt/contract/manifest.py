@@ -85,7 +85,10 @@ class EngineFacts:
 class Manifest:
     """Everything the runtime needs to know before it opens a graph; `scales` (m,) are the learned feedback scales.
 
-    `text` and `decoder` are None where a bundle takes embedded text, or gives latents.
+    `text` and `decoder` are None where a bundle takes embedded text, or gives latents. `guidance_scale` and
+    `clean_captions` are what a request takes that names neither. `base_sha256` is the fingerprint of the base in the
+    graphs, `base_rounded_sha256` those of its weights rounded to float16 and to bfloat16; `base_differs` says that the
+    feedback block was trained on another base.
     """
 
     spec: ModelSpec
@@ -96,7 +99,10 @@ class Manifest:
     plan: StepPlan
     scheduler: dict[str, Any]
     guidance_scale: float
+    clean_captions: bool
     base_sha256: str
+    base_rounded_sha256: dict[str, str]
+    base_differs: bool
     tools: dict[str, str]
     fp8: Calibration | None
     text: TextSpec | None

@@ -7,7 +7,10 @@ from pathlib import Path
 
 @dataclass(frozen=True, slots=True)
 class Packaged:
-    """A checkpoint in the package; `guidance_scale` is what its pictures are best with."""
+    """A checkpoint in the package; `guidance_scale` is what its pictures are best with.
+
+    It takes the place of its pipeline class's. Captions are not cleaned by default, as in its training.
+    """
 
     name: str
     subfolder: str

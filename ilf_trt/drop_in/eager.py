@@ -1,20 +1,26 @@
 """A drop-in for the transformer of a diffusers pipeline: the pipeline stays as it is and samples with feedback."""
 
+from pathlib import Path
 from typing import Any, Self
 
 import torch
+from diffusers import ModelMixin
 from torch import Tensor, nn
 
 from ilf_trt.contract.plan import DEFAULT_FEEDBACK, Ratio, Rule, StepPlan
+from ilf_trt.errors import InvalidRequest
+from ilf_trt.model.checkpoint import save_ilf
 from ilf_trt.model.ilf_model import ILFModel
 
-from .follower import Follower, check_pipeline, plan_maker
+from .follower import Follower, plan_maker
+from .replaced import model_for, replaced_transformer
 
 
-class ILFTransformer(nn.Module):
+class ILFTransformer(ModelMixin):  # type: ignore[misc]
     """Called by a diffusers pipeline as its own transformer; each call runs the step that the scheduler is at.
 
-    `config`, `dtype` and `device` are the backbone's, and so are all channels of what it returns.
+    `config`, `dtype` and `device` are the backbone's, and so are all channels of what it returns. It is a ModelMixin
+    because `save_pretrained` of a pipeline drops everything else.
     """
 
     def __init__(self, model: ILFModel, follower: "Follower") -> None:
@@ -32,21 +38,30 @@ class ILFTransformer(nn.Module):
         feedback: str = DEFAULT_FEEDBACK,
         rule: Rule | str = Rule.ANNEAL,
         ratio: Ratio | str = Ratio.LOOP_TO_MODEL,
+        base_differs: bool = False,
     ) -> Self:
         """Put `model` in the place of `pipe.transformer`; every later call of `pipe` follows a plan of its own.
 
         The plan is that of `pipe.scheduler` and of the number of steps at the time of the call. `model` is moved to
-        the device and dtype of the transformer that it replaces, if there is one.
-        Raises InvalidRequest for a pipeline without a transformer or with another one than the model's, and for an
-        unknown pattern, rule or ratio. The pipeline's calls raise UnsupportedScheduler for a scheduler without a plan.
+        the device and dtype of the transformer that it replaces, if there is one. That transformer must have the
+        weights of the model's base, or these rounded to a half: they are compared once, which reads all of them.
+        `base_differs` takes a fine-tune of the base: the pipeline keeps its own weights and gets the feedback block.
+        Raises InvalidRequest for a pipeline without a transformer, with another one than the model's or with one that
+        carries an adapter (LoRA), and for an unknown pattern, rule or ratio. The pipeline's calls raise
+        UnsupportedScheduler for a scheduler without a plan.
         """
-        replaced = check_pipeline(pipe, model.config)
+        replaced = replaced_transformer(pipe, type(model.adapter), model.config)
         plan_of = plan_maker(len(model.adapter.blocks), model.loop, feedback, rule, ratio)
-        transformer = cls(model, Follower(pipe, plan_of))
+        transformer = cls(model_for(replaced, model, base_differs=base_differs), Follower(pipe, plan_of))
         if replaced is not None:
-            transformer.to(replaced.device, replaced.dtype)
+            nn.Module.to(transformer, replaced.device, replaced.dtype)
         pipe.transformer = transformer
         return transformer
+
+    @property
+    def base(self) -> nn.Module:
+        """The frozen backbone."""
+        return self.model.backbone
 
     @property
     def config(self) -> Any:
@@ -71,6 +86,31 @@ class ILFTransformer(nn.Module):
         """
         call, t_post, feedback = self._step(hidden_states, args, conditions)
         return self.model(hidden_states, t_post=t_post, feedback=feedback, return_dict=return_dict, **call)
+
+    def save_pretrained(
+        self,
+        save_directory: str | Path,
+        *,
+        safe_serialization: bool = True,
+        variant: str | None = None,
+        max_shard_size: int | str = "10GB",
+    ) -> None:
+        """Write the base as diffusers does, and the ILF checkpoint into the same folder.
+
+        `DiffusionPipeline.save_pretrained` calls this. The pipeline's folder then loads in diffusers with the plain
+        base, and `load_ilf(FOLDER / "transformer")` gives the model. Raises InvalidRequest for a base that carries an
+        adapter (LoRA), or without safetensors.
+        """
+        if not safe_serialization or variant is not None:
+            raise InvalidRequest("an ILF checkpoint reads its base from safetensors without a variant; save it as such")
+        base: Any = self.base
+        save_ilf(self.model, save_directory, base=".")
+        base.save_pretrained(save_directory, max_shard_size=max_shard_size)
+        pipe = self._follower.pipe
+        if pipe is not None and getattr(pipe.transformer, "_orig_mod", pipe.transformer) is self:
+            library = type(base).__module__
+            root = library.split(".")[0]
+            pipe.register_to_config(transformer=(root if root == "diffusers" else library, type(base).__name__))
 
     def compile(self, *args: Any, **options: Any) -> None:
         """`torch.compile` for what runs at each step; one graph for plain steps, one for steps with feedback."""

@@ -11,7 +11,6 @@ from torch import Tensor
 from ilf_trt.contract.plan import Ratio, Rule, StepPlan, feedback_steps, make_plan
 from ilf_trt.contract.spec import Loop
 from ilf_trt.errors import InvalidRequest, UnsupportedScheduler
-from ilf_trt.model.backbones import pipeline_kinds
 
 TIME_TOLERANCE = 0.01  # of 1000: some of diffusers' fractions come out of float32, times that differ do by 1 and more
 
@@ -35,12 +34,17 @@ class Follower:
         self._plan_of = plan_of
         self._followed: tuple[Tensor, StepPlan] | None = None
 
+    @property
+    def pipe(self) -> Any:
+        """The pipeline that is followed; None when it is gone."""
+        return self._pipe()
+
     def at(self, timestep: Tensor | float) -> tuple[StepPlan, int]:
         """The plan of the scheduler's present timesteps, and the index of the step that comes next.
 
         Raises UnsupportedScheduler, and InvalidRequest when the scheduler has no step left or none at `timestep`.
         """
-        pipe = self._pipe()
+        pipe = self.pipe
         if pipe is None:
             raise InvalidRequest("the pipeline of this transformer is gone; install the model in the one that is used")
         scheduler = pipe.scheduler
@@ -68,25 +72,6 @@ class Follower:
                 f"{_shorten(planned)}; leave timesteps=… and sigmas=… out, and lambda_min_clipped at its default"
             )
         return plan
-
-
-def check_pipeline(pipe: Any, config: Any) -> Any:
-    """The transformer that `pipe` has, or None; raises InvalidRequest when there is no place for one of `config`."""
-    for part in ("transformer", "scheduler"):
-        if not hasattr(pipe, part):
-            kinds = ", ".join(pipeline_kinds())
-            raise InvalidRequest(f"{type(pipe).__name__} has no {part}; give a diffusers pipeline such as {kinds}")
-    replaced = pipe.transformer
-    if replaced is None:
-        return None
-    ours, theirs = dict(config), dict(replaced.config)
-    for name in sorted((ours.keys() & theirs.keys()) - {"out_channels"}):  # a served model has no learned variance
-        if not name.startswith("_") and ours[name] != theirs[name]:
-            raise InvalidRequest(
-                f"{type(pipe).__name__} has another transformer than the model's: its {name} is {theirs[name]!r}, the "
-                f"model's {ours[name]!r}; load the pipeline of the model's base"
-            )
-    return replaced
 
 
 def plan_maker(blocks: int, loop: Loop, feedback: str, rule: Rule | str, ratio: Ratio | str) -> PlanMaker:

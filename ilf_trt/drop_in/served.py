@@ -6,9 +6,10 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
 import torch
+from diffusers import ModelMixin
 from diffusers.configuration_utils import FrozenDict
 from diffusers.models.modeling_outputs import Transformer2DModelOutput
-from torch import Tensor, nn
+from torch import Tensor
 from torch.utils.dlpack import from_dlpack
 
 from ilf_trt.contract.manifest import Manifest
@@ -19,7 +20,8 @@ from ilf_trt.leaves import load_pipeline
 from ilf_trt.model.backbone import Backbone
 from ilf_trt.model.backbones import adapter_of_kind
 
-from .follower import Follower, check_pipeline, plan_maker
+from .follower import Follower, plan_maker
+from .replaced import check_bundle, replaced_transformer
 
 if TYPE_CHECKING:
     from ilf_trt.leaves import Pipeline
@@ -28,12 +30,17 @@ KEPT_STEPS = 128  # each step is a plan of its own, bound once
 RAW_OUTPUT = (0.0, 1.0, 0.0, 1.0, 0.0, 0.0)  # c_x, c_out, a, b_0 …: the next latent is what the model puts out
 
 
-class ServedTransformer(nn.Module):
+class ServedTransformer(ModelMixin):  # type: ignore[misc]
     """Called by a diffusers pipeline as its own transformer, and like `ILFTransformer` with feedback; has no weights.
 
     The diffusers pipeline guides and solves, so each call is a plan of one step that ends at the model's output. A
     learned variance is not served: `config.out_channels` are the latent's. Closes the bundle's pipeline with itself.
+    `base` is None: the graphs hold its weights, known by `base_sha256`.
     """
+
+    base = None
+    dtype: torch.dtype = torch.float32
+    device: torch.device = torch.device("cpu")
 
     def __init__(self, served: "Pipeline", follower: Follower, *, device: str) -> None:
         """`served` is the bundle's pipeline on `device`.
@@ -50,7 +57,7 @@ class ServedTransformer(nn.Module):
             )
         self._adapter = adapter_of_kind(spec.kind)
         self.config = config_of(served.manifest)
-        self.dtype = torch.float32
+        self.base_sha256 = served.manifest.base_sha256
         self.device = torch.device(device)
         self._served = served
         self._follower = follower
@@ -75,18 +82,24 @@ class ServedTransformer(nn.Module):
 
         `device`, `engine` and `threads` are those of `ilf_trt.runtime.Pipeline.load`; `feedback`, `rule` and `ratio`
         are the bundle's own unless given. The plan follows `pipe.scheduler` and the number of steps of each call.
-        Raises what `Pipeline.load` raises, InvalidRequest for a bundle that guides or does not fit the pipeline,
-        UnsupportedBackbone for one whose backbone is not registered. The pipeline's calls raise UnsupportedScheduler
-        for a scheduler without a plan.
+        The transformer that it replaces must have the weights of the bundle's base, or these in the half that the
+        pipeline was loaded in: they are hashed once, which takes some seconds for a large model.
+        Raises what `Pipeline.load` raises, InvalidRequest for a bundle that guides or does not fit the pipeline, and
+        for a transformer that is another than the base or carries an adapter (LoRA), UnsupportedBackbone for a bundle
+        whose backbone is not registered. The pipeline's calls raise UnsupportedScheduler for a scheduler without a
+        plan.
         """
         served = load_pipeline(bundle, device=device, engine=engine, threads=threads, sessions=1, kept=KEPT_STEPS)
         try:
-            check_pipeline(pipe, config_of(served.manifest))
+            adapter = adapter_of_kind(served.manifest.spec.kind)
+            replaced = replaced_transformer(pipe, adapter, config_of(served.manifest))
             spec, plan = served.manifest.spec, served.manifest.plan
             plan_of = plan_maker(
                 spec.blocks, spec.loop, feedback or plan.feedback, rule or plan.rule, ratio or plan.ratio
             )
             transformer = cls(served, Follower(pipe, plan_of), device=device)
+            if replaced is not None:
+                check_bundle(replaced, served.manifest)
         except BaseException:
             served.close()
             raise
@@ -125,6 +138,12 @@ class ServedTransformer(nn.Module):
         ).latents
         sample = (from_dlpack(result) if on_device else torch.from_numpy(result)).to(hidden_states)
         return Transformer2DModelOutput(sample=sample) if return_dict else (sample,)
+
+    def save_pretrained(self, save_directory: str | Path, **options: Any) -> None:
+        """Raises InvalidRequest: the graphs are in the bundle, and a pipeline saved without them would not load."""
+        raise InvalidRequest(
+            "a served transformer has no weights to save; put the pipeline's own transformer back, then save it"
+        )
 
     def close(self) -> None:
         """Free the bundle's graphs; a second call does nothing."""

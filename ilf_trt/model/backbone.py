@@ -30,12 +30,15 @@ class PipelineKind:
     """A class of diffusers pipelines that this backbone is served in.
 
     `text_tokens` is the length of its text, None without text. `bins` gives the sizes (height, width) in pixels that
-    the model was trained on, by the side of its latent and by the ratio height / width.
+    the model was trained on, by the side of its latent and by the ratio height / width. `guidance_scale` and
+    `clean_captions` are what a call of the class takes by default.
     """
 
     class_name: str
     text_tokens: int | None = None
     bins: Callable[[], Mapping[int, Mapping[str, Sequence[float]]]] = dict
+    guidance_scale: float = 1.5
+    clean_captions: bool = False
 
 
 class Backbone(ABC):
@@ -69,6 +72,13 @@ class Backbone(ABC):
         """Raises UnsupportedBackbone for a configuration that the segments do not reproduce."""
         self.model = model
         self.check()
+
+    def contradiction(self, class_name: str) -> str | None:
+        """Why a diffusers pipeline of this class cannot be one of the model's; None if its configuration allows it.
+
+        `class_name` is among `pipelines`.
+        """
+        return None
 
     @classmethod
     def model_class(cls) -> str:

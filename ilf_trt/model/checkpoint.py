@@ -18,6 +18,7 @@ from ilf_trt.contract.spec import Loop
 from ilf_trt.errors import CheckpointError, InvalidRequest, one_line
 
 from .backbones import adapter_of_class, adapter_of_kind
+from .identity import check_plain
 from .ilf_model import ILFModel
 from .surgery import attach
 
@@ -51,16 +52,18 @@ class Checkpoint:
         own = self.folder / SCHEDULER_FILE
         return read_json_object(own) if own.is_file() else base_scheduler(self.base)
 
-    def load(self) -> ILFModel:
+    def load(self, *, base_differs: bool = False) -> ILFModel:
         """The model on its base; raises as `load_ilf` does."""
         source = self.base
         backbone = _load_base(self.kind, source)
         _check_finite(backbone.state_dict(), f"the base {source}")
         sha256 = fingerprint(backbone)
-        if sha256 != self.base_sha256:
+        same = sha256 == self.base_sha256
+        if not same and not base_differs:
             raise CheckpointError(
                 f"base {source} is another model: its weights hash to {sha256[:12]}…, the checkpoint was trained on "
-                f"{self.base_sha256[:12]}…; pass the base it was trained on with --base"
+                f"{self.base_sha256[:12]}…; pass the base it was trained on with --base, or --base-differs for a "
+                "fine-tune of it"
             )
         config = plain_config(backbone)
         for name, value in self.config.items():
@@ -74,6 +77,7 @@ class Checkpoint:
         except InvalidRequest as error:
             raise CheckpointError(f"{self.folder / FACTS_FILE}: {error}") from error
         load_feedback(model, self.folder / WEIGHTS_FILE)
+        model.trained_on = None if same else self.base_sha256
         return model
 
 
@@ -88,9 +92,11 @@ def save_ilf(
     """Write the feedback block, the scales and what they belong to.
 
     `base` says where the frozen backbone is found again: a folder relative to `folder`, a path, or a hub id;
-    without it the backbone is written beside, as `transformer/`. `base_sha256` is its fingerprint if you know it.
-    Raises CheckpointError when a weight is not finite.
+    without it the backbone is written beside, as `transformer/`. `base_sha256` is its fingerprint if you know it. For a
+    model on another base than its feedback block was trained on, the checkpoint says what it was trained on.
+    Raises CheckpointError when a weight is not finite, InvalidRequest when the backbone carries an adapter (LoRA).
     """
+    check_plain(model.backbone, "the model's backbone")
     folder = Path(folder)
     state = _feedback_state(model)
     folder.mkdir(parents=True, exist_ok=True)
@@ -101,7 +107,7 @@ def save_ilf(
         "schema": SCHEMA,
         "kind": model.adapter.kind,
         "loop": [model.loop.begin, model.loop.end],
-        "base": {"source": base, "sha256": base_sha256 or fingerprint(model.backbone)},
+        "base": {"source": base, "sha256": base_sha256 or model.trained_on or fingerprint(model.backbone)},
         "config": plain_config(model.backbone),
         "training": training or {},
     }
@@ -109,14 +115,17 @@ def save_ilf(
     (folder / FACTS_FILE).write_text(json.dumps(facts, indent=2) + "\n")
 
 
-def load_ilf(folder: str | Path, *, base: str | Path | None = None) -> ILFModel:
+def load_ilf(folder: str | Path, *, base: str | Path | None = None, base_differs: bool = False) -> ILFModel:
     """Read a checkpoint and its base; `"demo"` and `"demo-emoji"` are in the package, `base` says where the base is.
 
+    `base_differs` takes a base of the same architecture with other weights, such as a fine-tune: its pictures are its
+    own, and the feedback block, trained on another, may serve them less well.
     Raises CheckpointError when a file is missing or damaged, a weight is not finite, or the base is another model,
     UnsupportedBackbone for a kind without an adapter.
     """
     checkpoint = read_checkpoint(folder)
-    return checkpoint.load() if base is None else replace(checkpoint, base=str(base)).load()
+    checkpoint = checkpoint if base is None else replace(checkpoint, base=str(base))
+    return checkpoint.load(base_differs=base_differs)
 
 
 def load_backbone(source: str) -> Any:
@@ -182,12 +191,15 @@ def plain_config(backbone: Any) -> dict[str, Any]:
     return plain
 
 
-def fingerprint(module: nn.Module) -> str:
-    """sha256 over names, shapes and values of the weights, widened to float32 so that a lossless cast keeps it."""
+def fingerprint(module: nn.Module, dtype: torch.dtype = torch.float32) -> str:
+    """sha256 over names, shapes and values of the weights, widened to float32 so that a lossless cast keeps it.
+
+    `dtype` float16 or bfloat16 hashes the weights rounded to it.
+    """
     digest = hashlib.sha256()
     for name, tensor in sorted(module.state_dict().items()):
         digest.update(f"{name} {tuple(tensor.shape)}\n".encode())
-        digest.update(tensor.detach().cpu().float().contiguous().numpy().data)
+        digest.update(tensor.detach().cpu().to(dtype).contiguous().flatten().view(torch.uint8).numpy().data)
     return digest.hexdigest()
 
 

@@ -33,7 +33,8 @@ class FirstPass:
 class ILFModel(nn.Module):
     """Called like its backbone, plus `t_post` and `feedback`; made by `attach`.
 
-    `backbone` is the caller's own module, shared and frozen; `feedback` is all that trains.
+    `backbone` is the caller's own module, shared and frozen; `feedback` is all that trains. `trained_on` is the
+    fingerprint of the base that `feedback` was trained on if that is another than `backbone`, else None.
     Source: arXiv 2501.13107, section 3.1.
     """
 
@@ -43,6 +44,7 @@ class ILFModel(nn.Module):
         self.loop = loop
         self.backbone: nn.Module = adapter.model
         self.feedback = feedback
+        self.trained_on: str | None = None
 
     @property
     def config(self) -> Any:

@@ -11,6 +11,7 @@ import diffusers
 import torch
 from torch import Tensor, nn
 
+from ilf_trt.contract.guidance import OFF, effective_scale
 from ilf_trt.contract.plan import StepPlan
 from ilf_trt.contract.ports import Role
 from ilf_trt.errors import InvalidRequest, UnsupportedScheduler
@@ -68,12 +69,15 @@ def sample(
     """noise (B, C, H, W) of unit variance -> latents (B, C, H, W).
 
     `model` is an ILF model, or a plain backbone when no step of the plan gets feedback (its own forward is then used).
-    `conditions` bear the names of the served model's ports. Runs on the device and in the dtype of the model, in
+    `conditions` bear the names of the served model's ports. A `guidance_scale` of 1 or below is no guidance, as in
+    diffusers. Runs on the device and in the dtype of the model, in
     float32 outside of it. Between the first step and the last, nothing waits for a GPU and nothing is copied to it.
     """
     plain = not isinstance(model, ILFModel)
     if plain and any(step.feedback for step in plan.steps):
         raise InvalidRequest("a plain backbone cannot take feedback; pass an ILF model, or a plan with feedback none")
+    scale = effective_scale(guidance_scale)
+    guidance = guidance and scale > OFF
     adapter = model.adapter if isinstance(model, ILFModel) else backbone_of(model)
     parameter = next(model.parameters())
     device, dtype = parameter.device, parameter.dtype
@@ -99,7 +103,7 @@ def sample(
             del output
             if guidance:
                 conditional, unconditional = epsilon.chunk(2)
-                epsilon = unconditional + guidance_scale * (conditional - unconditional)
+                epsilon = unconditional + scale * (conditional - unconditional)
             latents = scheduler.step(epsilon, timestep, latents).prev_sample
     return latents
 

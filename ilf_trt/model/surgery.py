@@ -10,6 +10,7 @@ from ilf_trt.errors import InvalidRequest
 
 from .backbones import backbone_of
 from .feedback import Feedback
+from .identity import check_plain
 from .ilf_model import ILFModel
 
 
@@ -20,10 +21,12 @@ def attach(
 
     The block is a copy of the loop's last unless `initialisation` says otherwise. The backbone's parameters are frozen
     (`requires_grad` false) and it is put in eval mode: nothing else of it changes. Raises UnsupportedBackbone for
-    another model class, InvalidRequest for a loop that does not fit or an unknown initialisation.
+    another model class, InvalidRequest for a loop that does not fit, an unknown initialisation, or a backbone that
+    carries an adapter (LoRA).
     """
     if initialisation not in list(Initialisation):
         raise InvalidRequest(f"initialisation is {initialisation!r}, it must be one of {', '.join(Initialisation)}")
+    check_plain(backbone, type(backbone).__name__)
     adapter = backbone_of(backbone)
     loop = loop if isinstance(loop, Loop) else Loop(*loop)
     loop.check(len(adapter.blocks))
@@ -34,3 +37,15 @@ def attach(
             for parameter in layer.parameters():
                 nn.init.zeros_(parameter)
     return ILFModel(adapter, loop, Feedback(block.requires_grad_(True), loop.size))
+
+
+def move_onto(model: ILFModel, backbone: Any, trained_on: str) -> ILFModel:
+    """The feedback block of `model`, shared, on another base of the same architecture, such as a fine-tune.
+
+    `trained_on` is the fingerprint of the base that the block was trained on. Raises UnsupportedBackbone, and
+    InvalidRequest for a backbone that carries an adapter (LoRA).
+    """
+    check_plain(backbone, type(backbone).__name__)
+    moved = ILFModel(backbone_of(backbone.requires_grad_(False).eval()), model.loop, model.feedback)
+    moved.trained_on = trained_on
+    return moved

@@ -85,7 +85,6 @@ class Sampler:
         plan = make_plan(self.scheduler, self.settings.steps, blocks=len(model.adapter.blocks), loop=model.loop)
         noise = torch.randn((len(self.labels), *model.adapter.latent), generator=torch.Generator().manual_seed(0))
         device = next(model.parameters()).device
-        guidance = self.settings.guidance_scale
         with autocasting(device.type, autocast):
             pictures = sample(
                 model,
@@ -93,8 +92,7 @@ class Sampler:
                 self.scheduler,
                 {port.name: self.labels for port in model.adapter.conditioning(1).positive},
                 noise,
-                guidance_scale=guidance,
-                guidance=guidance != 1.0,
+                guidance_scale=self.settings.guidance_scale,
             )
         self.folder.mkdir(parents=True, exist_ok=True)
         path = self.folder / f"{iteration:08d}.png"

@@ -4,6 +4,7 @@ import html
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from importlib.util import find_spec
 from urllib.parse import unquote_plus
 
 from ilf_trt.errors import InvalidRequest, MissingDependency, one_line
@@ -101,13 +102,26 @@ def prepare_caption(caption: str, *, clean: bool) -> str:
     return caption
 
 
+def check_cleaning() -> None:
+    """Raise MissingDependency without the packages that cleaning needs; loads neither."""
+    for name in ("bs4", "ftfy"):
+        if find_spec(name) is None:
+            raise _missing(name)
+
+
+def _missing(name: str | None) -> MissingDependency:
+    return MissingDependency(
+        f"cleaning captions needs {name}; pip install 'ilf-trt[text]', or build with --no-clean-captions"
+    )
+
+
 def _clean(caption: str) -> str:
     try:
         import ftfy
         from bs4 import BeautifulSoup
         from bs4.builder import ParserRejectedMarkup
     except ImportError as error:
-        raise MissingDependency(f"cleaning captions needs {error.name}; pip install 'ilf-trt[captions]'") from error
+        raise _missing(error.name) from error
     text = _apply(MARKUP, unquote_plus(caption).strip().lower())
     try:
         # An empty element in front adds no text. It stops bs4 from warning that the caption looks like a file name, an

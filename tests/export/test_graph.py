@@ -23,7 +23,7 @@ from ilf_trt.assembly.options import BuildOptions
 from ilf_trt.contract.bundle import Bundle
 from ilf_trt.contract.ports import GRAPHS, Graph, Port, Role
 from ilf_trt.contract.spec import BatchRange, Precision
-from ilf_trt.errors import ParityError, PortMismatch
+from ilf_trt.errors import InvalidRequest, ParityError, PortMismatch
 from ilf_trt.export.graph import OPSET, export_segment
 from ilf_trt.export.segments import segments_of, spec_of
 from ilf_trt.model.sampling import sample
@@ -256,8 +256,10 @@ def test_without_guidance_the_blocks_see_every_picture_once(half_build: BuildRes
     graphs = {graph.name: graph for graph in half_build.bundle.manifest.graphs}
     assert graphs["pre"].outputs[0].shape[0] == "B"
     with Pipeline.load(half_build.bundle.path) as pipeline:
-        low, high = (pipeline.generate(class_labels=[3, 1, 9], guidance_scale=scale).latents for scale in (0.0, 9.0))
-    np.testing.assert_array_equal(low, high)
+        own, off = (pipeline.generate(class_labels=[3, 1, 9], guidance_scale=scale).latents for scale in (None, 0.0))
+        with pytest.raises(InvalidRequest, match="guidance_scale is 9, this bundle was built with --no-guidance"):
+            pipeline.generate(class_labels=[3, 1, 9], guidance_scale=9.0)
+    np.testing.assert_array_equal(own, off)
 
 
 @pytest.mark.slow

@@ -579,14 +579,20 @@ def test_more_pictures_than_the_batch_are_split_and_are_the_same_pictures(dit: S
         assert relative(together[few], alone) < FLOAT32_ROUNDING
 
 
-def test_guidance_of_one_runs_every_picture_once(dit: Served) -> None:
+def test_guidance_of_one_and_less_runs_every_picture_once_and_as_asked_for(dit: Served) -> None:
+    noise = dit.noise(2)
+    own = [dit.pipeline.generate(guidance_scale=s, latents=noise, **labels(1, 2)).latents for s in (1.0, 0.0, -3.0)]
+    other = dit.pipeline.generate(guidance_scale=0.0, latents=noise, **labels(3, 4)).latents
+    assert (own[0] == own[1]).all()
+    assert (own[0] == own[2]).all()
+    assert relative(other, own[0]) > VISIBLE
     shapes = []
-    for scale in (1.0, 1.5):
+    for scale in (0.0, 1.0, 1.5):
         dit.pipeline.generate(guidance_scale=scale, **labels(1, 2))
         with dit.pipeline._loading.session("transformer") as session:
             job = next(reversed(session._trajectories))
             shapes.append(session.trajectory(job)._arrays["hidden"].shape[0])  # type: ignore[attr-defined]
-    assert shapes == [2, 4]
+    assert shapes == [2, 2, 4]
 
 
 def test_every_step_calls_progress_and_a_generation_can_be_cancelled(dit: Served) -> None:

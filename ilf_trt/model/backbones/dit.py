@@ -24,7 +24,7 @@ class DiT(Backbone):
     model_type = DiTTransformer2DModel
     arguments = ("timestep", LABELS, "cross_attention_kwargs")
     unsupported = ("cross_attention_kwargs",)
-    pipelines = (PipelineKind("DiTPipeline"),)
+    pipelines = (PipelineKind("DiTPipeline", guidance_scale=4.0),)
 
     @property
     def classes(self) -> int:

@@ -16,6 +16,8 @@ from ilf_trt.model.block import adaptive_block, modulate, unpatchify
 from ilf_trt.model.context import Context
 
 MASKED = -10000.0
+ALPHA, SIGMA = "PixArtAlphaPipeline", "PixArtSigmaPipeline"
+SIDE_WITH_SIZES = 128  # of the latent: PixArtAlphaPipeline gives micro-conditions to those models alone
 TEXT, TEXT_BIAS, SIZES = "text_tokens", "text_bias", "sizes"
 """What the context holds: text (R, L, D), its bias (R, 1, 1, L), and the sizes (R, D) that the time embedding adds."""
 TEXT_PAIRS = "text_pairs"
@@ -54,8 +56,8 @@ class PixArt(Backbone):
     )
     unsupported = ("cross_attention_kwargs", "attention_mask")
     pipelines = (
-        PipelineKind("PixArtAlphaPipeline", 120, _alpha_bins),
-        PipelineKind("PixArtSigmaPipeline", 300, _sigma_bins),
+        PipelineKind(ALPHA, 120, _alpha_bins, guidance_scale=4.5, clean_captions=True),
+        PipelineKind(SIGMA, 300, _sigma_bins, guidance_scale=4.5, clean_captions=True),
     )
     shares_modulation = True
 
@@ -74,6 +76,15 @@ class PixArt(Backbone):
         for option, wanted in (("dropout", 0.0), ("attention_type", "default")):
             if config[option] != wanted:
                 raise UnsupportedBackbone(f"{option} {config[option]!r} is not supported; it must be {wanted!r}")
+
+    def contradiction(self, class_name: str) -> str | None:
+        if self.sized and class_name == SIGMA:
+            return f"the model takes resolution and aspect ratio, {SIGMA} gives neither"
+        if class_name == ALPHA and not self.sized and self.model.config.sample_size == SIDE_WITH_SIZES:
+            return (
+                f"{ALPHA} gives a model of {SIDE_WITH_SIZES} cells resolution and aspect ratio, this one takes neither"
+            )
+        return None
 
     def conditioning(self, text_tokens: int) -> Conditioning:
         return Conditioning.of_text(text_tokens, self.text_channels, sized=self.sized)

@@ -1,6 +1,7 @@
 """Unchanged diffusers pipelines with feedback beside the reference, and what the drop-in refuses."""
 
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
 
@@ -10,12 +11,13 @@ import torch
 from diffusers import DiTPipeline, PixArtAlphaPipeline, PixArtSigmaPipeline
 from torch import Tensor, nn
 
-from ilf_trt import ILFModel, attach
+from ilf_trt import ILFModel, attach, load_ilf
 from ilf_trt.contract.plan import SCHEDULERS, Ratio, Rule, StepPlan, make_plan
 from ilf_trt.contract.spec import Loop
 from ilf_trt.drop_in.eager import ILFTransformer
 from ilf_trt.drop_in.follower import Follower, plan_maker
 from ilf_trt.errors import InvalidRequest, UnsupportedScheduler
+from ilf_trt.model.checkpoint import fingerprint
 from ilf_trt.model.sampling import sample, scheduler_of
 from tests.conftest import BLOCKS, LOOP, TEXT_CHANNELS, TEXT_TOKENS, small_dit, small_pixart
 
@@ -280,6 +282,99 @@ def test_the_transformer_does_not_keep_its_pipeline_alive() -> None:
     del pipe
     with pytest.raises(InvalidRequest, match="the pipeline of this transformer is gone"):
         transformer(torch.zeros(1, 1, 8, 8), timestep=torch.tensor([999]), class_labels=torch.tensor([1]))
+
+
+# --- whose base it is
+
+
+def tune(net: Any) -> Any:
+    """Other weights, as after a fine-tune."""
+    with torch.no_grad():
+        for block in net.transformer_blocks:
+            block.attn1.to_v.weight.mul_(1.5)
+    return net
+
+
+def inject(net: Any) -> None:
+    """An adapter as PEFT injects it."""
+    layer = net.transformer_blocks[0].attn1.to_q
+    layer.lora_A = nn.ModuleDict({"default": nn.Linear(layer.in_features, 2)})
+
+
+@pytest.mark.parametrize("kind", ["dit", "alpha"])
+def test_a_fine_tuned_pipeline_is_refused_and_stays_as_it_is(kind: str) -> None:
+    tuned = tune(net_of(kind))
+    pipe = pipe_of(kind, tuned)
+    with pytest.raises(InvalidRequest, match=r"is not the model's base: its .* has other values; .* base_differs=True"):
+        ILFTransformer.install(pipe, fed(net_of(kind)))
+    assert pipe.transformer is tuned
+
+
+@pytest.mark.parametrize("kind", ["dit", "alpha"])
+def test_a_fine_tuned_pipeline_keeps_its_weights_if_the_base_may_differ(kind: str) -> None:
+    pipe, model = pipe_of(kind, tune(net_of(kind))), fed(net_of(kind))
+    before = run(pipe)
+    transformer = ILFTransformer.install(pipe, model, feedback="none", base_differs=True)
+    assert relative(run(pipe), before) < TRAJECTORY_ROUNDING
+    assert transformer.model.trained_on == fingerprint(model.backbone)
+    ILFTransformer.install(pipe, transformer.model, feedback="outer:2")
+    tuned = fed(tune(net_of(kind)))
+    tuned.feedback.load_state_dict(model.feedback.state_dict())
+    wanted = reference(kind, tuned, plan_of(model, feedback="outer:2"))
+    assert relative(run(pipe), wanted) < TRAJECTORY_ROUNDING
+
+
+def test_another_architecture_is_refused_even_if_the_base_may_differ() -> None:
+    pipe = pipe_of("alpha", net_of("alpha"))
+    with pytest.raises(InvalidRequest, match="its num_layers is 4, the model's 3"):
+        ILFTransformer.install(pipe, fed(net_of("alpha", blocks=3)), base_differs=True)
+
+
+def test_a_pipeline_of_another_kind_is_refused_even_without_a_transformer() -> None:
+    with pytest.raises(InvalidRequest, match="DiTPipeline is no pipeline of a pixart; give PixArtAlphaPipeline or Pix"):
+        ILFTransformer.install(pipe_of("dit", None), fed(net_of("alpha")))
+
+
+@pytest.mark.parametrize("base_differs", [False, True])
+def test_a_pipeline_with_a_lora_is_refused(base_differs: bool) -> None:
+    net = net_of("alpha")
+    inject(net)
+    with pytest.raises(InvalidRequest, match="the pipeline's transformer has an adapter"):
+        ILFTransformer.install(pipe_of("alpha", net), fed(net_of("alpha")), base_differs=base_differs)
+
+
+def test_a_lora_that_came_after_attach_is_refused() -> None:
+    net = net_of("alpha")
+    model = fed(net)
+    inject(net)
+    with pytest.raises(InvalidRequest, match="the model's backbone has an adapter"):
+        ILFTransformer.install(pipe_of("alpha", net), model)
+
+
+@pytest.mark.parametrize("compiled", [False, True])
+def test_a_saved_pipeline_has_the_plain_base_and_the_checkpoint(compiled: bool, tmp_path: Path) -> None:
+    pipe, model = pipe_of("alpha", net_of("alpha")), fed(net_of("alpha"))
+    before = run(pipe)
+    ILFTransformer.install(pipe, model, feedback="outer:2")
+    if compiled:
+        pipe.transformer = torch.compile(pipe.transformer, backend="eager")  # a wrapper; nothing runs
+    pipe.save_pretrained(tmp_path)
+    parts: Any = {"tokenizer": None, "text_encoder": None, "vae": None}
+    loaded = PixArtAlphaPipeline.from_pretrained(tmp_path, **parts)
+    loaded.set_progress_bar_config(disable=True)
+    assert type(loaded.transformer) is type(model.backbone)
+    assert relative(run(loaded), before) < TRAJECTORY_ROUNDING
+    ILFTransformer.install(loaded, load_ilf(tmp_path / "transformer"), feedback="outer:2")
+    wanted = reference("alpha", model, plan_of(model, feedback="outer:2"))
+    assert relative(run(loaded), wanted) < TRAJECTORY_ROUNDING
+
+
+@pytest.mark.parametrize("options", [{"safe_serialization": False}, {"variant": "fp16"}], ids=str)
+def test_a_pipeline_is_not_saved_as_load_ilf_does_not_read_it(options: dict[str, Any], tmp_path: Path) -> None:
+    pipe = pipe_of("alpha", net_of("alpha"))
+    ILFTransformer.install(pipe, fed(pipe.transformer))
+    with pytest.raises(InvalidRequest, match="reads its base from safetensors without a variant"):
+        pipe.save_pretrained(tmp_path, **options)
 
 
 # --- torch.compile

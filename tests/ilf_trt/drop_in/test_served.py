@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 from diffusers import DPMSolverMultistepScheduler
-from torch import Tensor
+from torch import Tensor, nn
 
 from ilf_trt import ILFModel, load_ilf, save_ilf
 from ilf_trt.assembly.conductor import BuildResult, build
@@ -24,7 +24,20 @@ from ilf_trt.errors import InvalidRequest, UnsupportedBackbone, UnsupportedSched
 from ilf_trt.model import backbones
 from ilf_trt.runtime import Pipeline
 from tests.conftest import TEXT_CHANNELS, TEXT_TOKENS
-from tests.ilf_trt.drop_in.test_eager import CONFIG, KINDS, STEPS, VISIBLE, fed, net_of, pipe_of, plan_of, relative, run
+from tests.ilf_trt.drop_in.test_eager import (
+    CONFIG,
+    KINDS,
+    STEPS,
+    VISIBLE,
+    fed,
+    inject,
+    net_of,
+    pipe_of,
+    plan_of,
+    relative,
+    run,
+    tune,
+)
 
 # Another library's float32 products; measured below 4e-6 over six steps.
 TRAJECTORY_ROUNDING = 1e-4
@@ -244,8 +257,61 @@ def test_a_bundle_that_guides_a_fixed_batch_is_refused_and_closed(
 def test_a_bundle_of_another_model_is_refused(case: Callable[..., Case]) -> None:
     _, _, bundle = case("dit")
     pipe = pipe_of("alpha", net_of("alpha"))
-    with pytest.raises(InvalidRequest, match="PixArtAlphaPipeline has another transformer than the model's: its in_ch"):
+    with pytest.raises(InvalidRequest, match="PixArtAlphaPipeline is no pipeline of a dit; give DiTPipeline"):
         ServedTransformer.install(pipe, bundle, threads=1)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+def test_a_pipeline_of_the_base_is_known_in_every_dtype(dtype: torch.dtype, case: Callable[..., Case]) -> None:
+    pipe, _, bundle = case("dit")
+    pipe.transformer = nn.Module.to(pipe.transformer, dtype)
+    with ServedTransformer.install(pipe, bundle, threads=1) as transformer:
+        assert pipe.transformer is transformer
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_fine_tuned_pipeline_is_refused(dtype: torch.dtype, case: Callable[..., Case]) -> None:
+    pipe, _, bundle = case("dit")
+    tuned = pipe.transformer = nn.Module.to(tune(pipe.transformer), dtype)
+    with pytest.raises(InvalidRequest, match="other weights than the bundle's base; build a bundle of it with --pipel"):
+        ServedTransformer.install(pipe, bundle, threads=1)
+    assert pipe.transformer is tuned
+
+
+def test_a_pipeline_with_a_lora_is_refused(case: Callable[..., Case]) -> None:
+    pipe, _, bundle = case("dit")
+    inject(pipe.transformer)
+    with pytest.raises(InvalidRequest, match="the pipeline's transformer has an adapter"):
+        ServedTransformer.install(pipe, bundle, threads=1)
+
+
+def test_a_drop_in_of_another_base_is_no_base_either(case: Callable[..., Case]) -> None:
+    pipe, _, bundle = case("dit")
+    other = pipe_of("dit", None)
+    ILFTransformer.install(other, fed(tune(net_of("dit", BLOCKS)), LOOP))
+    with pytest.raises(InvalidRequest, match="other weights than the bundle's base"):
+        ServedTransformer.install(other, bundle, threads=1)
+    with (
+        ServedTransformer.install(pipe, bundle, threads=1),
+        pytest.raises(InvalidRequest, match="it serves a bundle of another base"),
+    ):
+        ILFTransformer.install(pipe, fed(tune(net_of("dit", BLOCKS)), LOOP))
+
+
+def test_a_pipeline_is_not_saved_without_its_transformer(case: Callable[..., Case], tmp_path: Path) -> None:
+    pipe, _, bundle = case("dit")
+    with (
+        ServedTransformer.install(pipe, bundle, threads=1) as transformer,
+        pytest.raises(InvalidRequest, match="a served transformer has no weights to save; put the pipeline's own"),
+    ):
+        transformer.save_pretrained(tmp_path)
+    pipe = pipe_of("alpha", None)
+    _, _, bundle = case("alpha")
+    with (
+        ServedTransformer.install(pipe, bundle, threads=1),
+        pytest.raises(InvalidRequest, match="a served transformer has no weights to save"),
+    ):
+        pipe.save_pretrained(tmp_path)
 
 
 def test_a_closed_bundle_is_refused(case: Callable[..., Case]) -> None:

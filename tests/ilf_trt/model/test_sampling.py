@@ -138,6 +138,14 @@ def test_a_plain_dit_equals_the_loop_of_diffusers(name: str, guidance: bool) -> 
     assert relative(got, wanted) < TRAJECTORY_ROUNDING
 
 
+@pytest.mark.parametrize("scale", [1.0, 0.0, -2.0])
+def test_a_scale_of_one_and_less_is_no_guidance(scale: float) -> None:
+    model, plan, conditions, noise = case("dit", fed=True)
+    config = SCHEDULERS["dpmsolver++"]
+    wanted = sample(model, plan, config, conditions, noise, guidance_scale=GUIDANCE, guidance=False)
+    assert torch.equal(sample(model, plan, config, conditions, noise, guidance_scale=scale), wanted)
+
+
 @pytest.mark.parametrize("sized", [True, False], ids=["sized", "unsized"])
 def test_a_plain_pixart_equals_the_loop_of_diffusers(sized: bool) -> None:
     backbone, conditions = small_pixart(sized=sized), pixart_conditions(sized=sized)

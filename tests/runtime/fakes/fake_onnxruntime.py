@@ -91,6 +91,7 @@ class CudaSession:
         self._handle = int(options.get("user_compute_stream", 0))
         if fake.cuda.stream(self._handle).device != self._device:
             fake.cuda.break_rule(f"session {self.name}: its stream is of another GPU than {self._device}")
+        own = onnxruntime.SessionOptions() if own is None else own
         own.intra_op_num_threads = 1
         own.add_session_config_entry("session.force_spinning_stop", "1")
         self._session = fake.real(model, own, providers=[CPU])

@@ -171,7 +171,7 @@ def test_a_caption_that_is_no_html_is_refused(text: str, pipeline: object) -> No
 def test_cleaning_without_a_package_says_what_to_install(package: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "ftfy", ModuleType("ftfy"))
     monkeypatch.setitem(sys.modules, package, None)
-    with pytest.raises(MissingDependency, match=rf"needs {package}; pip install 'ilf-trt\[captions\]'"):
+    with pytest.raises(MissingDependency, match=rf"needs {package}; pip install 'ilf-trt\[text\]'"):
         prepare_caption("a cat", clean=True)
 
 
