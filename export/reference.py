@@ -21,6 +21,7 @@ from ilf_trt.contract.reference_cases import (
     no_feedback,
 )
 from ilf_trt.contract.spec import ModelSpec, Precision
+from ilf_trt.errors import NonFinite
 from ilf_trt.model.ilf_model import ILFModel
 from ilf_trt.model.sampling import move_to, sample
 
@@ -50,8 +51,8 @@ def write_reference(
     """Write the tensors of the reference cases as `path` (.npz). `segments` and `model` are in float32.
 
     `device` runs the trajectory; `of_parts` are the tensors of text encoder and decoder. Tensors past a million values
-    are stored in the bundle's own dtype, whose rounding is far below its parity limit; with a wide residual they stay
-    in float32, as their values may pass that dtype's range. The constants lie in the bundle already.
+    are stored in the bundle's own dtype, whose rounding is far below its parity limit, unless they pass its range.
+    The constants lie in the bundle already. Raises NonFinite if the model gives NaN or infinity in float32.
     """
     constants = constants_of(model, spec)
     with torch.random.fork_rng(devices=[]):
@@ -71,7 +72,9 @@ def write_reference(
         tensors[TRAJECTORY] = sample(
             model, plan, scheduler, requested, noise, guidance_scale=guidance_scale, guidance=spec.guidance
         ).cpu()
-    dtype = Precision.FP32.dtype if spec.wide_residual else precision.array_dtype
+    for name, array in of_parts.items():
+        _check_finite(torch.from_numpy(array), f"the pipeline's {name!r}")
+    dtype = precision.array_dtype
     arrays = {name: _array_of(tensor, dtype) for name, tensor in tensors.items() if name not in constants}
     np.savez(path, allow_pickle=False, **arrays, **of_parts)
 
@@ -123,11 +126,24 @@ def _run(segment: Segment, case: Case, tensors: dict[str, Tensor], per_time: set
     outputs = segment(*inputs)
     outputs = outputs if isinstance(outputs, tuple) else (outputs,)
     for port, output in zip(segment.graph.outputs, outputs, strict=True):
+        _check_finite(output, f"the model's {port.name!r} in graph {case.graph}")
         tensors[case.outputs.get(port.name, port.name)] = output
         if port.shape[0] == "T":
             per_time.add(port.name)
 
 
+def _check_finite(tensor: Tensor, what: str) -> None:
+    if not bool(tensor.isfinite().all()):
+        raise NonFinite(
+            f"{what} holds NaN or infinity already in PyTorch in float32; its weights are damaged or too large, so "
+            "check the checkpoint, its base and the pipeline"
+        )
+
+
 def _array_of(tensor: Tensor, dtype: str) -> NDArray[Any]:
     array: NDArray[Any] = tensor.numpy()
-    return array.astype(dtype) if array.size > LARGE and array.dtype == np.float32 else array
+    if array.size <= LARGE or array.dtype != np.float32:
+        return array
+    with np.errstate(over="ignore"):
+        smaller = array.astype(dtype)
+    return smaller if np.isfinite(smaller).all() else array

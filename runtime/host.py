@@ -7,17 +7,20 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from ilf_trt.contract.arrays import is_finite
 from ilf_trt.contract.bundle import Bundle
 from ilf_trt.contract.manifest import Manifest
 from ilf_trt.contract.ports import GRAPHS, Graph
 from ilf_trt.contract.spec import Precision
-from ilf_trt.errors import InvalidRequest
+from ilf_trt.errors import InvalidRequest, NonFinite
 
 from .engine import Array, Engine, Launch
+from .finite import error_of_run, unsteady_error
 from .onnx_file import OnnxFile
 from .onnxruntime_engine import OnnxRuntimeEngine
-from .route import COEFFICIENT_ROWS, LAST, LATENTS, PREDICTIONS, Route, View, route_of
+from .route import COEFFICIENT_ROWS, LAST, LATENTS, PREDICTIONS, Route, Run, View, route_of
 from .session import KEPT_TRAJECTORIES, Session
+from .start_noise import check_finite_start
 from .timings import Timings
 from .trajectory import Job, RunOptions
 
@@ -101,10 +104,12 @@ class HostTrajectory:
         for name, value in route.fixed.items():
             self._arrays[name][:] = value
         self._arrays[COEFFICIENT_ROWS][:, 1:7] = [step.solver for step in route.plan.steps]
-        self._runs: list[tuple[str, int | None, Launch]] = []
+        self._runs: list[tuple[Run, Launch, list[Array]]] = []
         for run in route.runs:
+            engine = engines[run.graph]
             views = {port: self._view(view, constants) for port, view in run.views.items()}
-            self._runs.append((run.graph, run.step, engines[run.graph].bind(views)))
+            outputs = [views[port.name] for port in engine.graph.outputs]
+            self._runs.append((run, engine.bind(views), outputs))
 
     def run(
         self,
@@ -113,27 +118,35 @@ class HostTrajectory:
         guidance_scale: float,
         options: RunOptions,
     ) -> tuple[NDArray[Any], Timings]:
-        """See `Trajectory.run`. The CPU always times every graph; `profile` and `on_device` have no effect."""
+        """See `Trajectory.run`. The CPU always times every graph; `profile` and `on_device` have no effect.
+
+        The first step whose latents or prediction are not finite ends the run.
+        """
         begin = perf_counter_ns()
         route, arrays = self._route, self._arrays
         for name, value in conditions.items():
             arrays[name][:] = value
-        np.multiply(noise, np.float32(route.plan.initial_scale), out=arrays[LATENTS[0]])
+        with np.errstate(over="ignore"):  # the first step raises for it
+            np.multiply(noise, np.float32(route.plan.initial_scale), out=arrays[LATENTS[0]])
         for name in PREDICTIONS:
             arrays[name].fill(0)
         arrays[COEFFICIENT_ROWS][:, 0] = guidance_scale
 
         graph_ns = dict.fromkeys(self._graphs, 0)
         step_ns = [0] * len(route.plan.steps)
-        for graph, step, launch in self._runs:
+        for run, launch, outputs in self._runs:
             launch_begin = perf_counter_ns()
             launch()
             launch_ns = perf_counter_ns() - launch_begin
-            graph_ns[graph] += launch_ns
-            if step is not None:
-                step_ns[step] += launch_ns
-            if options.watch is not None and graph == LAST:
-                options.watch()
+            graph_ns[run.graph] += launch_ns
+            if run.step is None:
+                continue
+            step_ns[run.step] += launch_ns
+            if run.graph == LAST:
+                if not all(map(is_finite, outputs)):
+                    raise self._error_of_step(run.step, guidance_scale)
+                if options.watch is not None:
+                    options.watch()
         latents = arrays[route.result].copy()
         total_ms = (perf_counter_ns() - begin) / 1e6
         graph_ms = {name: value / 1e6 for name, value in graph_ns.items()}
@@ -141,6 +154,17 @@ class HostTrajectory:
 
     def close(self) -> None:
         self._runs.clear()
+
+    def _error_of_step(self, step: int, guidance_scale: float) -> NonFinite:
+        """Run `cond` and the graphs of a step again, on the tensors that the step left, to find the first to blame."""
+        if step == 0:
+            check_finite_start(self._arrays[LATENTS[0]])
+        for run, launch, outputs in self._runs:
+            if run.step in (None, step):
+                launch()
+                if not all(map(is_finite, outputs)):
+                    return error_of_run(run, self._route, guidance_scale)
+        return unsteady_error(self._route, step)
 
     def _view(self, view: View, constants: Mapping[str, Array]) -> Array:
         array = constants[view.tensor] if view.tensor in constants else self._arrays[view.tensor]

@@ -26,6 +26,7 @@ from ilf_trt.contract.plan import StepPlan
 from ilf_trt.contract.ports import COEFFICIENTS, PICTURES, ROWS, Port, Role
 from ilf_trt.contract.positions import positions_of
 from ilf_trt.contract.reference_cases import NO_SCALES, no_feedback
+from ilf_trt.contract.spec import Precision
 
 from .trajectory import Job
 
@@ -72,7 +73,7 @@ class Route:
 
     `inputs` names what changes from picture to picture: the conditions, the start latent and the coefficients; `fixed`
     is what the host writes once. Every trajectory shares `constants`, which are not among `tensors`. What neither the
-    host nor a run writes is zero.
+    host nor a run writes is zero. `precision` and `wide_residual` are the bundle's, for the advice in an error.
     """
 
     plan: StepPlan
@@ -81,6 +82,8 @@ class Route:
     inputs: tuple[str, ...]
     constants: Mapping[str, Tensor]
     runs: tuple[Run, ...]
+    precision: Precision
+    wide_residual: bool
 
     def shape(self, view: View) -> tuple[int, ...]:
         """What a run sees of a tensor."""
@@ -104,7 +107,8 @@ def route_of(manifest: Manifest, job: Job) -> Route:
             runs.append(Run(graph, index, {name: views[name] for name in layout.ports[graph]}))
     inputs = (*(each.name for each in layout.conditions if each.name != "times"), COEFFICIENT_ROWS, LATENTS[0])
     fixed = {name: array for name, array in _host_inputs(manifest, job).items() if name in layout.tensors}
-    return Route(plan, fixed, layout.tensors, inputs, layout.constants, tuple(runs))
+    wide, precision = manifest.spec.wide_residual, manifest.precision
+    return Route(plan, fixed, layout.tensors, inputs, layout.constants, tuple(runs), precision, wide)
 
 
 def tensors_of(manifest: Manifest, job: Job) -> Mapping[str, Tensor]:

@@ -49,9 +49,14 @@ def checked_latents(latents: ArrayLike, shape: tuple[int, ...]) -> NDArray[Any]:
     array = as_array("latents", latents)
     if array.shape != shape or array.dtype != np.float32:
         raise InvalidRequest(f"latents are {array.dtype} {array.shape}, expected float32 {shape}")
-    if not np.isfinite(array).all():
-        raise InvalidRequest("latents hold NaN or infinity; pass noise of unit variance")
+    check_finite_start(array)
     return array
+
+
+def check_finite_start(latents: NDArray[Any]) -> None:
+    """Raise InvalidRequest if start latents hold NaN or infinity, as they are or after the scheduler scaled them."""
+    if not np.isfinite(latents).all():
+        raise InvalidRequest("latents hold NaN or infinity; pass noise of unit variance")
 
 
 def is_on_gpu(array: object) -> bool:

@@ -46,7 +46,8 @@ class Trajectory(Protocol):
     ) -> tuple[Any, Timings]:
         """noise (B, C, H, W) of unit variance, condition rows by port name -> new latents (B, C, H, W), timings.
 
-        A run that `options.watch` ended may be repeated.
+        A run that `options.watch` ended may be repeated. Raises NonFinite if a latent holds NaN or infinity at the
+        end; the message names the graph and the step that gave them first.
         """
 
     def close(self) -> None:

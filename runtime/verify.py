@@ -9,7 +9,9 @@ import numpy as np
 from numpy.typing import NDArray
 from rich.table import Table
 
+from ilf_trt.contract.arrays import is_finite
 from ilf_trt.contract.bundle import REFERENCE_FILE, Bundle
+from ilf_trt.contract.manifest import Manifest
 from ilf_trt.contract.ports import DECODE, TEXT, Graph
 from ilf_trt.contract.reference_cases import (
     DECODE_LATENTS,
@@ -24,9 +26,10 @@ from ilf_trt.contract.reference_cases import (
     cases_of,
 )
 from ilf_trt.contract.spec import Precision
-from ilf_trt.errors import BundleError, ParityError
+from ilf_trt.errors import BundleError, NonFinite, ParityError
 
 from .batches import run_batches
+from .finite import remedy
 from .pipeline import Pipeline
 
 TINY = 1e-30
@@ -52,8 +55,8 @@ def verify(
 ) -> tuple[tuple[Difference, ...], Precision]:
     """Run every graph and one trajectory of the bundle's plan, on what `Pipeline.load` takes for the same arguments.
 
-    Gives the differences and the precision that says what of them is acceptable. Raises what `Pipeline.load` and
-    `generate` raise.
+    Gives the differences and the precision that says what of them is acceptable. Raises NonFinite, with the name of
+    the first graph whose output holds NaN or infinity, and what `Pipeline.load` and `generate` raise.
     """
     with Pipeline.load(path, device=device, engine=engine) as pipeline:
         reference = _read(pipeline.bundle) | pipeline.bundle.constants()
@@ -65,8 +68,7 @@ def verify(
             raise BundleError(f"{path}: the reference lacks {name!r}; build the bundle again")
         for case in cases:
             for name, array in _run(pipeline, graphs[case.graph], case, reference).items():
-                label = f"{case.graph} {name}"
-                rows.append(difference(label, array, reference[name]))
+                rows.append(_difference(pipeline.manifest, case.graph, name, array, reference[name]))
         ports = pipeline.manifest.spec.conditions
         conditions: dict[str, Any] = {port.name: reference[f"{REQUESTED}{port.name}"] for port in ports}
         result = pipeline.generate(latents=reference[TRAJECTORY_NOISE], decode=False, **conditions)
@@ -104,6 +106,19 @@ def difference(what: str, result: NDArray[Any], reference: NDArray[Any]) -> Diff
     return Difference(what, max_abs, max_abs / max(float(np.abs(b).max()), TINY), cosine)
 
 
+def _difference(
+    manifest: Manifest, graph: str, tensor: str, result: NDArray[Any], reference: NDArray[Any]
+) -> Difference:
+    """Compare an output of a graph with the reference, which is finite; raises NonFinite if the output is not."""
+    if not is_finite(result):
+        part = {TEXT: manifest.text, DECODE: manifest.decoder}.get(graph)
+        advice = remedy(
+            graph, part.precision if part else manifest.precision, wide_residual=manifest.spec.wide_residual
+        )
+        raise NonFinite(f"graph {graph} gave NaN or infinity in {tensor!r}, the reference is finite; {advice}")
+    return difference(f"{graph} {tensor}", result, reference)
+
+
 def _parts(pipeline: Pipeline, reference: Mapping[str, NDArray[Any]]) -> Iterator[Difference]:
     """Text encoder and decoder, each within the limit of its own precision, pixels within two of 255."""
     text, decoder = pipeline.manifest.text, pipeline.manifest.decoder
@@ -114,13 +129,13 @@ def _parts(pipeline: Pipeline, reference: Mapping[str, NDArray[Any]]) -> Iterato
             pipeline.run(TEXT, {"ids": chunk.take(ids), "ids_mask": chunk.take(mask)})["text"][: chunk.pictures]
             for chunk in run_batches(len(ids), batch)
         ]
-        row = difference("text", np.concatenate(texts), embedded)
-        yield replace(row, limit=text.precision.parity_limit)
+        row = _difference(pipeline.manifest, TEXT, "text", np.concatenate(texts), embedded)
+        yield replace(row, what=TEXT, limit=text.precision.parity_limit)
     if decoder is not None and DECODE_SHADES in reference:
         shades = pipeline.run(DECODE, {"latents": reference[DECODE_LATENTS]})["shades"]
-        row = difference("decode", shades, reference[DECODE_SHADES])
-        exact = decoder.precision is Precision.FP32
-        yield replace(row, relative=row.max_abs / 255, limit=(EXACT_SHADES if exact else ROUGH_SHADES) / 255)
+        row = _difference(pipeline.manifest, DECODE, "shades", shades, reference[DECODE_SHADES])
+        limit = EXACT_SHADES if decoder.precision is Precision.FP32 else ROUGH_SHADES
+        yield replace(row, what=DECODE, relative=row.max_abs / 255, limit=limit / 255)
 
 
 def _read(bundle: Bundle) -> dict[str, NDArray[Any]]:

@@ -11,6 +11,7 @@ from ilf_trt.contract.plan import DEFAULT_FEEDBACK, Ratio, Rule, StepPlan
 from ilf_trt.errors import InvalidRequest
 from ilf_trt.model.checkpoint import save_ilf
 from ilf_trt.model.ilf_model import ILFModel
+from ilf_trt.model.sampling import check_finite
 
 from .follower import Follower, plan_maker
 from .replaced import model_for, replaced_transformer
@@ -82,10 +83,14 @@ class ILFTransformer(ModelMixin):  # type: ignore[misc]
     def forward(self, hidden_states: Tensor, *args: Any, return_dict: bool = True, **conditions: Any) -> Any:
         """The backbone's own arguments, hidden_states (R, C, H, W) -> sample (R, C_out, H, W).
 
-        Raises InvalidRequest for unknown arguments, and for a timestep that the scheduler is not at.
+        Raises InvalidRequest for unknown arguments, and for a timestep that the scheduler is not at. The last step
+        raises NonFinite if the sample holds NaN or infinity, of which diffusers would make a black picture.
         """
-        call, t_post, feedback = self._step(hidden_states, args, conditions)
-        return self.model(hidden_states, t_post=t_post, feedback=feedback, return_dict=return_dict, **call)
+        call, t_post, feedback, last = self._step(hidden_states, args, conditions)
+        output = self.model(hidden_states, t_post=t_post, feedback=feedback, return_dict=return_dict, **call)
+        if last:
+            self._check(output[0][:, : self.model.adapter.latent[0]])
+        return output
 
     def save_pretrained(
         self,
@@ -119,9 +124,13 @@ class ILFTransformer(ModelMixin):  # type: ignore[misc]
     @torch.compiler.disable  # type: ignore[untyped-decorator]
     def _step(
         self, hidden_states: Tensor, args: tuple[Any, ...], conditions: dict[str, Any]
-    ) -> tuple[dict[str, Any], Tensor, bool]:
+    ) -> tuple[dict[str, Any], Tensor, bool, bool]:
         call = self.model.adapter.bind(args, conditions)
         plan, index = self._follower.at(call["timestep"])
         if self._followed is None or self._followed[0] is not plan:
             self._followed = plan, torch.tensor([step.t_post for step in plan.steps], device=hidden_states.device)
-        return call, self._followed[1][index], plan.steps[index].feedback
+        return call, self._followed[1][index], plan.steps[index].feedback, index == len(plan.steps) - 1
+
+    @torch.compiler.disable  # type: ignore[untyped-decorator]
+    def _check(self, sample: Tensor) -> None:
+        check_finite(sample, self.dtype)

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from ilf_trt.contract.guidance import OFF, effective_scale
 from ilf_trt.contract.plan import StepPlan
 from ilf_trt.contract.ports import Role
-from ilf_trt.errors import InvalidRequest, UnsupportedScheduler
+from ilf_trt.errors import InvalidRequest, NonFinite, UnsupportedScheduler
 
 from .backbones import backbone_of
 from .ilf_model import ILFModel
@@ -72,6 +72,7 @@ def sample(
     `conditions` bear the names of the served model's ports. A `guidance_scale` of 1 or below is no guidance, as in
     diffusers. Runs on the device and in the dtype of the model, in
     float32 outside of it. Between the first step and the last, nothing waits for a GPU and nothing is copied to it.
+    Raises NonFinite if the latents hold NaN or infinity at the end.
     """
     plain = not isinstance(model, ILFModel)
     if plain and any(step.feedback for step in plan.steps):
@@ -105,7 +106,18 @@ def sample(
                 conditional, unconditional = epsilon.chunk(2)
                 epsilon = unconditional + scale * (conditional - unconditional)
             latents = scheduler.step(epsilon, timestep, latents).prev_sample
+    check_finite(latents, dtype)
     return latents
+
+
+def check_finite(output: Tensor, dtype: torch.dtype) -> None:
+    """Raise NonFinite if what a model gave in `dtype` holds NaN or infinity; waits for the GPU."""
+    if not bool(output.isfinite().all()):
+        name = str(dtype).removeprefix("torch.")
+        wider = "a wider dtype, or " if dtype is not torch.float32 else ""
+        raise NonFinite(
+            f"the model gave NaN or infinity in {name}; use {wider}a smaller guidance_scale, and check its weights"
+        )
 
 
 @contextmanager

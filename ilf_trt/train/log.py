@@ -14,7 +14,7 @@ from torch import Tensor
 
 from ilf_trt.contract.plan import make_plan
 from ilf_trt.contract.ports import Role
-from ilf_trt.errors import InvalidRequest
+from ilf_trt.errors import InvalidRequest, NonFinite
 from ilf_trt.files import whole_file
 from ilf_trt.model.ilf_model import ILFModel
 from ilf_trt.model.sampling import sample
@@ -80,20 +80,27 @@ class Sampler:
         ports = model.adapter.conditioning(1).positive
         return all(port.role is Role.LABEL for port in ports) and model.adapter.latent[0] in PIXEL_CHANNELS
 
-    def write(self, model: ILFModel, iteration: int, autocast: torch.dtype | None) -> Path:
-        """Write one grid as PNG, as square as possible, and return its path."""
+    def write(self, model: ILFModel, iteration: int, autocast: torch.dtype | None) -> Path | None:
+        """Write one grid as PNG, as square as possible, and return its path.
+
+        If a sample holds NaN or infinity, warn and write nothing: the training itself may be sound.
+        """
         plan = make_plan(self.scheduler, self.settings.steps, blocks=len(model.adapter.blocks), loop=model.loop)
         noise = torch.randn((len(self.labels), *model.adapter.latent), generator=torch.Generator().manual_seed(0))
         device = next(model.parameters()).device
-        with autocasting(device.type, autocast):
-            pictures = sample(
-                model,
-                plan,
-                self.scheduler,
-                {port.name: self.labels for port in model.adapter.conditioning(1).positive},
-                noise,
-                guidance_scale=self.settings.guidance_scale,
-            )
+        try:
+            with autocasting(device.type, autocast):
+                pictures = sample(
+                    model,
+                    plan,
+                    self.scheduler,
+                    {port.name: self.labels for port in model.adapter.conditioning(1).positive},
+                    noise,
+                    guidance_scale=self.settings.guidance_scale,
+                )
+        except NonFinite as error:
+            logger.warning("no sample grid at iteration %d: %s", iteration, error)
+            return None
         self.folder.mkdir(parents=True, exist_ok=True)
         path = self.folder / f"{iteration:08d}.png"
         _grid(pictures).save(path)

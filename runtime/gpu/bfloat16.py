@@ -3,6 +3,8 @@
 import numpy as np
 from numpy.typing import NDArray
 
+BFLOAT16 = "bfloat16"
+
 
 def bfloat16_from_float32(array: NDArray[np.float32]) -> NDArray[np.uint16]:
     """The bits of each value, rounded to nearest even as torch rounds; any shape."""

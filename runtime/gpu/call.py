@@ -11,12 +11,10 @@ from ilf_trt.errors import DeviceError
 from ilf_trt.runtime.engine import Array
 
 from .arena import ITEM_BYTES
-from .bfloat16 import bfloat16_from_float32, float32_from_bfloat16
+from .bfloat16 import BFLOAT16, bfloat16_from_float32, float32_from_bfloat16
 from .cuda import Gpu, Memory, Stream
 from .engine import DeviceEngine
 from .errors import translate_errors
-
-BFLOAT16 = "bfloat16"
 
 
 class DeviceCall:

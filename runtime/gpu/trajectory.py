@@ -9,15 +9,18 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ilf_trt.errors import DeviceError, DeviceLost, EngineError
+from ilf_trt.contract.arrays import is_finite
+from ilf_trt.errors import DeviceError, DeviceLost, EngineError, NonFinite
 from ilf_trt.runtime.engine import Array, Launch
+from ilf_trt.runtime.finite import error_of_run, unsteady_error
 from ilf_trt.runtime.route import COEFFICIENT_ROWS, LAST, LATENTS, Route, Run, View
-from ilf_trt.runtime.start_noise import is_on_gpu
+from ilf_trt.runtime.start_noise import check_finite_start, is_on_gpu
 from ilf_trt.runtime.timings import Timings
 from ilf_trt.runtime.trajectory import RunOptions, Watch
 
 from .arena import arena_of
 from .array import DeviceArray, memory_from_dlpack
+from .bfloat16 import BFLOAT16, float32_from_bfloat16
 from .cuda import CapturedGraph, Gpu, Memory, Stream, upload
 from .engine import DeviceContext, DeviceEngine
 from .errors import translate_errors
@@ -78,6 +81,9 @@ class DeviceTrajectory:
                     self._contexts[run.graph] = engines[run.graph].context(shapes, stream, scratch)
                     stack.callback(self._contexts[run.graph].close)
             self._runs = [self._bound(run, constants) for run in route.runs]
+            self._outputs = [
+                tuple(run.views[port.name].tensor for port in engines[run.graph].graph.outputs) for run in route.runs
+            ]
             self._row_copies = self._copies_of_rows()
             self._run_ranges = [
                 nvtx_range(run.graph if run.step is None else f"step {run.step} {run.graph}") for run in route.runs
@@ -96,8 +102,10 @@ class DeviceTrajectory:
     ) -> tuple[NDArray[np.float32] | DeviceArray, Timings]:
         """See `Trajectory.run`. With `on_device` the latents are a DeviceArray; `profile` times every graph run.
 
-        A profile or a watch makes the trajectory enqueue run by run. Raises InvalidRequest for foreign latents that do
-        not fit, EngineError, DeviceError and its subclasses.
+        A profile or a watch makes the trajectory enqueue run by run. The host checks the last latents in its pinned
+        memory, also those that stay on the GPU: their copy takes microseconds, and a captured graph cannot stop.
+        Raises InvalidRequest for foreign latents that do not fit, NonFinite, EngineError, DeviceError and its
+        subclasses.
         """
         begin = perf_counter_ns()
         on_device, watch = options.on_device, options.watch
@@ -105,15 +113,12 @@ class DeviceTrajectory:
         foreign = None
         if is_on_gpu(noise):
             foreign = memory_from_dlpack(noise, self._latent_shape, self._gpu, self._stream)
-        target = self._gpu.allocate(self._result.size_bytes, self._stream) if on_device else self._pinned_result
+        kept = self._gpu.allocate(self._result.size_bytes, self._stream) if on_device else None
         try:
-            needs_scaling = self._route.plan.initial_scale != 1
-            if foreign is not None and needs_scaling:
-                noise = self._download_noise(foreign)
+            if foreign is not None and self._route.plan.initial_scale != 1:
+                noise, foreign = self._download_noise(foreign), None
             self._write_inputs(noise, conditions, guidance_scale)
-            self._stream.copy(self._inputs, self._pinned_inputs)
-            if foreign is not None and not needs_scaling:
-                self._stream.copy(self._start, foreign)
+            self._upload_inputs(foreign)
             graph = None if options.profile or watch is not None else self._graph
             marks = self._events_of_profile() if options.profile else []
             self._stream.record(self._first)
@@ -125,19 +130,20 @@ class DeviceTrajectory:
                     graph.launch()
             launch_us = (perf_counter_ns() - launch_begin) / 1e3
             self._stream.record(self._last)
-            self._stream.copy(target, self._result)
+            self._stream.copy(self._pinned_result, self._result)
+            if kept is not None:
+                self._stream.copy(kept, self._result)
             self._stream.sync()
+            result = self._pinned_result.host_bytes().view(np.float32).reshape(self._latent_shape)
+            if not is_finite(result):
+                raise self._error_of_runs(foreign, guidance_scale)
         except BaseException:
             with suppress(Exception):  # the GPU may still write to the memory that this block frees
                 self._stream.sync()
-            if on_device:
-                target.close()
+            if kept is not None:
+                kept.close()
             raise
-        latents: NDArray[np.float32] | DeviceArray
-        if on_device:
-            latents = DeviceArray(target, self._latent_shape, self._gpu)
-        else:
-            latents = target.host_bytes().view(np.float32).reshape(self._latent_shape).copy()
+        latents = result.copy() if kept is None else DeviceArray(kept, self._latent_shape, self._gpu)
         total_ms = (perf_counter_ns() - begin) / 1e6
         graph_ms, step_ms = self._profile(marks)
         device_ms = float(self._last - self._first)
@@ -171,8 +177,15 @@ class DeviceTrajectory:
         for name, value in conditions.items():
             self._fields[name][:] = value
         if isinstance(noise, np.ndarray):
-            np.multiply(noise, np.float32(self._route.plan.initial_scale), out=self._fields[LATENTS[0]])
+            with np.errstate(over="ignore"):  # the latents at the end are then not finite either
+                np.multiply(noise, np.float32(self._route.plan.initial_scale), out=self._fields[LATENTS[0]])
         self._fields[COEFFICIENT_ROWS][:, 0] = guidance_scale
+
+    def _upload_inputs(self, foreign: Memory | None) -> None:
+        """Copy what `_write_inputs` wrote, and start latents that lie on the GPU as they are."""
+        self._stream.copy(self._inputs, self._pinned_inputs)
+        if foreign is not None:
+            self._stream.copy(self._start, foreign)
 
     def _download_noise(self, foreign: Memory) -> NDArray[np.float32]:
         """Start noise that lies on the GPU, for the host to scale."""
@@ -188,13 +201,45 @@ class DeviceTrajectory:
             with self._run_ranges[index]:
                 launch()
             if index == 0:
-                for target, source in self._row_copies:
-                    self._stream.copy(target, source)
+                self._align_rows()
             if marks:
                 self._stream.record(marks[index + 1])
             if watch is not None and self._route.runs[index].graph == LAST:
                 self._stream.sync()
                 watch()
+
+    def _error_of_runs(self, foreign: Memory | None, guidance_scale: float) -> NonFinite:
+        """Run everything again from the written inputs, waiting for every graph, to find the first to blame."""
+        names = {LATENTS[0], *(name for outputs in self._outputs for name in outputs)}
+        pinned = self._gpu.pinned(max(self._dense(name).size_bytes for name in names))
+        try:
+            self._upload_inputs(foreign)
+            self._stream.zero(self._zeros)
+            check_finite_start(self._download(LATENTS[0], pinned))
+            for index, (run, launch) in enumerate(zip(self._route.runs, self._runs, strict=True)):
+                launch()
+                if index == 0:
+                    self._align_rows()
+                if not all(is_finite(self._download(name, pinned)) for name in self._outputs[index]):
+                    return error_of_run(run, self._route, guidance_scale)
+            return unsteady_error(self._route, len(self._route.plan.steps) - 1)
+        finally:
+            with suppress(DeviceError):  # the GPU may still write to the memory that this block frees
+                self._stream.sync()
+            pinned.close()
+
+    def _download(self, name: str, pinned: Memory) -> NDArray[Any]:
+        """The numbers of a tensor in a row, bfloat16 as float32; valid until the next download to `pinned`."""
+        source, dtype = self._dense(name), self._route.tensors[name].dtype
+        self._stream.copy(pinned.part(0, source.size_bytes), source)
+        self._stream.sync()
+        data = pinned.host_bytes()[: source.size_bytes]
+        return float32_from_bfloat16(data.view(np.uint16)) if dtype == BFLOAT16 else data.view(dtype)
+
+    def _align_rows(self) -> None:
+        """Copy the rows of the tables that `cond` wrote to the addresses where the steps read them."""
+        for target, source in self._row_copies:
+            self._stream.copy(target, source)
 
     def _capture(self) -> None:
         try:
@@ -248,6 +293,11 @@ class DeviceTrajectory:
             if slot.dense is not None
             for row in range(slot.rows)
         ]
+
+    def _dense(self, name: str) -> Memory:
+        """A tensor as its graph writes it, without gaps between the rows."""
+        slot = self._slots[name]
+        return self._memory.part(slot.offset if slot.dense is None else slot.dense, slot.row_bytes * slot.rows)
 
     def _part(self, name: str) -> Memory:
         return self._memory.part(self._slots[name].offset, self._slots[name].size_bytes)

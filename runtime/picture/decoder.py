@@ -5,7 +5,11 @@ from collections.abc import Callable
 import numpy as np
 from numpy.typing import NDArray
 
+from ilf_trt.contract.arrays import is_finite
+from ilf_trt.contract.ports import DECODE
 from ilf_trt.contract.spec import DecoderSpec
+from ilf_trt.errors import NonFinite
+from ilf_trt.runtime.finite import remedy
 from ilf_trt.runtime.session import Session
 
 from .resize import resize_and_crop
@@ -22,16 +26,19 @@ class Decoder:
         self._run, self._spec = run, spec
 
     def decode(self, latents: Floats, size: tuple[int, int] | None = None) -> NDArray[np.uint8]:
-        """latents (B, C, h, w) -> pixels (B, H, W, 3), scaled and cropped to `size` (height, width) if there is one."""
+        """latents (B, C, h, w) -> pixels (B, H, W, 3), scaled and cropped to `size` (height, width) if there is one.
+
+        Raises NonFinite if the shades of a picture hold NaN or infinity.
+        """
         scale = self._spec.scale
         count, _, height, width = latents.shape
         pixels = np.empty((count, *(size or (height * scale, width * scale)), 3), np.uint8)
         for index in range(count):
-            one = latents[index : index + 1]
-            shades = self._decode_tiles(one[0])[None] if self._is_large(one) else self._run(one)
+            one, name = latents[index : index + 1], f"picture {index + 1} of {count}"
+            shades = self._decode_tiles(one[0], name)[None] if self._is_large(one) else self._decode_tile(one, name)
             if size is not None:
-                shades = resize_and_crop(shades, *size)
-            np.nan_to_num(shades, copy=False)
+                with np.errstate(over="ignore", invalid="ignore"):  # the difference of two huge shades
+                    shades = self._checked(resize_and_crop(shades, *size), name)
             np.clip(shades, 0, 255, out=shades)
             np.rint(shades, out=shades)
             pixels[index] = shades[0]
@@ -40,7 +47,15 @@ class Decoder:
     def _is_large(self, latents: Floats) -> bool:
         return bool(self._spec.tile) and max(latents.shape[2:]) > self._spec.tile
 
-    def _decode_tiles(self, latent: Floats) -> Floats:
+    def _decode_tile(self, latents: Floats, name: str) -> Floats:
+        return self._checked(self._run(latents), name)
+
+    def _checked(self, shades: Floats, name: str) -> Floats:
+        if is_finite(shades):
+            return shades
+        raise NonFinite(f"graph {DECODE} gave NaN or infinity for {name}; {remedy(DECODE, self._spec.precision)}")
+
+    def _decode_tiles(self, latent: Floats, name: str) -> Floats:
         """latent (C, h, w) -> shades (H, W, 3); each tile fades into the tile above it and the tile to its left.
 
         The tiles are those of diffusers' AutoencoderKL: neighbours share a quarter of a side, the last are smaller.
@@ -54,7 +69,7 @@ class Decoder:
         for row, top in enumerate(range(0, height, step)):
             tiles: list[Floats] = []
             for column, left in enumerate(range(0, width, step)):
-                shades = self._run(latent[None, :, top : top + tile, left : left + tile])[0].copy()
+                shades = self._decode_tile(latent[None, :, top : top + tile, left : left + tile], name)[0].copy()
                 if row:
                     _fade(above[column], shades, overlap)
                 if column:

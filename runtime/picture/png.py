@@ -6,7 +6,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ilf_trt.errors import InvalidRequest, one_line
+from ilf_trt.contract.arrays import is_finite
+from ilf_trt.errors import InvalidRequest, NonFinite, one_line
 
 TILE = 64
 GAP = 4
@@ -14,14 +15,19 @@ BACKGROUND = 32
 
 
 def pixels_from_latents(latents: NDArray[np.float32]) -> NDArray[np.uint8]:
-    """latents (B, C, H, W) in [-1, 1], C 1 or 3 -> pixels (B, H, W, C), NaN black; InvalidRequest for another C."""
+    """latents (B, C, H, W) in [-1, 1], C 1 or 3 -> pixels (B, H, W, C).
+
+    Raises InvalidRequest for another C, and NonFinite for NaN and infinity.
+    """
     channels = latents.shape[1]
     if channels not in (1, 3):
         raise InvalidRequest(
             f"latents of {channels} channels are not pixels; "
             "write them with --latents-out and decode them with the model's VAE"
         )
-    shades = np.clip(np.nan_to_num(latents, nan=-1.0) * 127.5 + 127.5, 0, 255)
+    if not is_finite(latents):
+        raise NonFinite("latents hold NaN or infinity, which is no picture; make them again in a higher --precision")
+    shades = np.clip(latents, -1, 1) * 127.5 + 127.5
     return np.round(shades).astype(np.uint8).transpose(0, 2, 3, 1)
 
 

@@ -13,10 +13,11 @@ PASSES = 2  # the first pass can uncover text that the second one removes
 MOST_JOINTS = 3  # in a caption with more dashes and underscores, all of them join words and become spaces
 EXCERPT_CHARS = 60  # of a caption in a message
 
-DOMAIN = r"[a-z0-9.\-]+\.(?:com?|ru|net|org|edu|gov|it)[\w/\-]*\b/?(?!@)"
-SCHEME_END = r"(?:/{1,3}|[a-z0-9%])"
+LETTER = r"[a-z0-9.\-]"
+DOMAIN = rf"{LETTER}+\.(?:com?|ru|net|org|edu|gov|it)[\w/\-]*\b/?(?!@)"
+SCHEME_END = r":(?:/{1,3}|[a-z0-9%])"
 MEDIA = r"(?:png|jpe?g|bmp|webp|eps|pdf|apk|mp4)"
-NUMBER = r"\d+\.?\d*"
+NUMBER = r"\d+(?:\.\d*)?"
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,11 +33,21 @@ def substitution(what: str, pattern: str, replacement: str = "") -> Substitution
     return Substitution(what, re.compile(pattern), replacement)
 
 
+def addresses(scheme: str) -> str:
+    """Web addresses, or else the `kept` rest of a stretch of letters without one.
+
+    A stretch without an address from its first word on has none from a later word on either. Without `kept`, the
+    search would read the stretch again from each of its words.
+    """
+    begin = rf"{scheme}{SCHEME_END}"
+    return rf"\b(?:{begin}|{DOMAIN}|(?P<kept>{LETTER}+?(?=\b{begin}|(?!{LETTER}))))"
+
+
 # The substitutions run in this order. Those of MARKUP see lower case; HTML entities bring capitals back later.
 MARKUP = (
     substitution("the mark of a person, which is no tag", "<person>", "person"),
-    substitution("web addresses, and https: itself", rf"\b(?:https?:{SCHEME_END}|{DOMAIN})"),
-    substitution("web addresses that the substitution above brought together", rf"\b(?:www:{SCHEME_END}|{DOMAIN})"),
+    substitution("web addresses, and https: itself", addresses("https?"), r"\g<kept>"),
+    substitution("web addresses that the substitution above brought together", addresses("www"), r"\g<kept>"),
 )
 TEXT = (
     substitution("names of accounts", r"@\w+"),
@@ -60,7 +71,7 @@ TEXT = (
     substitution("repeated quotation marks", "[\"']{2,}", '"'),
     substitution("dots of omission", r"\.{2,}", " "),
     substitution("ornaments and brackets", r"[#®•©™&@·º½¾¿¡§~()\[\]{}|\\/*]+", " "),
-    substitution("dots that stand alone", r"\s+\.\s+", " "),
+    substitution("dots that stand alone", r"(?<!\s)\s+\.\s+", " "),
 )
 JOINTS = substitution("dashes and underscores between the words of a title", "[-_]", " ")
 AFTER_REPAIR = (
@@ -72,7 +83,7 @@ AFTER_REPAIR = (
     substitution("requests to click", r"\bclick\s(?:for|on)\s\w+"),
     substitution("names of media formats", rf"\b{MEDIA}(?:\simages?)?"),
     substitution("page numbers", r"\bpage\s+\d+\b"),
-    substitution("identifiers of letters and digits in turn", r"\b\d*[a-zA-Z]+\d+[a-zA-Z]+\d+[a-zA-Z\d]*\b", " "),
+    substitution("identifiers of letters and digits in turn", r"\b\d*[a-zA-Z]+\d+[a-zA-Z]+\d[a-zA-Z\d]*\b", " "),
     substitution("sizes, with a Latin x, a Cyrillic one or a times sign", rf"\b{NUMBER}[xх×]{NUMBER}\b"),
     substitution("the space before a colon", r"\b\s+:\s+", ": "),
     substitution("the missing space after a comma, dot or slash", r"(?<=\D[,./])\b", " "),

@@ -8,15 +8,17 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from ilf_trt.contract.arrays import is_finite
 from ilf_trt.contract.conditioning import negative
 from ilf_trt.contract.manifest import Manifest
-from ilf_trt.contract.ports import PICTURES, Role
+from ilf_trt.contract.ports import PICTURES, TEXT, Role
 from ilf_trt.contract.spec import TextSpec
-from ilf_trt.errors import InvalidRequest
+from ilf_trt.errors import InvalidRequest, NonFinite, shown
 from ilf_trt.runtime.batches import run_batches
+from ilf_trt.runtime.finite import remedy
 from ilf_trt.runtime.session import Session
 
-from .caption import prepare_caption
+from .caption import EXCERPT_CHARS, prepare_caption
 from .tokenizer import Encoding, Tokenizer
 
 log = logging.getLogger(__name__)
@@ -61,7 +63,7 @@ class EmbeddedText:
 def embed(
     prompts: Prompts, tokenizer: Tokenizer, spec: TextSpec, manifest: Manifest, session: Session, *, guided: bool
 ) -> EmbeddedText:
-    """Embed every different text once; the negative ones only if `guided`."""
+    """Embed every different text once; the negative ones only if `guided`. Raises NonFinite."""
     positive = tuple(map(prompts.prepare, prompts.positive))
     against = tuple(map(prompts.prepare, prompts.negative)) if guided else ()
     texts = tuple(dict.fromkeys((*positive, *against)))
@@ -73,6 +75,12 @@ def embed(
         call.inputs["ids_mask"][:] = chunk.take(encoding.mask)
         call()
         embeddings[chunk.begin : chunk.end] = call.outputs["text"][: chunk.pictures]
+    if not is_finite(embeddings):
+        text = next(text for text, row in zip(texts, embeddings, strict=True) if not is_finite(row))
+        raise NonFinite(
+            f"graph {TEXT} gave NaN or infinity for the prompt {shown(text, EXCERPT_CHARS)!r}; "
+            f"{remedy(TEXT, spec.precision)}"
+        )
     row_of = {text: row for row, text in enumerate(texts)}
     ports = manifest.spec.conditioning.positive
 

@@ -25,7 +25,7 @@ from ilf_trt.contract.plan import StepPlan, make_plan
 from ilf_trt.contract.ports import Graph
 from ilf_trt.contract.solver import DDIM, DPM, EULER
 from ilf_trt.contract.spec import Loop
-from ilf_trt.errors import BundleError, Cancelled, EngineError, InvalidRequest
+from ilf_trt.errors import BundleError, Cancelled, EngineError, InvalidRequest, NonFinite
 from ilf_trt.model.sampling import sample
 from ilf_trt.runtime import NoiseSource, Pipeline
 from ilf_trt.runtime.engine import Engine, Launch
@@ -322,8 +322,8 @@ def test_a_generation_does_not_depend_on_the_one_before(dit: Served, before: dic
 def test_a_generation_does_not_depend_on_nan_in_the_one_before(dit: Served) -> None:
     with Pipeline.load(dit.bundle, threads=1, sessions=1, check_hashes=False) as used:
         wanted = used.generate(seed=9, **labels(3, 7)).latents
-        broken = used.generate(latents=np.full((2, 1, 8, 8), 3e38, np.float32), **labels(3, 7)).latents
-        assert not np.isfinite(broken).all()
+        with pytest.raises(NonFinite, match=r"^graph pre gave NaN or infinity in step 1 of 6 \(t = 999\); "):
+            used.generate(latents=np.full((2, 1, 8, 8), 3e38, np.float32), **labels(3, 7))
         np.testing.assert_array_equal(used.generate(seed=9, **labels(3, 7)).latents, wanted)
 
 

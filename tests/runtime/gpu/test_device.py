@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from ilf_trt.assembly.conductor import BuildResult
 from ilf_trt.contract.plan import make_plan
 from ilf_trt.contract.solver import DEFAULT_SCHEDULER
-from ilf_trt.errors import DeviceLost, EngineError, InvalidRequest, OutOfMemory
+from ilf_trt.errors import DeviceLost, EngineError, InvalidRequest, NonFinite, OutOfMemory
 from ilf_trt.runtime import Pipeline
 from ilf_trt.runtime.loading import Resident
 from ilf_trt.runtime.session import KEPT_TRAJECTORIES
@@ -86,8 +86,8 @@ def test_a_picture_that_overflowed_leaves_nothing_to_the_next(
     wanted = on_cpu(dit_bundle, 2)
     with Pipeline.load(compiled(dit_bundle), device=DEVICE) as pipeline:
         for _ in range(2):
-            lost = pipeline.generate(guidance_scale=3e38, **conditions(pipeline, 2)).latents
-            assert not np.isfinite(lost).all()
+            with pytest.raises(NonFinite, match="guidance_scale 3e\\+38; pass a smaller guidance_scale"):
+                pipeline.generate(guidance_scale=3e38, **conditions(pipeline, 2))
             assert close_to(pipeline.generate(**conditions(pipeline, 2)).latents, wanted)
 
 
