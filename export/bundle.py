@@ -105,7 +105,9 @@ class Source:
         )
 
 
-def export_bundle(checkpoint: str, folder: Path, options: BuildOptions, stages: Stages) -> Exported:
+def export_bundle(
+    checkpoint: str, folder: Path, options: BuildOptions, cache: BuildCache | None, stages: Stages
+) -> Exported:
     """Write every file of a bundle into `folder`.
 
     Raises CheckpointError, UnsupportedBackbone, UnsupportedScheduler, InvalidRequest, PortMismatch.
@@ -120,7 +122,7 @@ def export_bundle(checkpoint: str, folder: Path, options: BuildOptions, stages: 
         stages.enter("calibrate")
         calibration = _calibration(source, options)
     scales = tuple(source.model.feedback.scales.tolist())
-    reused = _graphs(source, folder, options, calibration, stages)
+    reused = _graphs(source, folder, options, calibration, cache, stages)
     return Exported(_manifest(source, folder, options, calibration, scales), reused)
 
 
@@ -159,7 +161,12 @@ def _calibration(source: Source, options: BuildOptions) -> Calibration:
 
 
 def _graphs(
-    source: Source, folder: Path, options: BuildOptions, calibration: Calibration | None, stages: Stages
+    source: Source,
+    folder: Path,
+    options: BuildOptions,
+    calibration: Calibration | None,
+    cache: BuildCache | None,
+    stages: Stages,
 ) -> tuple[str, ...]:
     """The constants and every graph, in the bundle's precision; gives the graphs that the build cache had."""
     spec, precision = source.spec, options.precision
@@ -168,7 +175,7 @@ def _graphs(
         arrays = {name: value.astype(precision.array_dtype) for name, value in constants.items()}
         np.savez(folder / CONSTANTS_FILE, allow_pickle=False, **arrays)
     model = source.model.to(getattr(torch, precision.dtype))
-    cache, reused = None if options.cache is None else BuildCache(options.cache), []
+    reused = []
     for name, segment in segments_of(model, spec, precision).items():
         stages.enter(f"export {name}")
         amax = None

@@ -2,7 +2,8 @@
 
 IlfError
 ├── InvalidRequest        an argument, label, seed or shape that cannot be served
-├── Cancelled             a generation that its caller ended between two steps
+├── Cancelled             a generation that its caller ended before it began or between two steps
+├── TimedOut              a wait that took longer than its caller allowed
 ├── UnsupportedBackbone   a model class, or an option of it, that has no adapter
 ├── UnsupportedScheduler  a scheduler, or an option of it, that is not linear and deterministic
 ├── CheckpointError       an ILF checkpoint or its base that is missing, damaged or of another model
@@ -62,6 +63,10 @@ class InvalidRequest(IlfError, ValueError):
 
 class Cancelled(IlfError):
     """A generation that its caller ended between two steps."""
+
+
+class TimedOut(IlfError):
+    """A wait that took longer than its caller allowed."""
 
 
 class UnsupportedBackbone(IlfError):

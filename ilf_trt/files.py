@@ -14,7 +14,7 @@ import re
 import shutil
 import stat
 from collections.abc import Iterable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO
 from uuid import uuid4
@@ -22,6 +22,8 @@ from uuid import uuid4
 DRAFT = ".partial-"
 DRAFT_NAME = re.compile(r"\.partial-(?:[0-9a-f]{8}|(?:[0-9a-f]{8}-)?(?P<pid>[0-9]+))$")  # old: without pid
 AT_FDCWD, RENAME_EXCHANGE = -100, 2  # linux/fcntl.h, linux/fs.h
+UNSYNCED_FOLDER = (errno.EACCES, errno.EINVAL, errno.ENOTSUP)  # one that cannot be read, and network file systems
+COPY_BYTES = 1 << 26  # of one call to the kernel, so that a signal does not wait for a whole file
 
 
 def open_regular(path: str | Path) -> BinaryIO:
@@ -45,20 +47,39 @@ def read_bytes(path: str | Path, *, most: int) -> bytes:
     return content
 
 
+def copy_file(source: Path, place: Path) -> None:
+    """A copy of a regular file; the two share their blocks if the file system can do that. Raises OSError."""
+    with open_regular(source) as file:
+        copy_open_file(file, place)
+
+
+def copy_open_file(file: BinaryIO, place: Path) -> None:
+    """A copy of the whole of an open file. Raises OSError."""
+    done = 0
+    with place.open("wb") as copy:
+        with suppress(OSError):  # what the kernel cannot copy is read and written below
+            while count := os.copy_file_range(file.fileno(), copy.fileno(), COPY_BYTES, done, done):
+                done += count
+        file.seek(done)
+        copy.seek(done)
+        shutil.copyfileobj(file, copy)
+
+
 @contextmanager
-def whole_file(place: Path) -> Iterator[Path]:
+def whole_file(place: Path, *, mode: int | None = None) -> Iterator[Path]:
     """A hidden file beside `place`; when the block ends well it is synced to the disk and takes its name.
 
-    The file gets the permissions that a new file has here. Raises OSError.
+    The file has the permissions `mode` from its first moment, or those that a new file has here. Raises OSError.
     """
     draft = _draft_of(place)
     try:
-        draft.touch()
-        mode = draft.stat().st_mode
+        draft.touch(0o666 if mode is None else mode)
+        permissions = draft.stat().st_mode
         yield draft
-        draft.chmod(mode)  # some writers let nobody but the owner read
+        draft.chmod(permissions)  # some writers let nobody but the owner read
         _sync(draft)
         draft.replace(place)
+        _sync(place.parent)
     finally:
         draft.unlink(missing_ok=True)
 
@@ -111,11 +132,17 @@ def sweep_folder(folder: Path) -> None:
 
 
 def remove_folder(folder: Path) -> None:
-    """Remove a folder: first out of sight, so that no half of it is ever taken for a whole. Raises OSError."""
-    if folder.is_dir():
+    """Remove a folder: first out of sight, so that no half of it is ever taken for a whole. Raises OSError.
+
+    A link or a file of that name goes too; what a link leads to stays.
+    """
+    if os.path.lexists(folder):
         hidden = _draft_of(folder)
         folder.rename(hidden)
-        shutil.rmtree(hidden)
+        if hidden.is_symlink() or not hidden.is_dir():
+            hidden.unlink()
+        else:
+            shutil.rmtree(hidden)
 
 
 def _remove_abandoned(drafts: Iterable[Path]) -> None:
@@ -160,8 +187,13 @@ def _exchange(place: Path, draft: Path) -> None:
 
 
 def _sync(path: Path) -> None:
-    handle = os.open(path, os.O_RDONLY)
+    """Write a file, or the names in a folder, through to the disk; not every file system can do that for a folder."""
     try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
+        handle = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)
+    except OSError as error:
+        if error.errno not in UNSYNCED_FOLDER or not path.is_dir():
+            raise

@@ -36,11 +36,13 @@ GENERATE, VERIFY = "ilf_trt.runtime.commands:generate", "ilf_trt.runtime.command
 """The commands of the runtime; the command line loads them by name, so that they start without torch."""
 
 
-def export_bundle(checkpoint: str, folder: Path, options: "BuildOptions", stages: "Stages") -> "Exported":
+def export_bundle(
+    checkpoint: str, folder: Path, options: "BuildOptions", cache: "BuildCache | None", stages: "Stages"
+) -> "Exported":
     """Write every file of a bundle into `folder`; raises as `ilf_trt.export.bundle.export_bundle` does."""
     with _needing("building", "build"):
         from ilf_trt.export.bundle import export_bundle as export
-    return export(checkpoint, folder, options, stages)
+    return export(checkpoint, folder, options, cache, stages)
 
 
 def write_rounded(bundle: Path, folder: Path, manifest: "Manifest") -> Path:

@@ -1,5 +1,6 @@
 """The public face of the runtime: load a bundle, generate, close."""
 
+import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
@@ -17,12 +18,12 @@ from ilf_trt.contract.manifest import Manifest
 from ilf_trt.contract.plan import Ratio, Rule, StepPlan
 from ilf_trt.contract.ports import DECODE, TEXT
 from ilf_trt.contract.progress import Progress
-from ilf_trt.errors import InvalidRequest
+from ilf_trt.errors import InvalidRequest, shown
 
 from .batches import RunBatch, run_batches
 from .engine import EngineKind
 from .host import Host
-from .loading import CLOSED, Backend, Loading, Part, Resident, Sequential
+from .loading import CLOSED, Backend, Loading, Part, Resident, Sequential, Wait
 from .memory import MemoryLimit, limit_bytes
 from .picture.decoder import Decoder, decode_tile
 from .picture.png import pixels_from_latents
@@ -40,6 +41,7 @@ from .timings import Timings
 from .trajectory import Job, RunOptions
 
 DEFAULT_SESSIONS = 4
+MOST_SESSIONS, MOST_KEPT = 1024, 1024
 PIXEL_CHANNELS = (1, 3)
 
 
@@ -92,8 +94,8 @@ class Pipeline:
         kind = None if engine is None else EngineKind.parse(engine)
         if ordinal is None and kind not in (None, EngineKind.ONNXRUNTIME):
             raise InvalidRequest(f"{kind} engines run on a GPU; pass device='cuda:0', or engine='onnxruntime'")
-        if sessions < 1:
-            raise InvalidRequest(f"sessions is {sessions}, it must be at least 1")
+        sessions, kept = _whole("sessions", sessions, MOST_SESSIONS), _whole("kept", kept, MOST_KEPT)
+        threads = 0 if threads == 0 and threads is not False else _whole("threads", threads, processors())
         most_bytes = limit_bytes(max_memory)
         bundle = Bundle.open(path, check_hashes=check_hashes, max_bytes=most_bytes)
         MemoryLimit(bundle.manifest, most_bytes, on_gpu=ordinal is not None).check_smallest()
@@ -152,9 +154,7 @@ class Pipeline:
         if self.manifest.text is None:
             native = PictureSize.of(self.manifest, size, binning=True).native
             example = self.manifest.spec.conditioning.example(count, native, guidance=self.manifest.spec.guidance)
-        with self._loading.each_session() as turns:
-            for _ in turns:
-                self.generate(plan=plan, size=size, **example)
+        self._loading.warm(partial(self.generate, plan=plan, size=size, **example))
 
     def generate(
         self,
@@ -163,6 +163,7 @@ class Pipeline:
         decode: bool = True,
         progress: Progress | None = None,
         cancel: Event | None = None,
+        timeout: float | None = None,
         profile: bool = False,
         on_device: bool = False,
         **request: Any,
@@ -171,20 +172,22 @@ class Pipeline:
 
         The most used: `class_labels`, `negative_prompt`, `size`, `steps`, `plan`, `guidance_scale`, `seed`, `latents`.
         More pictures than the bundle's batch run one batch after another. `decode` false leaves latents as they are.
-        `progress` is told every step; `cancel` ends the generation at the next step once it is set. `profile` times
+        `progress` is told every step; `cancel` ends the generation at the next step once it is set, also while it waits
+        for a session, which takes at most `timeout` seconds for each part of the bundle. `profile` times
         every graph on a GPU, which then cannot launch the trajectory as one, like `progress` and `cancel`. `on_device`
         leaves the latents on the GPU, as a `DeviceArray`, and decodes nothing.
 
-        Raises InvalidRequest for anything that does not fit, Cancelled, EngineError when an engine fails, DeviceError
-        and its kinds: after OutOfMemory the pipeline is as usable as before.
+        Raises InvalidRequest for anything that does not fit, Cancelled, TimedOut, NonFinite, EngineError when an engine
+        fails, DeviceError and its kinds: after OutOfMemory the pipeline is as usable as before.
         """
         self._check_open()
+        wait = _wait(timeout, cancel)
         if on_device and not self._on_gpu:
             raise InvalidRequest("on_device needs a pipeline on a GPU; load the bundle with device='cuda:0'")
         wanted = Request.of(self.manifest, prompt, **request)
         if wanted.prompts is not None:
             self._check_memory(wanted, len(wanted.prompts.positive))
-        text, text_ms = self._embed(wanted)
+        text, text_ms = self._embed(wanted, wait)
         conditions, pictures = wanted.conditions_of(self.manifest, text.conditions)
         self._check_memory(wanted, pictures)
         noise = self._start_noise(wanted, pictures)
@@ -196,8 +199,8 @@ class Pipeline:
             )
         watch = StepWatch(len(wanted.plan.steps) * len(chunks), progress, cancel) if progress or cancel else None
         options = RunOptions(profile=profile, on_device=on_device, watch=watch)
-        latents, timings = self._sample(wanted, chunks, conditions, noise, options)
-        pixels, decode_ms = (None, 0.0) if on_device or not decode else self._decode(latents, wanted.size)
+        latents, timings = self._sample(wanted, chunks, conditions, noise, options, wait)
+        pixels, decode_ms = (None, 0.0) if on_device or not decode else self._decode(latents, wanted.size, wait)
         timings = timings.with_parts({TEXT: text_ms} if text_ms else {}, {DECODE: decode_ms} if decode_ms else {})
         return Result(latents, pixels, timings, wanted.plan, text.cut)
 
@@ -212,12 +215,14 @@ class Pipeline:
         """The bundle's plan with some of its settings replaced; nothing is rebuilt. Raises InvalidRequest."""
         return changed_plan(self.manifest, steps, feedback=feedback, rule=rule, ratio=ratio)
 
-    def close(self) -> None:
-        """Free everything, after the generations that still run; a second call does nothing."""
-        if self._closed:
-            return
+    def close(self, timeout: float | None = None) -> None:
+        """Refuse what waits, and free everything after the generations that still run; a second call does nothing.
+
+        Raises TimedOut when they run for more than `timeout` seconds: nothing new runs, and another call frees them.
+        Raises InvalidRequest inside of a generation.
+        """
+        self._loading.close(timeout)
         self._closed = True
-        self._loading.close()
 
     def __enter__(self) -> Self:
         return self
@@ -233,21 +238,22 @@ class Pipeline:
         self._limit.check(Job(request.plan, rows, request.size.cells, request.guided), pictures, request.size)
 
     def _check_open(self) -> None:
+        self._loading.check_open()
         if self._closed:
             raise InvalidRequest(CLOSED)
 
     @contextmanager
-    def _session(self, part: Part) -> Iterator[Session]:
-        with self._loading.session(part) as session:
+    def _session(self, part: Part, wait: Wait) -> Iterator[Session]:
+        with self._loading.session(part, wait) as session:
             self._check_open()
             yield session
 
-    def _embed(self, request: Request) -> tuple[EmbeddedText, float]:
+    def _embed(self, request: Request, wait: Wait) -> tuple[EmbeddedText, float]:
         """The text of the request's prompts, if it has any, and the ms that it took."""
         if request.prompts is None or self._tokens is None or self.manifest.text is None:
             return EmbeddedText({}, ()), 0.0
         begin = perf_counter_ns()
-        with self._session("text") as session:
+        with self._session("text", wait) as session:
             text = embed(
                 request.prompts, self._tokens, self.manifest.text, self.manifest, session, guided=request.guided
             )
@@ -270,10 +276,11 @@ class Pipeline:
         conditions: Mapping[str, NDArray[Any]],
         noise: Any,
         options: RunOptions,
+        wait: Wait,
     ) -> tuple[Any, Timings]:
         """The latents of all chunks, and their timings together."""
         latents, timings = [], []
-        with self._session("transformer") as session:
+        with self._session("transformer", wait) as session:
             for chunk in chunks:
                 trajectory = session.trajectory(Job(request.plan, chunk.rows, request.size.cells, request.guided))
                 part, times = trajectory.run(
@@ -287,16 +294,39 @@ class Pipeline:
                 timings.append(times)
         return latents[0] if len(latents) == 1 else np.concatenate(latents), Timings.total(timings)
 
-    def _decode(self, latents: NDArray[np.float32], size: PictureSize) -> tuple[NDArray[np.uint8] | None, float]:
+    def _decode(
+        self, latents: NDArray[np.float32], size: PictureSize, wait: Wait
+    ) -> tuple[NDArray[np.uint8] | None, float]:
         """The pictures of latents, and the ms that it took; None if latents are no pixels and there is no decoder."""
         spec = self.manifest.decoder
         if spec is None:
             return (pixels_from_latents(latents) if latents.shape[1] in PIXEL_CHANNELS else None), 0.0
         begin = perf_counter_ns()
-        with self._session("decoder") as session:
+        with self._session("decoder", wait) as session:
             decoder = Decoder(partial(decode_tile, session, spec), spec)
             pixels = decoder.decode(latents, size.requested if size.requested != size.native else None)
         return pixels, (perf_counter_ns() - begin) / 1e6
+
+
+def processors() -> int:
+    """How many processors this process may use."""
+    return len(os.sched_getaffinity(0))
+
+
+def _whole(name: str, value: Any, most: int) -> int:
+    if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= most:
+        raise InvalidRequest(f"{name} is {shown(repr(value), 40)}, it must be a whole number from 1 to {most}")
+    return value
+
+
+def _wait(timeout: Any, cancel: Any) -> Wait:
+    if timeout is not None and (isinstance(timeout, bool) or not isinstance(timeout, int | float) or not timeout >= 0):
+        raise InvalidRequest(f"timeout is {shown(repr(timeout), 40)}, it must be a number of seconds, at least 0")
+    if cancel is not None and not isinstance(cancel, Event):
+        raise InvalidRequest(f"cancel is {shown(repr(cancel), 40)}, it must be a threading.Event")
+    wait = Wait(timeout, cancel)
+    wait.check_cancel()
+    return wait
 
 
 def _ordinal(device: str) -> int | None:

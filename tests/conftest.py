@@ -149,6 +149,7 @@ def _one_thread() -> None:
 def _own_build_cache(tmp_path_factory: pytest.TempPathFactory) -> None:
     """The user's own cache is neither read nor filled, by no process that a test starts."""
     os.environ["ILF_TRT_CACHE"] = str(tmp_path_factory.mktemp("build_cache"))
+    os.environ["XDG_STATE_HOME"] = str(tmp_path_factory.mktemp("state"))  # the key of the cache
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -20,7 +20,7 @@ from .stages import Stages
 from .staging import staging_folder
 
 if TYPE_CHECKING:
-    from ilf_trt.leaves import Compiler, Difference, EngineReport
+    from ilf_trt.leaves import Difference, EngineReport
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,6 +51,7 @@ def build(
     Raises any error of the tree.
     """
     options.check()
+    cache = _cache(options.cache)
     stages = Stages(len(options.stages), progress)
     differences: tuple[Difference, ...] = ()
     reports: tuple[EngineReport, ...] = ()
@@ -58,8 +59,8 @@ def build(
         compiler = None
         if options.engines is not None:
             stages.enter("engine library")
-            compiler = _compiler(options.engines, options.precision, options.cache)
-        exported = leaves.export_bundle(checkpoint, staging, options, stages)
+            compiler = leaves.open_compiler(options.engines, options.precision, cache)
+        exported = leaves.export_bundle(checkpoint, staging, options, cache, stages)
         manifest, reused = exported.manifest, tuple(f"graph {name}" for name in exported.reused)
         if options.verify:
             stages.enter("verify")
@@ -93,7 +94,7 @@ def compile_bundle(
     source = Bundle.open(bundle)
     stages = Stages(1 + len(source.manifest.graphs), progress)
     stages.enter("engine library")
-    compiler = _compiler(engines, source.manifest.precision, cache)
+    compiler = leaves.open_compiler(engines, source.manifest.precision, _cache(cache))
     with staging_folder(output, force=force) as staging:
         source.copy(staging)
         compiled = compiler.compile(staging, source.manifest, stages.enter, stages.detail)
@@ -103,8 +104,9 @@ def compile_bundle(
     return BuildResult(Bundle(Path(output), manifest), stages.seconds, (), compiled.reports, reused)
 
 
-def _compiler(engines: EngineOptions, precision: Precision, cache: Path | None) -> "Compiler":
-    return leaves.open_compiler(engines, precision, None if cache is None else BuildCache(cache))
+def _cache(folder: Path | None) -> BuildCache | None:
+    """One for the whole build, so that it warns once."""
+    return None if folder is None else BuildCache(folder)
 
 
 @contextmanager

@@ -5,7 +5,6 @@ import json
 import os
 import shutil
 from collections.abc import Iterator
-from contextlib import suppress
 from dataclasses import dataclass, field
 from itertools import islice
 from mmap import mmap
@@ -165,18 +164,6 @@ def strip_graphs(folder: Path, manifest: Manifest) -> Manifest:
     """Leave only the engines of a bundle, for machines that need nothing else; writes the manifest again."""
     shutil.rmtree(folder / GRAPH_FOLDER)
     return write_manifest(folder, manifest)
-
-
-def link_or_copy(source: Path, place: Path) -> None:
-    """`place` with the content of `source`: the same file where the file system allows.
-
-    A graph's weights are always copied: onnx and onnx_ir refuse a file that bears a second name.
-    """
-    if WEIGHTS_SUFFIX not in (source.suffix, place.suffix):
-        with suppress(OSError):
-            os.link(source, place)
-            return
-    shutil.copyfile(source, place)
 
 
 def graph_file(graph: str) -> str:

@@ -88,12 +88,17 @@ def overflowing(dit_bundle: Path, tmp_path: Path) -> Path:
 
 
 def test_weights_that_overflow_make_no_picture(overflowing: Path) -> None:
-    with Pipeline.load(overflowing, threads=1) as pipeline, pytest.raises(NonFinite, match="^graph loop_body gave NaN"):
+    with (
+        Pipeline.load(overflowing, threads=1) as pipeline,
+        pytest.raises(NonFinite, match=r"^graph loop_body gave NaN"),
+    ):
         pipeline.generate(**LABELS)
 
 
 def test_verify_names_the_graph(overflowing: Path) -> None:
-    with pytest.raises(NonFinite, match="^graph loop_body gave NaN or infinity in 'features', the reference is finite"):
+    with pytest.raises(
+        NonFinite, match=r"^graph loop_body gave NaN or infinity in 'features', the reference is finite"
+    ):
         verify(overflowing)
 
 

@@ -1,9 +1,11 @@
 """The build cache's store: what comes back, what is refused, what goes, and several builds at once."""
 
 import fcntl
+import hashlib
 import json
 import logging
 import os
+import pwd
 import shutil
 import subprocess
 import sys
@@ -11,13 +13,20 @@ import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any, BinaryIO
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
+from ilf_trt.assembly import build_cache
 from ilf_trt.assembly.build_cache import DAY_S, BuildCache
+from ilf_trt.assembly.seal import Seal
+from ilf_trt.files import copy_open_file
 
 KEY = "5" * 64
 NOTE = {"graph": "pre", "precision": "fp16"}
+ANOTHER_USER = 12345
 START_S = 60.0  # until another process has done its work, on a busy machine
 WRITERS = 4
 # Puts one key many times, of files that differ from process to process.
@@ -83,35 +92,17 @@ def test_what_was_not_put_is_not_there(store: BuildCache, places: dict[str, Path
     assert not places["engine"].parent.exists()
 
 
-def test_files_are_linked_and_not_copied(store: BuildCache, made: dict[str, Path], places: dict[str, Path]) -> None:
+def test_an_edit_of_one_bundle_reaches_neither_the_cache_nor_another_bundle(
+    store: BuildCache, made: dict[str, Path], places: dict[str, Path], tmp_path: Path
+) -> None:
     store.put(KEY, made, NOTE)
     store.take(KEY, places)
-    for name, path in made.items():
-        assert path.samefile(entry(store) / name)
-        assert path.samefile(places[name])
-
-
-def test_a_graphs_weights_are_copied_since_onnx_refuses_a_file_of_two_names(store: BuildCache, tmp_path: Path) -> None:
-    weights = tmp_path / "pre.onnx.data"
-    weights.write_text("weights")
-    store.put(KEY, {"weights": weights}, NOTE)
-    place = tmp_path / "other" / "pre.onnx.data"
-    assert store.take(KEY, {"weights": place}) is not None
-    assert place.read_text() == "weights"
-    assert [path.stat().st_nlink for path in (weights, place, entry(store) / "weights")] == [1, 1, 1]
-
-
-def test_where_no_link_can_be_files_are_copied(
-    store: BuildCache, made: dict[str, Path], places: dict[str, Path], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def refuse(*arguments: object) -> None:
-        raise OSError(18, "Invalid cross-device link")
-
-    monkeypatch.setattr(os, "link", refuse)
-    store.put(KEY, made, NOTE)
-    assert store.take(KEY, places) is not None
-    assert places["engine"].read_text() == made["engine"].read_text()
-    assert not places["engine"].samefile(made["engine"])
+    for path in (*made.values(), *places.values()):
+        with path.open("r+b") as file:
+            file.write(b"edited in its place")
+    later = {name: tmp_path / "later" / name for name in made}
+    assert store.take(KEY, later) is not None
+    assert [path.read_text() for path in later.values()] == [f"{name} of the first build" for name in made]
 
 
 def test_a_key_that_is_there_stays_as_it_is(store: BuildCache, made: dict[str, Path], places: dict[str, Path]) -> None:
@@ -163,9 +154,10 @@ def test_a_store_that_can_only_be_read_is_read(
         lambda folder: (folder / "entry.json").write_text(""),
         lambda folder: (folder / "entry.json").write_text("[1]"),
         lambda folder: (folder / "entry.json").write_text('{"files": {"engine": 1}}'),
-        lambda folder: (folder / "entry.json").write_text('{"files": {}, "note": {}}'),
+        lambda folder: (folder / "entry.json").write_text('{"files": {}, "note": {}, "seal": ""}'),
+        lambda folder: (folder / "entry.json").write_bytes(b"[" * 100_000),
     ],
-    ids=["another engine", "no report", "no facts", "empty facts", "a list", "facts of a wrong type", "no files"],
+    ids=["another engine", "no report", "no facts", "empty facts", "a list", "a wrong type", "no files", "deep"],
 )
 def test_a_damaged_entry_goes_and_can_be_put_again(
     damage: Callable[[Path], object],
@@ -178,14 +170,14 @@ def test_a_damaged_entry_goes_and_can_be_put_again(
     damage(entry(store))
     with caplog.at_level(logging.WARNING):
         assert store.take(KEY, places) is None
-    assert "is damaged; the build makes it again" in caplog.text
+    assert "is removed and made again" in caplog.text
     assert not entry(store).exists()
     assert [place.exists() for place in places.values()] == [False, False]
     store.put(KEY, made, NOTE)
     assert store.take(KEY, places) is not None
 
 
-@pytest.mark.parametrize("name", ["../../outside", "/etc/passwd", "..", "deep/engine"])
+@pytest.mark.parametrize("name", ["../../outside", "/etc/passwd", "..", "deep/../../engine", "engine\x1b[2J"])
 def test_an_entry_that_names_a_file_outside_of_it_is_refused(
     name: str, store: BuildCache, made: dict[str, Path], tmp_path: Path
 ) -> None:
@@ -198,24 +190,312 @@ def test_an_entry_that_names_a_file_outside_of_it_is_refused(
     assert not (tmp_path / "taken").exists()
 
 
-def test_an_entry_that_vanishes_while_it_is_taken_is_not_taken_in_part(
+def test_an_entry_that_vanishes_while_it_is_taken_is_taken_whole(
+    store: BuildCache, made: dict[str, Path], places: dict[str, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def after_a_prune(file: BinaryIO, place: Path) -> None:
+        store.prune()
+        copy_open_file(file, place)
+
+    store.put(KEY, made, NOTE)
+    monkeypatch.setattr(build_cache, "copy_open_file", after_a_prune)
+    assert store.take(KEY, places) is not None
+    assert store.entries() == ()
+    assert [place.read_text() for place in places.values()] == [f"{name} of the first build" for name in made]
+
+
+def test_an_entry_that_vanishes_before_it_is_opened_is_not_taken(
+    store: BuildCache, made: dict[str, Path], places: dict[str, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def after_a_prune() -> Seal:
+        store.prune()
+        return of_user()
+
+    store.put(KEY, made, NOTE)
+    of_user = Seal.of_user
+    monkeypatch.setattr(Seal, "of_user", after_a_prune)
+    assert store.take(KEY, places) is None
+    assert [place.exists() for place in places.values()] == [False, False]
+
+
+# --- entries of somebody else
+
+
+def copied_from_another_key(store: BuildCache, made: dict[str, Path]) -> None:
+    store.put("6" * 64, made, NOTE)
+    (entry(store, "6" * 64)).rename(entry(store))
+
+
+def edited(store: BuildCache, made: dict[str, Path]) -> None:
+    store.put(KEY, {"engine": made["report"], "report": made["report"]}, NOTE)
+    forge(entry(store), made, seal=json.loads((entry(store) / "entry.json").read_text())["seal"])
+
+
+def made_by_another_user(store: BuildCache, made: dict[str, Path]) -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("XDG_STATE_HOME", str(store.folder.parent / "another user"))
+        store.put(KEY, made, NOTE)
+
+
+def sealed_by_hand(store: BuildCache, made: dict[str, Path]) -> None:
+    store.put(KEY, made, NOTE)
+    forge(entry(store), made, seal="0" * 64)
+
+
+def sealed_in_other_letters(store: BuildCache, made: dict[str, Path]) -> None:
+    store.put(KEY, made, NOTE)
+    forge(entry(store), made, seal="\ud800é")
+
+
+def from_version_01(store: BuildCache, made: dict[str, Path]) -> None:
+    store.put(KEY, made, NOTE)
+    forge(entry(store), made, seal=None)
+
+
+def forge(folder: Path, files: dict[str, Path], seal: str | None) -> None:
+    """What anybody can write: files, and their true hashes and sizes."""
+    facts = {}
+    for name, path in files.items():
+        rewrite(folder / name, path.read_text())
+        content = path.read_bytes()
+        facts[name] = {"sha256": hashlib.sha256(content).hexdigest(), "size_bytes": len(content)}
+    record = {"files": facts, "note": NOTE} | ({} if seal is None else {"seal": seal})
+    (folder / "entry.json").write_text(json.dumps(record))
+
+
+@pytest.mark.parametrize(
+    "plant",
+    [
+        copied_from_another_key,
+        edited,
+        made_by_another_user,
+        sealed_by_hand,
+        sealed_in_other_letters,
+        from_version_01,
+    ],
+)
+def test_a_consistent_entry_that_this_user_did_not_make_for_this_key_is_evicted(
+    plant: Callable[[BuildCache, dict[str, Path]], None],
+    store: BuildCache,
+    made: dict[str, Path],
+    places: dict[str, Path],
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    plant(store, made)
+    assert (entry(store) / "entry.json").is_file()
+    assert store.take(KEY, places) is None
+    assert f"the cached build {entry(store)} is removed and made again: " in caplog.text
+    assert not entry(store).exists()
+    assert [place.exists() for place in places.values()] == [False, False]
+
+
+@pytest.mark.parametrize("name", ["engine", "entry.json", "."])
+def test_a_pipe_in_the_place_of_a_file_or_an_entry_is_evicted_at_once(
+    name: str, store: BuildCache, made: dict[str, Path], places: dict[str, Path]
+) -> None:
+    store.put(KEY, made, NOTE)
+    place = entry(store) / name
+    shutil.rmtree(place) if name == "." else place.unlink()
+    os.mkfifo(place)
+    assert store.take(KEY, places) is None
+    assert not os.path.lexists(entry(store))
+
+
+def test_an_entry_that_is_a_link_goes_and_what_it_leads_to_stays(
+    store: BuildCache, made: dict[str, Path], places: dict[str, Path], tmp_path: Path
+) -> None:
+    store.put("6" * 64, made, NOTE)
+    entry(store, "6" * 64).rename(tmp_path / "elsewhere")
+    entry(store).symlink_to(tmp_path / "elsewhere")
+    assert store.take(KEY, places) is None
+    assert not os.path.lexists(entry(store))
+    assert (tmp_path / "elsewhere" / "engine").is_file()
+
+
+# --- folders that others can write
+
+
+def open_to_all(path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    path.chmod(path.stat().st_mode | 0o002)
+    return "others can write it; run chmod -R go-w on it"
+
+
+def open_to_the_group(path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    path.chmod(path.stat().st_mode | 0o020)
+    return "others can write it; run chmod -R go-w on it"
+
+
+def of_another_user(path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    if os.geteuid() == 0:
+        os.chown(path, ANOTHER_USER, -1)
+    else:
+        owner = path.stat().st_uid
+        monkeypatch.setattr(os, "geteuid", lambda: owner + 1)
+    return "belongs to user"
+
+
+@pytest.mark.parametrize("name", ["", "entries"], ids=["cache", "entries"])
+@pytest.mark.parametrize("share", [open_to_all, open_to_the_group, of_another_user])
+def test_a_cache_that_others_can_write_is_not_used_and_this_is_said_once(
+    share: Callable[[Path, pytest.MonkeyPatch], str],
+    name: str,
     store: BuildCache,
     made: dict[str, Path],
     places: dict[str, Path],
     monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    link = os.link
-
-    def vanish(source: Path, place: Path) -> None:
-        link(source, place)
-        shutil.rmtree(entry(store))  # as another process's prune
-
     store.put(KEY, made, NOTE)
-    monkeypatch.setattr(os, "link", vanish)
+    reason = share(store.folder / name, monkeypatch)
     assert store.take(KEY, places) is None
-    assert [place.exists() for place in places.values()] == [False, False]
-    assert "cannot be used" in caplog.text
+    store.put("6" * 64, made, NOTE)
+    assert [path.name for path in (store.folder / "entries").iterdir()] == [KEY]
+    assert [record.levelname for record in caplog.records] == ["WARNING"]
+    assert f"the build cache {store.folder} is not used: {store.folder / name}" in caplog.text
+    assert reason in caplog.text
+    for look in (store.entries, store.prune, lambda: store.find(KEY)):
+        with pytest.raises(PermissionError, match=reason):
+            look()
+
+
+@pytest.mark.parametrize("name", ["", "entry.json", "engine"])
+def test_an_entry_that_others_can_write_is_evicted(
+    name: str, store: BuildCache, made: dict[str, Path], places: dict[str, Path], caplog: pytest.LogCaptureFixture
+) -> None:
+    store.put(KEY, made, NOTE)
+    (entry(store) / name).chmod(0o777)
+    assert store.take(KEY, places) is None
+    assert "has mode 0777, others can write it" in caplog.text
+    assert not entry(store).exists()
+
+
+def test_a_cache_behind_a_link_is_judged_by_its_real_place(
+    store: BuildCache, made: dict[str, Path], places: dict[str, Path], tmp_path: Path
+) -> None:
+    store.put(KEY, made, NOTE)
+    (tmp_path / "link").symlink_to(store.folder)
+    assert BuildCache(tmp_path / "link").take(KEY, places) is not None
+    store.folder.chmod(0o777)
+    assert BuildCache(tmp_path / "link").take(KEY, places) is None
+
+
+def test_what_the_cache_makes_is_private_under_any_umask(
+    store: BuildCache, made: dict[str, Path], places: dict[str, Path]
+) -> None:
+    umask = os.umask(0)
+    try:
+        store.put(KEY, made, NOTE)
+        with store.timings("gpu.cache"):
+            pass
+        assert store.take(KEY, places) is not None
+    finally:
+        os.umask(umask)
+    assert [path for path in (store.folder, *store.folder.rglob("*")) if path.stat().st_mode & 0o077] == []
+
+
+@pytest.mark.parametrize("plant", [os.mkfifo, Path.mkdir, lambda path: path.symlink_to("/dev/zero")])
+def test_foreign_timings_go(
+    plant: Callable[[Path], object], store: BuildCache, caplog: pytest.LogCaptureFixture
+) -> None:
+    with store.timings("gpu.cache") as path:
+        assert path is not None
+        plant(path)
+    with store.timings("gpu.cache") as path:
+        assert path is not None
+        assert not os.path.lexists(path)
+    assert "the cached timings are removed and made again" in caplog.text
+
+
+# --- an entry that is read in its place
+
+
+def test_what_was_made_in_the_cache_is_found_there(store: BuildCache) -> None:
+    assert store.find(KEY) is None
+    with store.making(KEY, NOTE) as draft:
+        (draft / "deep" / "er").mkdir(parents=True)
+        (draft / "deep" / "er" / "file").write_text("x")
+    folder = store.find(KEY)
+    assert folder is not None
+    assert (folder / "deep" / "er" / "file").read_text() == "x"
+    assert store.entries()[0].size_bytes == 1
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda folder: (folder / "deep" / "file").write_text("y"),
+        lambda folder: (folder / "deep" / "file").unlink(),
+        lambda folder: (folder / "deep" / "other").write_text(""),
+        lambda folder: (folder / "deep" / "other").symlink_to(folder),
+        lambda folder: (folder / "deep").chmod(0o770),
+    ],
+    ids=["edited", "gone", "added", "linked", "shared"],
+)
+def test_what_was_changed_there_is_evicted(damage: Callable[[Path], object], store: BuildCache) -> None:
+    with store.making(KEY, NOTE) as draft:
+        (draft / "deep").mkdir()
+        (draft / "deep" / "file").write_text("x")
+    damage(entry(store))
+    assert store.find(KEY) is None
+    assert not entry(store).exists()
+
+
+def test_the_first_of_two_that_make_an_entry_wins(store: BuildCache) -> None:
+    with store.making(KEY, NOTE) as slow:
+        (slow / "file").write_text("slow")
+        with store.making(KEY, NOTE) as fast:
+            (fast / "file").write_text("fast")
+    folder = store.find(KEY)
+    assert folder is not None
+    assert (folder / "file").read_text() == "fast"
+
+
+def test_an_error_in_the_block_makes_no_entry(store: BuildCache) -> None:
+    with pytest.raises(FileExistsError), store.making(KEY, NOTE) as draft:
+        draft.mkdir()
+    assert store.find(KEY) is None
+
+
+# --- any damage at all
+
+
+@pytest.mark.fuzz
+@given(
+    file=st.sampled_from(["entry.json", "engine", "report"]),
+    change=st.one_of(
+        st.tuples(st.just("flip"), st.integers(0, 1 << 16), st.integers(0, 7)),
+        st.tuples(st.just("cut"), st.integers(0, 1 << 16), st.just(0)),
+        st.tuples(st.just("swap"), st.sampled_from(["entry.json", "engine", "report"]), st.sampled_from([0, 1])),
+    ),
+)
+def test_whatever_is_changed_in_an_entry_never_gives_another_file(
+    file: str, change: tuple[str, Any, int], tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    place = tmp_path_factory.mktemp("fuzz")
+    store = BuildCache(place / "cache")
+    made = {}
+    for number in range(2):
+        for name in ("engine", "report"):
+            path = place / f"{name}{number}"
+            path.write_text(f"{name} of build {number}")
+            made[name, number] = path
+        store.put(str(number), {name: made[name, number] for name in ("engine", "report")}, NOTE)
+    victim, (kind, first, second) = entry(store, "0") / file, change
+    content = bytearray(victim.read_bytes())
+    if kind == "flip":
+        content[first % len(content)] ^= 1 << second
+    elif kind == "cut":
+        del content[first % len(content) :]
+    else:
+        content[:] = (entry(store, str(second)) / first).read_bytes()
+    unchanged = bytes(content) == victim.read_bytes()
+    victim.write_bytes(content)
+    into = {name: place / "taken" / name for name in ("engine", "report")}
+    taken = store.take("0", into)
+    assert taken is not None or not unchanged
+    for name, path in into.items():
+        assert not path.exists() if taken is None else path.read_bytes() == made[name, 0].read_bytes()
+    shutil.rmtree(place)
 
 
 # --- a store that cannot be written
@@ -231,8 +511,43 @@ def test_what_cannot_be_kept_is_warned_about_and_no_more(
         assert path is None
     assert store.entries() == ()
     assert store.prune() == ()
-    assert [record.levelname for record in caplog.records] == ["WARNING", "WARNING"]
-    assert "cannot be written" in caplog.text
+    assert [record.levelname for record in caplog.records] == ["WARNING"]
+    assert f"the build cache {store.folder} is not used" in caplog.text
+    assert "Not a directory; the build goes on without" in caplog.text
+
+
+@pytest.mark.parametrize("home", [None, "/proc/none"], ids=["no home", "an unwritable home"])
+def test_without_a_place_for_the_key_the_build_goes_on_and_is_told_why(
+    home: str | None,
+    store: BuildCache,
+    made: dict[str, Path],
+    places: dict[str, Path],
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    def nobody(number: int) -> None:
+        raise KeyError(number)
+
+    store.put(KEY, made, NOTE)
+    monkeypatch.delenv("XDG_STATE_HOME")
+    monkeypatch.setattr(pwd, "getpwuid", nobody)
+    monkeypatch.delenv("HOME") if home is None else monkeypatch.setenv("HOME", home)
+    assert store.take(KEY, places) is None
+    store.put("6" * 64, made, NOTE)
+    assert [record.levelname for record in caplog.records] == ["WARNING"]
+    assert ("set HOME or XDG_STATE_HOME" if home is None else "/proc/none") in caplog.text
+    assert entry(store).is_dir()
+
+
+def test_a_full_disk_while_an_entry_is_taken_is_passed_on_and_the_entry_stays(
+    store: BuildCache, made: dict[str, Path], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    store.put(KEY, made, NOTE)
+    (tmp_path / "engine").symlink_to("/dev/full")
+    with pytest.raises(OSError, match="No space left on device"):
+        store.take(KEY, {"engine": tmp_path / "engine"})
+    assert caplog.records == []
+    assert entry(store).is_dir()
 
 
 def test_a_file_that_is_not_there_leaves_no_half_of_an_entry(store: BuildCache, made: dict[str, Path]) -> None:

@@ -2,9 +2,7 @@
 
 import logging
 import sys
-import threading
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -18,7 +16,6 @@ from ilf_trt.contract.plan import make_plan
 from ilf_trt.contract.solver import DEFAULT_SCHEDULER
 from ilf_trt.errors import DeviceLost, EngineError, InvalidRequest, NonFinite, OutOfMemory
 from ilf_trt.runtime import Pipeline
-from ilf_trt.runtime.loading import Resident
 from ilf_trt.runtime.session import KEPT_TRAJECTORIES
 from tests.conftest import CLASSES, TEXT_CHANNELS, TEXT_TOKENS
 from tests.runtime.conftest import SCRATCH_BYTES, Compiled, Machine
@@ -349,65 +346,6 @@ def test_a_closed_pipeline_holds_nothing_and_says_so(dit_bundle: Path, machine: 
     assert machine.cuda.live() == []
     with pytest.raises(InvalidRequest, match="this pipeline is closed"):
         pipeline.generate(**asked)
-
-
-def pool_of(pipeline: Pipeline) -> Any:
-    assert isinstance(pipeline._loading, Resident)
-    return pipeline._loading._pool
-
-
-def test_close_waits_for_a_generation(dit_bundle: Path, machine: Machine, compiled: Compiled) -> None:
-    pipeline = Pipeline.load(compiled(dit_bundle), device=DEVICE, sessions=1)
-    pipeline.generate(**conditions(pipeline, 1))
-    session = pool_of(pipeline).get()
-    closing = threading.Thread(target=pipeline.close)
-    closing.start()
-    closing.join(0.2)
-    assert closing.is_alive()
-    pool_of(pipeline).put(session)
-    closing.join(TIMEOUT_S)
-    assert not closing.is_alive()
-
-
-def test_a_generation_that_came_before_the_close_and_waits_is_turned_away(
-    dit_bundle: Path, machine: Machine, compiled: Compiled, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    pipeline = Pipeline.load(compiled(dit_bundle), device=DEVICE, sessions=1)
-    asked = conditions(pipeline, 1)
-    take, waiting = pool_of(pipeline).get, threading.Event()
-    closed = threading.Event()
-
-    def take_late() -> Any:
-        if threading.current_thread() is not threading.main_thread():
-            waiting.set()
-            closed.wait(TIMEOUT_S)
-        return take(timeout=TIMEOUT_S)
-
-    monkeypatch.setattr(pool_of(pipeline), "get", take_late)
-    with ThreadPoolExecutor(1) as thread:
-        late = thread.submit(pipeline.generate, **asked)
-        assert waiting.wait(TIMEOUT_S)
-        pipeline.close()
-        closed.set()
-        with pytest.raises(InvalidRequest, match="this pipeline is closed"):
-            late.result(TIMEOUT_S)
-
-
-# --- failures
-
-
-@pytest.mark.parametrize("call", ["create_stream", "allocate", "pinned", "create_event", "fill"])
-@pytest.mark.parametrize("after", range(3))
-def test_memory_that_is_not_there_is_said_and_the_pipeline_works_on(
-    call: str, after: int, dit_bundle: Path, machine: Machine, compiled: Compiled
-) -> None:
-    wanted = on_cpu(dit_bundle, 2)
-    with Pipeline.load(compiled(dit_bundle), device=DEVICE) as pipeline:
-        machine.cuda.fail(call, after=after)
-        with suppress(OutOfMemory):
-            pipeline.generate(**conditions(pipeline, 2))
-        for _ in range(2):
-            assert close_to(pipeline.generate(**conditions(pipeline, 2)).latents, wanted)
 
 
 def test_trajectories_that_wait_for_reuse_go_before_memory_runs_out(
