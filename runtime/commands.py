@@ -1,7 +1,5 @@
 """The commands of the runtime: generate and verify."""
 
-import json
-import zipfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -16,10 +14,12 @@ from rich.table import Table
 from ilf_trt.assembly.packaged_bundle import bundle_of
 from ilf_trt.commands.flags import CacheFolder, cache_folder, size_of
 from ilf_trt.commands.progress_bar import progress_bar
-from ilf_trt.contract.arrays import numbers_of, read_conditions
+from ilf_trt.contract.arrays import MOST_BYTES, UNREADABLE, numbers_of, read_conditions, read_npy
+from ilf_trt.contract.document import DocumentError, read_json
 from ilf_trt.contract.plan import Rule, StepPlan
 from ilf_trt.contract.progress import Progress
-from ilf_trt.errors import InvalidRequest
+from ilf_trt.errors import InvalidRequest, one_line
+from ilf_trt.files import open_regular, read_bytes, whole_file
 
 from .engine import EngineKind
 from .picture.png import grid, pixels_from_latents, save_png
@@ -28,6 +28,8 @@ from .result import Result
 from .start_noise import NoiseSource
 from .verify import check, table
 from .verify import verify as run_verify
+
+MOST_TEXT_BYTES = 1 << 24
 
 
 def generate(
@@ -229,9 +231,10 @@ def _labels(text: str) -> list[int] | list[str]:
 
 def _lines(path: Path) -> list[str]:
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
+        lines = read_bytes(path, most=MOST_TEXT_BYTES).decode("utf-8").splitlines()
     except (OSError, UnicodeDecodeError) as error:
-        raise InvalidRequest(f"{path} is not a readable text file ({error}); give one prompt a line") from error
+        reason = one_line(error)
+        raise InvalidRequest(f"{path} is not a readable text file ({reason}); give one prompt a line") from error
     texts = [line.strip() for line in lines if line.strip()]
     if not texts:
         raise InvalidRequest(f"{path} holds no prompt; give one a line")
@@ -240,28 +243,24 @@ def _lines(path: Path) -> list[str]:
 
 def _plan(path: Path) -> StepPlan:
     try:
-        return StepPlan.from_json(json.loads(path.read_text()))
-    except (OSError, ValueError) as error:
-        if isinstance(error, InvalidRequest):
-            raise
-        raise InvalidRequest(f"{path} is not a readable plan ({error}); make one with ilf-trt plan --json") from error
+        data = read_json(path)
+    except DocumentError as error:
+        raise InvalidRequest(f"step plan {error}; make one with ilf-trt plan --json") from error
+    return StepPlan.from_json(data)
 
 
 def _array(path: Path) -> NDArray[Any]:
     try:
-        with path.open("rb") as file:
-            array = np.load(file, allow_pickle=False)
-    except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
-        raise InvalidRequest(f"{path} is not a readable .npy ({error}); write it with numpy.save") from error
-    if not isinstance(array, np.ndarray):
-        raise InvalidRequest(f"{path} holds several arrays, expected one; write it with numpy.save")
-    return array
+        with open_regular(path) as file:
+            return read_npy(file, size_bytes=min(path.stat().st_size, MOST_BYTES))
+    except UNREADABLE as error:
+        raise InvalidRequest(f"{path} is not a readable .npy ({one_line(error)}); write it with numpy.save") from error
 
 
 def _save(path: Path, latents: NDArray[np.float32]) -> None:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with path.open("wb") as file:
+        with whole_file(path) as draft, draft.open("wb") as file:
             np.save(file, latents, allow_pickle=False)
     except OSError as error:
         raise InvalidRequest(f"cannot write {path}: {error.strerror or error}; choose another --latents-out") from error

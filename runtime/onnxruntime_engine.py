@@ -1,5 +1,6 @@
 """Runs a graph in ONNX Runtime on the CPU, the default engine."""
 
+import os
 from collections.abc import Mapping
 from typing import Any
 
@@ -31,10 +32,7 @@ class OnnxRuntimeEngine:
 
         With `threads` 0, the library chooses the number of threads.
         """
-        try:
-            import onnxruntime
-        except ImportError as error:
-            raise MissingDependency("onnxruntime is not installed; pip install onnxruntime") from error
+        onnxruntime = onnxruntime_module()
         options = onnxruntime.SessionOptions()
         options.log_severity_level = FATAL_ONLY
         options.intra_op_num_threads = threads
@@ -67,6 +65,20 @@ class OnnxRuntimeEngine:
 
     def close(self) -> None:
         self._session = None
+
+
+def onnxruntime_module() -> Any:
+    """The library, whose telemetry is off before it is loaded: serving looks nothing up and writes nothing elsewhere.
+
+    Raises MissingDependency.
+    """
+    os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
+    try:
+        import onnxruntime
+    except ImportError as error:
+        raise MissingDependency("onnxruntime is not installed; pip install onnxruntime") from error
+    onnxruntime.disable_telemetry_events()
+    return onnxruntime
 
 
 def check_border(session: Any, graph: Graph) -> None:

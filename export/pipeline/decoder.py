@@ -2,6 +2,7 @@
 
 import warnings
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from ilf_trt.errors import CheckpointError, InvalidRequest
 from ilf_trt.export.graph import OPSET, quiet
 from ilf_trt.export.passes import check_operators, share_equal, strip_metadata
 from ilf_trt.model.checkpoint import read_json_object
+from ilf_trt.model.foreign import load_whole, refuse_foreign_code
 
 from .folder import PipelineFolder
 
@@ -121,6 +123,7 @@ def _widen_norms(module: nn.Module) -> None:
 
 
 def _config(folder: PipelineFolder) -> dict[str, Any]:
+    refuse_foreign_code(folder.path / "vae")
     config = read_json_object(folder.path / "vae" / "config.json")
     kind = config.get("_class_name")
     if kind not in KINDS:
@@ -143,7 +146,8 @@ def _load_vae(folder: PipelineFolder) -> Any:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            return kind.from_pretrained(source, use_safetensors=True).float().eval()
+            model = load_whole(partial(kind.from_pretrained, source, use_safetensors=True), str(source))
+            return model.float().eval()
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:
         reason = " ".join(str(error).split())[:300]
         raise CheckpointError(f"{source} cannot be loaded: {reason}; copy it again") from error

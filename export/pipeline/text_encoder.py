@@ -18,10 +18,11 @@ from torch.export import Dim
 from ilf_trt.contract.bundle import weights_file
 from ilf_trt.contract.ports import PICTURES
 from ilf_trt.contract.spec import Precision, TextSpec
-from ilf_trt.errors import CheckpointError, MissingDependency
+from ilf_trt.errors import CheckpointError, MissingDependency, shown
 from ilf_trt.export.graph import OPSET, TRACED_PICTURES, quiet
 from ilf_trt.export.passes import check_operators, strip_metadata
 from ilf_trt.model.checkpoint import read_json_object
+from ilf_trt.model.foreign import refuse_foreign_code
 
 from .folder import PipelineFolder
 from .t5 import T5Encoder, T5Shape
@@ -29,6 +30,8 @@ from .t5 import T5Encoder, T5Shape
 MOST_PROMPTS = 1 << 16
 ALIGNMENT = 256  # of every tensor in the file, so that it can be mapped
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
+FLOATS = ("F32", "F16", "BF16")
+DECODER = ("decoder.", "lm_head.")  # of a whole T5, which has no part in embedding text
 EMBEDDINGS = ("shared.weight", "encoder.embed_tokens.weight")  # one tensor under either name, or under both
 
 
@@ -82,6 +85,7 @@ def export_text(folder: PipelineFolder, spec: TextSpec, path: Path) -> None:
                 found, wanted = tuple(tensor.shape), tuple(value.shape)
                 raise CheckpointError(f"{shards.folder}: {name} is {found}, its config says {wanted}; copy it again")
             value.const_value = _write_tensor(tensor, file, path, name)
+    shards.check_used({*weights, *EMBEDDINGS})
     ir.save(model, path)
 
 
@@ -95,10 +99,11 @@ def write_tokenizer(folder: PipelineFolder, path: Path) -> None:
     except ImportError as error:
         raise MissingDependency(f"a text encoder needs {error.name}; pip install 'ilf-trt[pipeline]'") from error
     source = folder.path / "tokenizer"
+    refuse_foreign_code(source)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            tokenizer: Any = AutoTokenizer.from_pretrained(source, local_files_only=True)
+            tokenizer: Any = AutoTokenizer.from_pretrained(source, local_files_only=True, trust_remote_code=False)
         if len(tokenizer.get_vocab()) - len(tokenizer.get_added_vocab()) < 2:
             raise ValueError("it has no words")
         tokenizer.backend_tokenizer.save(str(path))
@@ -120,6 +125,7 @@ def _weightless(shape: T5Shape, tokens: int, dtype: torch.dtype) -> T5Encoder:
 
 def _shape(folder: PipelineFolder) -> T5Shape:
     source = folder.path / "text_encoder"
+    refuse_foreign_code(source)
     return T5Shape.of(read_json_object(source / "config.json"), str(source))
 
 
@@ -160,8 +166,24 @@ class _Shards:
         paths: dict[str, Path] = {}
         for path in _shard_paths(folder):
             with _open_shard(path) as shard:
-                paths |= dict.fromkeys(shard.keys(), path)
+                for name in shard.keys():  # noqa: SIM118
+                    dtype = shard.get_slice(name).get_dtype()
+                    if dtype not in FLOATS:
+                        raise CheckpointError(
+                            f"{path}: {shown(name, 80)} is {dtype}, expected {', '.join(FLOATS)}; use weights that are "
+                            "not quantised"
+                        )
+                    paths[name] = path
         return cls(folder, paths)
+
+    def check_used(self, names: set[str]) -> None:
+        """Raise CheckpointError for a tensor of an encoder that is not among `names`: it would be left out."""
+        unused = sorted(name for name in self.paths.keys() - names if not name.startswith(DECODER))
+        if unused:
+            raise CheckpointError(
+                f"{self.folder} holds {shown(unused[0], 80)}, which a T5 encoder does not have; use weights that are "
+                "neither quantised nor adapted"
+            )
 
     def read(self, name: str) -> Tensor:
         for alias in EMBEDDINGS if name in EMBEDDINGS else (name,):

@@ -17,6 +17,7 @@ MOST_BYTES = 1 << 30
 MOST_ARRAYS = 4096
 MOST_DIMENSIONS = 8
 HEADER_CHARS = 2000
+MOST_NUMBERS, MOST_DIGITS = 65_536, 20
 UNREADABLE = (
     OSError,
     ValueError,
@@ -111,14 +112,21 @@ def as_array(name: str, value: Any) -> NDArray[Any]:
         raise InvalidRequest(f"{name} is ragged ({one_line(error)}); give one shape") from error
 
 
+def is_digits(text: str) -> bool:
+    """Whether a text is a whole number of at most 20 ASCII digits."""
+    return text.isascii() and text.isdecimal() and len(text) <= MOST_DIGITS
+
+
 def numbers_of(text: str, what: str) -> list[int]:
-    """`"3,8"` -> [3, 8]; `"0-9"` -> 0 to 9; raises InvalidRequest, which calls them `what`."""
+    """`"3,8"` -> [3, 8]; `"0-9"` -> 0 to 9, at most MOST_NUMBERS; raises InvalidRequest, which calls them `what`."""
     numbers: list[int] = []
     for part in text.split(","):
         first, dash, last = part.strip().partition("-")
-        if not first.isdecimal() or (dash and not last.isdecimal()):
-            raise InvalidRequest(f"{what} {text!r} is not a list of numbers; give 3,8 or 0-9")
+        if not is_digits(first) or (dash and not is_digits(last)):
+            raise InvalidRequest(f"{what} {shown(text, 60)!r} is not a list of numbers; give 3,8 or 0-9")
         span = range(int(first), int(last if dash else first) + 1)
+        if len(numbers) + len(span) > MOST_NUMBERS:
+            raise InvalidRequest(f"{what} {shown(text, 60)!r} is more than {MOST_NUMBERS} numbers; give fewer")
         if not span:
             raise InvalidRequest(f"{what} {text!r} is empty: {part} counts down; give 3,8 or 0-9")
         numbers += span

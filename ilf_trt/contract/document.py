@@ -38,10 +38,14 @@ class DocumentError(InvalidRequest):
         self.reason = reason
 
 
-def read_json(path: str | Path, *, most: int = MOST_BYTES) -> dict[str, Any]:
-    """The JSON object in a file of at most `most` bytes; raises DocumentError, with the path and no advice."""
+def read_json(path: str | Path, *, most: int = MOST_BYTES, foreign: bool = False) -> dict[str, Any]:
+    """The JSON object in a file of at most `most` bytes; raises DocumentError, with the path and no advice.
+
+    `foreign` lets through what diffusers and transformers write into their configs: Infinity, and whole numbers of more
+    than 64 bits, such as 10^30 for a length without a limit.
+    """
     try:
-        return parse_json(_text(path, most))
+        return parse_json(_text(path, most), foreign=foreign)
     except DocumentError as error:
         raise DocumentError(error.reason, path) from error
 
@@ -54,11 +58,15 @@ def read_toml(path: str | Path, *, most: int = MOST_BYTES) -> dict[str, Any]:
         raise DocumentError(error.reason, path) from error
 
 
-def parse_json(text: str | bytes) -> dict[str, Any]:
+def parse_json(text: str | bytes, *, foreign: bool = False) -> dict[str, Any]:
     """A JSON object; raises DocumentError for anything else, a key that is given twice, NaN, and what is too large."""
     try:
         value = json.loads(
-            text, object_pairs_hook=_unique, parse_int=_whole, parse_float=_real, parse_constant=_refuse_constant
+            text,
+            object_pairs_hook=_unique,
+            parse_int=_whole,
+            parse_float=_real,
+            parse_constant=_infinity if foreign else _refuse_constant,
         )
     except DocumentError:
         raise
@@ -66,7 +74,7 @@ def parse_json(text: str | bytes) -> dict[str, Any]:
         raise DocumentError(f"is nested deeper than {DEEPEST} levels") from error
     except ValueError as error:
         raise DocumentError(f"is not readable JSON: {one_line(error)}") from error
-    return _object(value)
+    return _object(value, foreign=foreign)
 
 
 def parse_toml(text: str) -> dict[str, Any]:
@@ -109,7 +117,7 @@ def _text(path: str | Path, most: int) -> str:
         raise DocumentError(f"cannot be read: {one_line(error)}") from error
 
 
-def _object(value: Any) -> dict[str, Any]:
+def _object(value: Any, *, foreign: bool = False) -> dict[str, Any]:
     """Refuse what is no object, and numbers, texts and nesting that nothing of this package writes."""
     if not isinstance(value, dict):
         raise DocumentError(f"holds {type(value).__name__}, expected an object")
@@ -130,9 +138,9 @@ def _object(value: Any) -> dict[str, Any]:
                 following += each
             elif isinstance(each, str):
                 _check_texts((each,))
-            elif isinstance(each, int) and not -(1 << 63) <= each < 1 << 64:
+            elif isinstance(each, int) and not (foreign or -(1 << 63) <= each < 1 << 64):
                 raise DocumentError("holds a whole number of more than 64 bits")
-            elif isinstance(each, float) and not isfinite(each):
+            elif isinstance(each, float) and not (foreign or isfinite(each)):
                 raise DocumentError("holds NaN or infinity")
         level = following
     return value
@@ -164,6 +172,10 @@ def _real(text: str) -> float:
     if not isfinite(value):
         raise DocumentError(f"holds the number {shown(text, VALUE_CHARS)}, which is not finite or too long")
     return value
+
+
+def _infinity(text: str) -> float:
+    return float(text) if text != "NaN" else float(_refuse_constant(text))
 
 
 def _refuse_constant(text: str) -> Any:

@@ -180,7 +180,7 @@ def read_scheduler(name: str) -> dict[str, Any]:
     if name in SCHEDULERS:
         return dict(SCHEDULERS[name])
     try:
-        return read_json(name)
+        return read_json(name, foreign=True)
     except DocumentError as error:
         raise UnsupportedScheduler(
             f"scheduler {name!r} is none of {', '.join(SCHEDULERS)}, and no scheduler_config.json: it {error.reason}"

@@ -2,7 +2,10 @@
 
 import hashlib
 import json
+import logging
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,21 +15,33 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from ilf_trt.contract.bundle import sha256_of
+from ilf_trt.contract.document import DocumentError, read_json
 from ilf_trt.contract.packaged import find_packaged
 from ilf_trt.contract.solver import DEFAULT_SCHEDULER
 from ilf_trt.contract.spec import Loop
 from ilf_trt.errors import CheckpointError, InvalidRequest, one_line
 
 from .backbones import adapter_of_class, adapter_of_kind
+from .foreign import load_whole, refuse_foreign_code
 from .identity import check_plain
 from .ilf_model import ILFModel
 from .surgery import attach
+
+log = logging.getLogger(__name__)
 
 SCHEMA = 1
 FACTS_FILE = "ilf.json"
 WEIGHTS_FILE = "ilf.safetensors"
 BASE_FOLDER = "transformer"
+OF_BOTH_KINDS = {"ada_norm_zero": "DiTTransformer2DModel", "ada_norm_single": "PixArtTransformer2DModel"}
 SCHEDULER_FILE = "scheduler/scheduler_config.json"
+
+
+class _SchedulerConfig(ConfigMixin):  # type: ignore[misc]
+    """Reads the scheduler_config.json of any pipeline."""
+
+    config_name = "scheduler_config.json"
 
 
 class _AnyConfig(ConfigMixin):  # type: ignore[misc]
@@ -46,6 +61,7 @@ class Checkpoint:
     loop: Loop
     config: dict[str, Any]
     training: dict[str, Any]
+    block_sha256: str | None = None
 
     def scheduler_config(self) -> dict[str, Any]:
         """The diffusers scheduler beside the checkpoint or beside its base; else DPM-Solver++ of order 2."""
@@ -77,8 +93,23 @@ class Checkpoint:
         except InvalidRequest as error:
             raise CheckpointError(f"{self.folder / FACTS_FILE}: {error}") from error
         load_feedback(model, self.folder / WEIGHTS_FILE)
+        self._check_block()
         model.trained_on = None if same else self.base_sha256
         return model
+
+    def _check_block(self) -> None:
+        path = self.folder / WEIGHTS_FILE
+        if self.block_sha256 is None:
+            log.warning("%s does not say what %s holds: a damaged one would not be noticed", self.folder, path.name)
+            return
+        try:
+            sha256 = sha256_of(path)
+        except OSError as error:
+            raise CheckpointError(f"{path} cannot be read ({one_line(error)}); copy it beside {FACTS_FILE}") from error
+        if sha256 != self.block_sha256:
+            raise CheckpointError(
+                f"{path} has sha256 {sha256[:12]}…, {FACTS_FILE} says {self.block_sha256[:12]}…; copy both again"
+            )
 
 
 def save_ilf(
@@ -112,6 +143,7 @@ def save_ilf(
         "training": training or {},
     }
     save_file(state, folder / WEIGHTS_FILE)
+    facts["block_sha256"] = sha256_of(folder / WEIGHTS_FILE)
     (folder / FACTS_FILE).write_text(json.dumps(facts, indent=2) + "\n")
 
 
@@ -141,9 +173,18 @@ def load_backbone(source: str) -> Any:
         raise CheckpointError(
             f"base {source} cannot be loaded: {reason}; give the diffusers folder of the base as model.base"
         ) from error
-    backbone = _load_base(adapter_of_class(str(config.get("_class_name"))).kind, source)
+    backbone = _load_base(adapter_of_class(_class_of(config)).kind, source)
     _check_finite(backbone.state_dict(), f"the base {source}")
     return backbone
+
+
+def _class_of(config: Mapping[str, Any]) -> str:
+    """The class of a model; many on the hub still bear the name of the class that held both kinds.
+
+    Source: diffusers issue 11947.
+    """
+    name = str(config.get("_class_name"))
+    return OF_BOTH_KINDS.get(str(config.get("norm_type")), name) if name == "Transformer2DModel" else name
 
 
 def base_source(base: str) -> str:
@@ -155,12 +196,23 @@ def base_source(base: str) -> str:
 
 
 def base_scheduler(base: str) -> dict[str, Any]:
-    """The diffusers scheduler beside a base; else DPM-Solver++ of order 2."""
+    """The diffusers scheduler beside a base, also of a hub id; DPM-Solver++ of order 2 for a folder that has none.
+
+    Raises CheckpointError for one that cannot be read.
+    """
     for folder in (Path(base), Path(base).parent):
         path = folder / SCHEDULER_FILE
         if path.is_file():
             return read_json_object(path)
-    return dict(DEFAULT_SCHEDULER)
+    if Path(base).exists() or base.count("/") != 1:
+        return dict(DEFAULT_SCHEDULER)
+    try:
+        config = _SchedulerConfig.load_config(base, subfolder="scheduler")
+    except (OSError, ValueError) as error:
+        raise CheckpointError(
+            f"the scheduler of {base} cannot be read: {one_line(error)}; pass a folder that holds it as the base"
+        ) from error
+    return {name: value for name, value in dict(config).items() if name == "_class_name" or not name.startswith("_")}
 
 
 def read_checkpoint(folder: str | Path) -> Checkpoint:
@@ -177,11 +229,12 @@ def read_checkpoint(folder: str | Path) -> Checkpoint:
         begin, end = (int(value) for value in facts["loop"])
         source, sha256 = str(facts["base"]["source"]), str(facts["base"]["sha256"])
         kind, config, training = str(facts["kind"]), dict(facts["config"]), dict(facts["training"])
+        block = None if facts.get("block_sha256") is None else str(facts["block_sha256"])
     except (KeyError, TypeError, ValueError, OverflowError) as error:
         raise CheckpointError(f"{path}: field missing or of the wrong type ({error!r}); write it again") from error
     local = folder / source
     base = str(local) if local.is_dir() else source
-    return Checkpoint(folder, kind, base, sha256, Loop(begin, end), config, training)
+    return Checkpoint(folder, kind, base, sha256, Loop(begin, end), config, training, block)
 
 
 def plain_config(backbone: Any) -> dict[str, Any]:
@@ -206,12 +259,9 @@ def fingerprint(module: nn.Module, dtype: torch.dtype = torch.float32) -> str:
 def read_json_object(path: Path) -> dict[str, Any]:
     """A JSON object in a file; raises CheckpointError."""
     try:
-        value = json.loads(path.read_text())
-    except (OSError, ValueError) as error:
-        raise CheckpointError(f"{path} is not readable JSON: {error}; restore the file") from error
-    if not isinstance(value, dict):
-        raise CheckpointError(f"{path} holds {type(value).__name__}, expected an object; restore the file")
-    return value
+        return read_json(path, foreign=True)
+    except DocumentError as error:
+        raise CheckpointError(f"{error}; restore the file") from error
 
 
 def _load_base(kind: str, source: str) -> Any:
@@ -227,7 +277,8 @@ def _load_base(kind: str, source: str) -> Any:
     else:
         options["subfolder"] = BASE_FOLDER
     try:
-        return model_type.from_pretrained(source, **options)
+        refuse_foreign_code(source)
+        return load_whole(partial(model_type.from_pretrained, source, **options), source)
     except (OSError, ValueError, RuntimeError, TypeError, SafetensorError) as error:
         reason = one_line(error)
         raise CheckpointError(

@@ -26,8 +26,9 @@ def attach(
     """
     if initialisation not in list(Initialisation):
         raise InvalidRequest(f"initialisation is {initialisation!r}, it must be one of {', '.join(Initialisation)}")
+    if isinstance(backbone, nn.Module):
+        check_plain(backbone, type(backbone).__name__)
     adapter = backbone_of(backbone)
-    check_plain(backbone, type(backbone).__name__)
     loop = loop if isinstance(loop, Loop) else Loop(*loop)
     loop.check(len(adapter.blocks))
     backbone.requires_grad_(False).eval()

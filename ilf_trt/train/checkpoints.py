@@ -6,6 +6,7 @@ weights that train.
 """
 
 import json
+import logging
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -19,12 +20,15 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from torch.optim import Optimizer
 
+from ilf_trt.contract.bundle import sha256_of
 from ilf_trt.errors import CheckpointError, InvalidRequest, one_line
 from ilf_trt.files import remove_folder, sweep_folder, whole_file, whole_folder, whole_link
 from ilf_trt.model.checkpoint import FACTS_FILE, WEIGHTS_FILE, load_feedback, read_json_object, save_feedback, save_ilf
 from ilf_trt.model.ilf_model import ILFModel
 
 from .recipe import Recipe
+
+log = logging.getLogger(__name__)
 
 SCHEMA = 1
 STATE_FILE, OPTIMIZER_FILE, RAW_FILE = "state.json", "optimizer.safetensors", "raw.safetensors"
@@ -107,6 +111,7 @@ class Checkpoints:
             save_file(_optimizer_tensors(optimizer, model), draft / OPTIMIZER_FILE)
             if served_model is not model:
                 save_feedback(model, draft / RAW_FILE)
+            table["files"] = {path.name: sha256_of(path) for path in sorted(draft.glob("*.safetensors"))}
             (draft / STATE_FILE).write_text(json.dumps(table, indent=2) + "\n")
         self.tidy(state)
         return place
@@ -175,6 +180,7 @@ class Checkpoints:
             _load_optimizer(load_file(path / OPTIMIZER_FILE), optimizer, model)
         except (OSError, SafetensorError, KeyError) as error:
             raise CheckpointError(f"{path / OPTIMIZER_FILE} is damaged ({error}); {_advice(path)}") from error
+        _check_files(path, table.get("files"))
         return state, scaler
 
     def finish(self, state: TrainingState) -> None:
@@ -210,6 +216,20 @@ def _checkpoint_errors(place: Path) -> Iterator[None]:
             f"cannot write checkpoint {place}: {one_line(error)}; make room there, then run the same command with "
             "--resume auto"
         ) from error
+
+
+def _check_files(path: Path, files: Any) -> None:
+    """Raise CheckpointError for a file of weights or moments that is not the one that was written."""
+    if not isinstance(files, dict):
+        log.warning("%s does not say what its files hold: a damaged one would not be noticed", path / STATE_FILE)
+        return
+    for name, sha256 in files.items():
+        try:
+            same = Path(name).name == name and sha256_of(path / name) == sha256
+        except OSError as error:
+            raise CheckpointError(f"{path / name} cannot be read ({one_line(error)}); {_advice(path)}") from error
+        if not same:
+            raise CheckpointError(f"{path / name} is not the file that was written; {_advice(path)}")
 
 
 def _advice(path: Path) -> str:

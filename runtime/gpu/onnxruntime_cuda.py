@@ -11,7 +11,7 @@ from ilf_trt.contract.ports import Graph
 from ilf_trt.errors import DeviceLost, EngineError, IlfError, MissingDependency, OutOfMemory, one_line
 from ilf_trt.runtime.engine import Launch
 from ilf_trt.runtime.onnx_file import OnnxFile
-from ilf_trt.runtime.onnxruntime_engine import FATAL_ONLY, check_border
+from ilf_trt.runtime.onnxruntime_engine import FATAL_ONLY, check_border, onnxruntime_module
 
 from .cuda import Gpu, Memory, Stream
 from .errors import device_error
@@ -39,10 +39,7 @@ class OnnxRuntimeCudaEngine:
 
     def __init__(self, graph: Graph, file: OnnxFile, *, gpu: Gpu, stream: Stream) -> None:
         """Load `file`; raises MissingDependency without the CUDA provider, EngineError, PortMismatch, OutOfMemory."""
-        try:
-            import onnxruntime
-        except ImportError as error:
-            raise MissingDependency("onnxruntime is not installed; pip install 'ilf-trt[cuda]'") from error
+        onnxruntime = onnxruntime_module()
         if PROVIDER not in onnxruntime.get_available_providers():
             raise MissingDependency(
                 "this ONNX Runtime has no CUDA; pip uninstall onnxruntime, pip install 'onnxruntime-gpu[cuda,cudnn]'"

@@ -8,6 +8,7 @@ from numpy.typing import NDArray
 
 from ilf_trt.contract.arrays import is_finite
 from ilf_trt.errors import InvalidRequest, NonFinite, one_line
+from ilf_trt.files import whole_file
 
 TILE = 64
 GAP = 4
@@ -59,6 +60,7 @@ def save_png(path: Path, sheet: NDArray[np.uint8]) -> None:
     """Write a picture (H, W, C) as PNG; raises InvalidRequest if the file cannot be written."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        image_of(sheet).save(path, format="PNG")
+        with whole_file(path) as draft, draft.open("wb") as file:
+            image_of(sheet).save(file, format="PNG")
     except OSError as error:
         raise InvalidRequest(f"cannot write {path}: {one_line(error)}; choose another --output") from error

@@ -1,6 +1,8 @@
 """The text encoder that embeds captions: transformers' T5 with its own tokenizer."""
 
 from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -8,6 +10,7 @@ from safetensors import SafetensorError
 from torch import Tensor
 
 from ilf_trt.errors import MissingDependency
+from ilf_trt.model.foreign import load_whole, refuse_foreign_code
 
 from .folder import load_pretrained
 
@@ -30,10 +33,13 @@ class Text:
             raise MissingDependency(f"embedding text needs {error.name}; pip install 'ilf-trt[prepare]'") from error
 
         def load_model(options: dict[str, str]) -> Any:
-            return T5EncoderModel.from_pretrained(source, use_safetensors=True, dtype=dtype, **options)
+            return load_whole(
+                partial(T5EncoderModel.from_pretrained, source, use_safetensors=True, dtype=dtype, **options), source
+            )
 
         def load_tokenizer(options: dict[str, str]) -> Any:
-            tokenizer = AutoTokenizer.from_pretrained(source, **options)
+            refuse_foreign_code(Path(source) / options.get("subfolder", ""))
+            tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=False, **options)
             if len(tokenizer.get_vocab()) - len(tokenizer.get_added_vocab()) < FEWEST_PIECES:
                 raise ValueError("its tokenizer has no words; copy its tokenizer.json or spiece.model there")
             return tokenizer

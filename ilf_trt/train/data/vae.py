@@ -1,6 +1,7 @@
 """The VAE that makes latents: a diffusers AutoencoderKL with its scale and shift."""
 
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -10,6 +11,7 @@ from safetensors import SafetensorError
 from torch import Tensor
 
 from ilf_trt.errors import InvalidRequest
+from ilf_trt.model.foreign import load_whole
 
 from .folder import load_pretrained
 
@@ -47,7 +49,8 @@ class Vae:
 
 def _load_model(source: str) -> Any:
     def load(options: dict[str, str]) -> Any:
-        return AutoencoderKL.from_pretrained(source, use_safetensors=True, torch_dtype=torch.float32, **options)
+        given = {"use_safetensors": True, "torch_dtype": torch.float32, **options}
+        return load_whole(partial(AutoencoderKL.from_pretrained, source, **given), source)
 
     return load_pretrained("VAE", source, "vae", load, (SafetensorError,))
 

@@ -236,7 +236,7 @@ def test_a_base_that_lacks_a_weight_is_refused(copy: Path) -> None:
 
 def test_a_base_with_fewer_blocks_is_refused(copy: Path) -> None:
     change_json(copy / BASE_CONFIG, lambda c: c.update(num_layers=3))
-    refuse(copy, "another model")
+    refuse(copy, "which the model does not have")
 
 
 @pytest.mark.parametrize("kind", ["dit", "pixart"])
@@ -290,7 +290,7 @@ def test_a_pickle_under_the_name_of_the_feedback_weights_is_refused(copy: Path) 
 @pytest.mark.filterwarnings("ignore:It is deprecated to pass a pretrained model name:FutureWarning")
 def test_a_damaged_config_of_the_base_is_refused(config: str, copy: Path) -> None:
     (copy / BASE_CONFIG).write_text(config)
-    refuse(copy, "base .* cannot be loaded")
+    refuse(copy, r"base .* cannot be loaded|config\.json (is not readable JSON|holds)")
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])
@@ -340,7 +340,7 @@ def test_facts_that_are_not_a_json_object_are_refused(text: str, copy: Path) -> 
 
 def test_facts_that_are_not_text_are_refused(copy: Path) -> None:
     (copy / "ilf.json").write_bytes(b"\xff\xfe\x00{")
-    refuse(copy, r"ilf\.json is not readable JSON")
+    refuse(copy, r"ilf\.json is not (readable JSON|UTF-8 text)")
 
 
 @pytest.mark.parametrize("schema", [2, 0, None, "1", 1.5])
@@ -445,4 +445,9 @@ def test_the_scheduler_lies_beside_the_base_or_in_its_pipeline(tmp_path: Path) -
     (tmp_path / "transformer").mkdir()
     for base in (tmp_path, tmp_path / "transformer"):
         assert base_scheduler(str(base))["_class_name"] == "DDIMScheduler"
-    assert base_scheduler("owner/name") == DEFAULT_SCHEDULER
+    assert base_scheduler(str(tmp_path / "other")) == DEFAULT_SCHEDULER
+
+
+def test_a_scheduler_that_cannot_be_read_is_never_replaced_by_the_default() -> None:
+    with pytest.raises(CheckpointError, match="the scheduler of owner/name cannot be read"):
+        base_scheduler("owner/name")

@@ -3,6 +3,7 @@
 import logging
 import sys
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -346,6 +347,23 @@ def test_a_closed_pipeline_holds_nothing_and_says_so(dit_bundle: Path, machine: 
     assert machine.cuda.live() == []
     with pytest.raises(InvalidRequest, match="this pipeline is closed"):
         pipeline.generate(**asked)
+
+
+# --- failures
+
+
+@pytest.mark.parametrize("call", ["create_stream", "allocate", "pinned", "create_event", "fill"])
+@pytest.mark.parametrize("after", range(3))
+def test_memory_that_is_not_there_is_said_and_the_pipeline_works_on(
+    call: str, after: int, dit_bundle: Path, machine: Machine, compiled: Compiled
+) -> None:
+    wanted = on_cpu(dit_bundle, 2)
+    with Pipeline.load(compiled(dit_bundle), device=DEVICE) as pipeline:
+        machine.cuda.fail(call, after=after)
+        with suppress(OutOfMemory):
+            pipeline.generate(**conditions(pipeline, 2))
+        for _ in range(2):
+            assert close_to(pipeline.generate(**conditions(pipeline, 2)).latents, wanted)
 
 
 def test_trajectories_that_wait_for_reuse_go_before_memory_runs_out(
