@@ -11,7 +11,7 @@ import numpy as np
 
 from ilf_trt.contract.bundle import Bundle, weights_file
 from ilf_trt.contract.operators import OPERATORS
-from ilf_trt.contract.ports import Graph
+from ilf_trt.contract.ports import GRAPHS, Graph
 from ilf_trt.errors import BundleError, PortMismatch, shown
 
 DOMAINS = ("", "ai.onnx")
@@ -69,7 +69,7 @@ class OnnxFile:
         held = bundle.graph(graph.name)
         file = cls(held.path, held.read(), weights_file(held.path).name, bundle.weights(graph.name))
         batch, rows = bundle.manifest.batch, 2 if bundle.manifest.spec.guidance else 1
-        file.check(graph, {"B": batch.max, "R": rows * batch.max} if batch.fixed else {})
+        file.check(graph, {"B": batch.max, "R": rows * batch.max} if batch.fixed and graph.name in GRAPHS else {})
         return file
 
     @classmethod

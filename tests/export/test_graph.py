@@ -23,7 +23,7 @@ from ilf_trt.assembly.options import BuildOptions
 from ilf_trt.contract.bundle import Bundle
 from ilf_trt.contract.ports import GRAPHS, Graph, Port, Role
 from ilf_trt.contract.spec import BatchRange, Precision
-from ilf_trt.errors import InvalidRequest, ParityError, PortMismatch
+from ilf_trt.errors import InvalidRequest, PortMismatch
 from ilf_trt.export.graph import OPSET, export_segment
 from ilf_trt.export.segments import segments_of, spec_of
 from ilf_trt.model.sampling import sample
@@ -271,7 +271,7 @@ def test_a_residual_that_overflows_float16_is_refused_and_served_when_it_is_kept
             cast(Any, block).norm1.linear.bias[5 * backbone.inner_dim] = 1.0  # the gate of that channel
     checkpoint = write_checkpoint(tmp_path / "checkpoint", backbone, (0, 0))
     options = BuildOptions(precision=Precision.FP16, batch=BatchRange(1, 1, 1), steps=2, feedback="none")
-    with pytest.raises(ParityError):
+    with pytest.raises(NonFinite, match=r"gave NaN or infinity.*build with --residual fp32"):
         build(str(checkpoint), tmp_path / "half.ilf", options)
     built = build(str(checkpoint), tmp_path / "wide.ilf", replace(options, wide_residual=True))
     dtypes = {port.name: port.dtype for graph in built.bundle.manifest.graphs for port in graph.outputs}

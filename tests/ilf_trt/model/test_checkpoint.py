@@ -445,7 +445,7 @@ def test_the_scheduler_lies_beside_the_base_or_in_its_pipeline(tmp_path: Path) -
     (tmp_path / "transformer").mkdir()
     for base in (tmp_path, tmp_path / "transformer"):
         assert base_scheduler(str(base))["_class_name"] == "DDIMScheduler"
-    assert base_scheduler(str(tmp_path / "other")) == DEFAULT_SCHEDULER
+    assert base_scheduler(str(tmp_path / "far" / "away")) == DEFAULT_SCHEDULER
 
 
 def test_a_scheduler_that_cannot_be_read_is_never_replaced_by_the_default() -> None:
