@@ -23,7 +23,7 @@ from ilf_trt.assembly.options import BuildOptions
 from ilf_trt.contract.bundle import Bundle
 from ilf_trt.contract.ports import GRAPHS, Graph, Port, Role
 from ilf_trt.contract.spec import BatchRange, Precision
-from ilf_trt.errors import InvalidRequest, PortMismatch
+from ilf_trt.errors import InvalidRequest, NonFinite, PortMismatch
 from ilf_trt.export.graph import OPSET, export_segment
 from ilf_trt.export.segments import segments_of, spec_of
 from ilf_trt.model.sampling import sample
