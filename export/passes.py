@@ -8,7 +8,7 @@ from typing import Any
 from onnx_ir.convenience import replace_all_uses_with
 from onnx_ir.passes.common import CommonSubexpressionEliminationPass
 
-from ilf_trt.contract.operators import OPERATORS
+from ilf_trt.contract.operators import is_listed
 from ilf_trt.errors import UnsupportedBackbone
 
 SCOPES = "pkg.torch.onnx.name_scopes"
@@ -36,7 +36,7 @@ def name_linears(model: Any, name: Callable[[str], str]) -> int:
 def check_operators(model: Any) -> None:
     """Raise UnsupportedBackbone for an operator that no bundle may have; the runtime would refuse it."""
     for node in model.graph.all_nodes():
-        if node.domain not in ("", "ai.onnx") or node.op_type not in OPERATORS:
+        if not is_listed(node.domain, node.op_type):
             raise UnsupportedBackbone(
                 f"graph {model.graph.name} has operator {node.domain} {node.op_type}, which a bundle may not have; "
                 "write that part of the model with other operations"

@@ -9,6 +9,7 @@ import ctypes
 import errno
 import fcntl
 import glob
+import hashlib
 import os
 import re
 import shutil
@@ -45,6 +46,11 @@ def read_bytes(path: str | Path, *, most: int) -> bytes:
     if len(content) > most:
         raise OSError(errno.EFBIG, f"larger than {most} bytes", str(path))
     return content
+
+
+def sha256_of_open(file: BinaryIO) -> str:
+    """sha256 of what is left to read of a file, in hex."""
+    return hashlib.file_digest(file, "sha256").hexdigest()  # type: ignore[arg-type]
 
 
 def copy_file(source: Path, place: Path) -> None:

@@ -1,9 +1,4 @@
-"""NaN and infinity: whether a result holds them, and the error that says which graph they come from."""
-
-from typing import Any
-
-import numpy as np
-from numpy.typing import NDArray
+"""NaN and infinity: the error that says which graph and step they come from, and what to do."""
 
 from ilf_trt.contract.ports import DECODE, TEXT
 from ilf_trt.contract.spec import Precision
@@ -14,11 +9,6 @@ from .route import Route, Run
 PRECISION_OPTIONS = {TEXT: "--text-precision", DECODE: "--decoder-precision"}
 LARGE_GUIDANCE = 100.0  # pictures are made with 1 to 20; past this, the guidance itself is the first suspect
 UNSTEADY = "a second run gave finite numbers, so check the memory of this machine and of its GPU"
-
-
-def is_finite(array: NDArray[Any]) -> bool:
-    """Whether no element is NaN or infinity."""
-    return bool(np.isfinite(array).all())
 
 
 def remedy(graph: str, precision: Precision, *, wide_residual: bool = False) -> str:

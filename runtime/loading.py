@@ -124,10 +124,8 @@ class Turns:
     def close(self, timeout: float | None) -> bool:
         """Let nobody in any more and wait for who runs; whether all ended within `timeout` seconds.
 
-        Raises InvalidRequest in a thread that runs itself. In a fork there is nobody to wait for.
+        Raises InvalidRequest in a thread that runs itself.
         """
-        if os.getpid() != self._process:
-            return False
         end = None if timeout is None else monotonic() + timeout
         with self._changed:
             if get_ident() in self._running:
@@ -141,9 +139,14 @@ class Turns:
                 self._changed.wait(left)
         return True
 
+    @property
+    def is_foreign(self) -> bool:
+        """Whether this is a fork of the process that made the turns: there is nobody to wait for."""
+        return os.getpid() != self._process
+
     def check_process(self) -> None:
         """Raise InvalidRequest in a process that was forked after loading."""
-        if os.getpid() != self._process:
+        if self.is_foreign:
             raise InvalidRequest(
                 f"this pipeline was loaded in process {self._process} and cannot be used in its fork {os.getpid()}; "
                 "load it in the process that uses it, or start processes by spawn"
@@ -192,9 +195,9 @@ class Resident:
                 run()
 
     def close(self, timeout: float | None = None) -> None:
+        if self._turns.is_foreign:
+            return
         if not self._turns.close(timeout):
-            if self._turns_are_foreign():
-                return
             raise TimedOut(f"a generation still runs after {timeout} s; call close again to free the pipeline")
         with self._lock:
             if self._freed:
@@ -207,13 +210,6 @@ class Resident:
 
     def check_open(self) -> None:
         self._turns.check_process()
-
-    def _turns_are_foreign(self) -> bool:
-        try:
-            self._turns.check_process()
-        except InvalidRequest:
-            return True
-        return False
 
     def _take(self, warmed: Container[int] = ()) -> Session:
         """A session for the holder of a turn: an idle one that is not among `warmed`, a new one, or any idle one."""
@@ -256,7 +252,8 @@ class Sequential:
 
     def close(self, timeout: float | None = None) -> None:
         """Wait for the part that still runs; between two parts nothing is loaded."""
-        self._turns.close(timeout)
+        if not self._turns.is_foreign:
+            self._turns.close(timeout)
 
     def check_open(self) -> None:
         self._turns.check_process()

@@ -4,7 +4,7 @@ from math import prod
 from pathlib import Path
 
 from ilf_trt.contract.manifest import Manifest
-from ilf_trt.contract.ports import PICTURES
+from ilf_trt.contract.ports import ITEM_BYTES, PICTURES
 from ilf_trt.errors import InvalidRequest, shown
 
 from .picture.size import PictureSize
@@ -12,7 +12,7 @@ from .route import tensors_of
 from .trajectory import Job
 
 SHARE = 0.8  # of the machine's memory
-ITEM_BYTES = {"float32": 4, "float16": 2, "bfloat16": 4, "int32": 4}  # numpy holds bfloat16 as float32
+NUMPY_BYTES = {**ITEM_BYTES, "bfloat16": 4}  # numpy holds it as float32
 SHADE_COPIES = 3  # of one decoded picture in float32: the decoder's, the tiles put together, the scaled one
 GIB = 1 << 30
 REMEMBERED = 1000
@@ -62,13 +62,13 @@ def limit_bytes(max_memory: int | None) -> int:
 
 def trajectory_bytes(manifest: Manifest, job: Job) -> int:
     """Bytes of every tensor that a trajectory is bound to."""
-    return sum(prod(tensor.shape) * ITEM_BYTES[tensor.dtype] for tensor in tensors_of(manifest, job).values())
+    return sum(prod(tensor.shape) * NUMPY_BYTES[tensor.dtype] for tensor in tensors_of(manifest, job).values())
 
 
 def host_bytes(manifest: Manifest, pictures: int, size: PictureSize) -> int:
     """Bytes of what the caller gives and gets: conditions, noise, latents, and decoded pictures."""
     spec, shape = manifest.spec, (pictures, manifest.spec.latent[0], *size.cells)
-    conditions = sum(prod(port.resolve({PICTURES: pictures})) * ITEM_BYTES[port.dtype] for port in spec.conditions)
+    conditions = sum(prod(port.resolve({PICTURES: pictures})) * NUMPY_BYTES[port.dtype] for port in spec.conditions)
     pixels = 3 * (pictures * prod(size.requested) + SHADE_COPIES * 4 * max(prod(size.requested), prod(size.native)))
     return 2 * conditions + 3 * 4 * prod(shape) + (0 if manifest.decoder is None else pixels)
 

@@ -10,14 +10,13 @@ from typing import Any
 import numpy as np
 
 from ilf_trt.contract.bundle import Bundle, weights_file
-from ilf_trt.contract.operators import OPERATORS
-from ilf_trt.contract.ports import GRAPHS, Graph
+from ilf_trt.contract.operators import is_listed
+from ilf_trt.contract.ports import GRAPHS, ITEM_BYTES, Graph
 from ilf_trt.errors import BundleError, PortMismatch, shown
 
-DOMAINS = ("", "ai.onnx")
 EXTERNAL = 1
 ELEMENT_TYPES = {1: "float32", 6: "int32", 7: "int64", 10: "float16", 16: "bfloat16", 17: "float8e4m3fn"}  # TensorProto
-ITEM_BYTES = {"float32": 4, "int32": 4, "int64": 8, "float16": 2, "bfloat16": 2, "float8e4m3fn": 1}
+STORED_BYTES = {**ITEM_BYTES, "int64": 8, "float8e4m3fn": 1}
 # The part of onnx.proto that is looked at, by message and field: number, kind, repeated. The rest stays unread.
 SCHEMA: Mapping[str, Mapping[str, tuple[int, str, bool]]] = {
     "Model": {"graph": (7, "Graph", False), "functions": (25, "Anything", True)},
@@ -109,7 +108,7 @@ class OnnxFile:
 
     def _check_operators(self, nodes: Iterable[Any]) -> None:
         for node in nodes:
-            if node.domain not in DOMAINS or node.op_type not in OPERATORS:
+            if not is_listed(node.domain, node.op_type):
                 raise self._refused(f"operator {shown(f'{node.domain} {node.op_type}'.strip(), 60)}")
             for attribute in node.attribute:
                 given = {field.name for field, _ in attribute.ListFields()}
@@ -128,7 +127,7 @@ class OnnxFile:
         if tensor.data_location != EXTERNAL and not tensor.external_data:
             return
         facts = {entry.key: entry.value for entry in tensor.external_data}
-        name, wanted = shown(tensor.name, 60), ITEM_BYTES.get(ELEMENT_TYPES.get(tensor.data_type, ""), 0)
+        name, wanted = shown(tensor.name, 60), STORED_BYTES.get(ELEMENT_TYPES.get(tensor.data_type, ""), 0)
         for side in tensor.dims:
             wanted *= side if 0 <= side < 1 << 40 else 0
         try:

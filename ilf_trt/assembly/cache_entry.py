@@ -1,6 +1,5 @@
 """An entry of the build cache: a folder of files, sealed with the key that it was made for."""
 
-import hashlib
 import json
 import os
 from collections.abc import Iterable, Mapping
@@ -13,14 +12,13 @@ from ilf_trt.contract.bundle import sha256_of
 from ilf_trt.contract.document import DocumentError, as_type, read_json
 from ilf_trt.contract.manifest import FileFacts
 from ilf_trt.errors import shown
-from ilf_trt.files import open_regular
+from ilf_trt.files import open_regular, sha256_of_open
 
 from .ownership import check_own, make_own
 from .seal import Seal
 
 ENTRY_FILE = "entry.json"
 MOST_BYTES = 1 << 20  # of an entry file
-HASH_BYTES = 1 << 20
 NoteValue = str | list[str]
 
 
@@ -70,7 +68,7 @@ class Entry:
                 raise DocumentError(f"it holds no {name}")
             file = files[name] = stack.enter_context(open_own(self.folder / name))
             facts = self.files[name]
-            if os.fstat(file.fileno()).st_size != facts.size_bytes or _sha256(file) != facts.sha256:
+            if os.fstat(file.fileno()).st_size != facts.size_bytes or sha256_of_open(file) != facts.sha256:
                 raise DocumentError(f"{name} is not what the build made")
         return files
 
@@ -118,10 +116,3 @@ class _Record:
 
 def _sealed(key: str, files: Mapping[str, FileFacts], note: Mapping[str, NoteValue]) -> dict[str, Any]:
     return {"key": key, "files": {name: asdict(facts) for name, facts in files.items()}, "note": dict(note)}
-
-
-def _sha256(file: BinaryIO) -> str:
-    digest = hashlib.sha256()
-    while block := file.read(HASH_BYTES):
-        digest.update(block)
-    return digest.hexdigest()

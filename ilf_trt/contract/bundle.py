@@ -1,6 +1,5 @@
 """The bundle: a folder with graphs, a reference to check them by, and a manifest that says what they are."""
 
-import hashlib
 import json
 import os
 import shutil
@@ -14,7 +13,7 @@ from typing import Any
 from numpy.typing import NDArray
 
 from ilf_trt.errors import BundleError, one_line, shown
-from ilf_trt.files import open_regular
+from ilf_trt.files import open_regular, sha256_of_open
 
 from .arrays import UNREADABLE, is_finite, mismatch, read_npz
 from .document import DocumentError, read_json
@@ -224,4 +223,4 @@ def _names(folder: Path) -> Iterator[str]:
 def sha256_of(path: Path) -> str:
     """sha256 of a file, in hex."""
     with open_regular(path) as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()  # type: ignore[arg-type]
+        return sha256_of_open(file)

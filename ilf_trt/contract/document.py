@@ -5,7 +5,8 @@ A document becomes plain data first, then a type: `read_json` or `read_toml`, th
 
 import json
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from math import isfinite
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
@@ -44,23 +45,19 @@ def read_json(path: str | Path, *, most: int = MOST_BYTES, foreign: bool = False
     `foreign` lets through what diffusers and transformers write into their configs: Infinity, and whole numbers of more
     than 64 bits, such as 10^30 for a length without a limit.
     """
-    try:
+    with _named(path):
         return parse_json(_text(path, most), foreign=foreign)
-    except DocumentError as error:
-        raise DocumentError(error.reason, path) from error
 
 
 def read_toml(path: str | Path, *, most: int = MOST_BYTES) -> dict[str, Any]:
     """The TOML table in a file of at most `most` bytes; raises DocumentError, with the path and no advice."""
-    try:
+    with _named(path):
         return parse_toml(_text(path, most))
-    except DocumentError as error:
-        raise DocumentError(error.reason, path) from error
 
 
 def parse_json(text: str | bytes, *, foreign: bool = False) -> dict[str, Any]:
     """A JSON object; raises DocumentError for anything else, a key that is given twice, NaN, and what is too large."""
-    try:
+    with _readable("JSON"):
         value = json.loads(
             text,
             object_pairs_hook=_unique,
@@ -68,25 +65,13 @@ def parse_json(text: str | bytes, *, foreign: bool = False) -> dict[str, Any]:
             parse_float=_real,
             parse_constant=_infinity if foreign else _refuse_constant,
         )
-    except DocumentError:
-        raise
-    except RecursionError as error:
-        raise DocumentError(f"is nested deeper than {DEEPEST} levels") from error
-    except ValueError as error:
-        raise DocumentError(f"is not readable JSON: {one_line(error)}") from error
     return _object(value, foreign=foreign)
 
 
 def parse_toml(text: str) -> dict[str, Any]:
     """A TOML table; raises DocumentError for anything else, NaN, infinity, and what is too large."""
-    try:
+    with _readable("TOML"):
         value = tomllib.loads(text, parse_float=_real)
-    except DocumentError:
-        raise
-    except RecursionError as error:
-        raise DocumentError(f"is nested deeper than {DEEPEST} levels") from error
-    except ValueError as error:
-        raise DocumentError(f"is not readable TOML: {one_line(error)}") from error
     return _object(value)
 
 
@@ -106,6 +91,28 @@ def as_type(data: Mapping[str, Any], kind: type[T]) -> T:
 def canonical(data: Mapping[str, Any]) -> bytes:
     """The one way of writing plain data as JSON: sorted keys, no spaces, ASCII; what a digest is taken of."""
     return json.dumps(data, sort_keys=True, separators=(",", ":"), ensure_ascii=True, allow_nan=False).encode()
+
+
+@contextmanager
+def _named(path: str | Path) -> Iterator[None]:
+    """Put the path into the errors of a block."""
+    try:
+        yield
+    except DocumentError as error:
+        raise DocumentError(error.reason, path) from error
+
+
+@contextmanager
+def _readable(language: str) -> Iterator[None]:
+    """Turn what a parser raises into DocumentError."""
+    try:
+        yield
+    except DocumentError:
+        raise
+    except RecursionError as error:
+        raise DocumentError(f"is nested deeper than {DEEPEST} levels") from error
+    except ValueError as error:
+        raise DocumentError(f"is not readable {language}: {one_line(error)}") from error
 
 
 def _text(path: str | Path, most: int) -> str:

@@ -13,7 +13,7 @@ from typing import BinaryIO
 from weakref import finalize
 
 from ilf_trt.errors import BundleError, one_line
-from ilf_trt.files import open_regular
+from ilf_trt.files import copy_open_file, open_regular
 
 SPARSE_FROM = 1 << 26
 LEAST_FILLED = 1 / 64
@@ -67,11 +67,11 @@ class HeldFile:
 
     def copy(self, place: Path) -> None:
         """Write the content to the new file `place`; raises BundleError, OSError."""
-        self._check_unchanged()
-        with place.open("xb") as file:
-            offset = 0
-            while offset < self.size_bytes:
-                offset += _copy_range(self._handle, file.fileno(), self.size_bytes - offset, offset)
+        place.touch(exist_ok=False)
+        with self.open() as file:
+            copy_open_file(file, place)
+        if place.stat().st_size != self.size_bytes:
+            raise OSError(errno.EIO, "the source ended early", str(place))
 
     def _check_unchanged(self) -> None:
         stamp = self._stamp_now()
@@ -115,16 +115,3 @@ def _filled_bytes(handle: int, size_bytes: int) -> int:
         if offset >= size_bytes:
             return filled
     return filled
-
-
-def _copy_range(source: int, target: int, count: int, offset: int) -> int:
-    """Copy bytes inside the kernel, which shares them where the file system can; else through memory."""
-    try:
-        copied = os.copy_file_range(source, target, min(count, 1 << 30), offset)
-    except OSError as error:
-        if error.errno not in (errno.EXDEV, errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP, errno.EPERM):
-            raise
-        copied = os.write(target, os.pread(source, min(count, 1 << 20), offset))
-    if not copied:
-        raise OSError(errno.EIO, "the source ended early")
-    return copied

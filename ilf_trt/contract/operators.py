@@ -84,3 +84,9 @@ OF_OTHER_BACKBONES = frozenset(
 """Elementwise functions, reductions and layouts that an adapter of others may need."""
 
 OPERATORS = EXPORTED | OF_OTHER_BACKBONES
+DOMAINS = ("", "ai.onnx")
+
+
+def is_listed(domain: str, operator: str) -> bool:
+    """Whether a graph may have an operator of a domain."""
+    return domain in DOMAINS and operator in OPERATORS

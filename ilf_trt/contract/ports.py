@@ -11,6 +11,9 @@ BRANCHES = ("conditional", "unconditional")
 FEEDBACK = "feedback"
 COEFFICIENTS = ("guidance", "c_x", "c_out", "a", "b_0", "b_1", "b_2", "unused")
 
+ITEM_BYTES = {"float32": 4, "float16": 2, "bfloat16": 2, "int32": 4}
+"""Bytes of one number, by the dtype of a port."""
+
 Dim = int | str
 Shape = tuple[Dim, ...]
 

@@ -4,11 +4,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from math import prod
 
+from ilf_trt.contract.ports import ITEM_BYTES
 from ilf_trt.runtime.route import PREDICTIONS, Route, Tensor
 
 from .cuda import ALIGNMENT
-
-ITEM_BYTES = {"float32": 4, "float16": 2, "bfloat16": 2, "int32": 4}
 
 
 @dataclass(frozen=True, slots=True)

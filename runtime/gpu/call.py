@@ -6,11 +6,10 @@ from math import prod
 
 import numpy as np
 
-from ilf_trt.contract.ports import Graph, Port
+from ilf_trt.contract.ports import ITEM_BYTES, Graph, Port
 from ilf_trt.errors import DeviceError
 from ilf_trt.runtime.engine import Array
 
-from .arena import ITEM_BYTES
 from .bfloat16 import BFLOAT16, bfloat16_from_float32, float32_from_bfloat16
 from .cuda import Gpu, Memory, Stream
 from .engine import DeviceEngine

@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 
 from ilf_trt.assembly.conductor import BuildResult
-from ilf_trt.runtime.gpu.arena import ITEM_BYTES, Arena, arena_of
+from ilf_trt.contract.ports import ITEM_BYTES
+from ilf_trt.runtime.gpu.arena import Arena, arena_of
 from ilf_trt.runtime.gpu.cuda import ALIGNMENT
 from ilf_trt.runtime.route import LATENTS, PREDICTIONS, Route, route_of
 from ilf_trt.runtime.trajectory import Job

@@ -11,11 +11,10 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
-from ilf_trt.contract.ports import Graph, Port, Role
+from ilf_trt.contract.ports import ITEM_BYTES, Graph, Port, Role
 from ilf_trt.errors import DeviceLost, InvalidRequest, OutOfMemory, PortMismatch
 from ilf_trt.runtime import Pipeline
 from ilf_trt.runtime.engine import Launch
-from ilf_trt.runtime.gpu.arena import ITEM_BYTES
 from ilf_trt.runtime.gpu.bfloat16 import bfloat16_from_float32, float32_from_bfloat16
 from ilf_trt.runtime.gpu.call import DeviceCall
 from ilf_trt.runtime.gpu.cuda import Gpu, Memory, Stream
