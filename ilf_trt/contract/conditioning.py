@@ -41,6 +41,7 @@ RESERVED = frozenset(
         "self",
         "size",
         "steps",
+        "timeout",
     )
 )
 """Arguments of a request: no condition has one of these names, since both are passed by name."""
