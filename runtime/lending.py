@@ -124,17 +124,14 @@ class Lending:
         wait, me = Wait(timeout), get_ident()
         self._closing = True
         while True:
+            self._free_if_last()
             with self._lock:
                 for loan in self._queue:
                     loan.woken.notify()
                 if self._freed or self._freeing == me or self._has_place(me):
                     return
-                idle = self._freeing is None and not self._is_lent()
-                if not idle:
-                    wait.check_time("the generations that run did not end")
-                    self._ended.wait(wait.slice_s)
-            if idle:
-                self._free_once()
+                wait.check_time("the generations that run did not end")
+                self._ended.wait(wait.slice_s)
 
     def _take(self, loan: Loan, wait: Wait) -> Place:
         wait.check_cancel()
@@ -160,36 +157,38 @@ class Lending:
             if place is not None:
                 place.back, place.loan = next(self._numbers), None
             self._hand_out()
-            last = self._closing and not self._is_lent()
-        if last:
-            self._free_once()
+        self._free_if_last()
 
     def _hand_out(self) -> None:
         """Give the free places to the first in the queue who take them; the place that came back last goes first."""
-        self._queue = [loan for loan in self._queue if not loan.over and self._place_of(loan) is None]
-        if self._closing:
-            return
         free = sorted((place for place in self.places if place.free), key=lambda place: place.back)
+        waiting = []
         for loan in self._queue:
-            if not free:
-                return
-            if loan.wanted is None or loan.wanted in free:
-                place = loan.wanted or free[-1]
-                free.remove(place)
-                place.loan = loan
-                loan.woken.notify()
+            if loan.over or self._place_of(loan) is not None:
+                continue  # an interrupt came before it left the queue
+            if self._closing or not free or (loan.wanted is not None and loan.wanted not in free):
+                waiting.append(loan)
+                continue
+            place = loan.wanted or free[-1]
+            free.remove(place)
+            place.loan = loan
+            loan.woken.notify()
+        self._queue = waiting
 
-    def _free_once(self) -> None:
-        with self._lock:
-            if self._freeing is not None:
-                return
-            self._freeing = get_ident()
+    def _free_if_last(self) -> None:
+        """Free everything if it is closed, nobody has a place, and no other thread does it."""
+        me = get_ident()
         try:
+            with self._lock:
+                if not self._closing or self._is_lent() or self._freeing is not None:
+                    return
+                self._freeing = me
             self._free()
         finally:
-            with self._lock:
-                self._freed = True
-                self._ended.notify_all()
+            if self._freeing == me:
+                with self._lock:
+                    self._freed = True
+                    self._ended.notify_all()
 
     def _place_of(self, loan: Loan) -> Place | None:
         return next((place for place in self.places if place.loan is loan), None)

@@ -273,8 +273,7 @@ def test_who_comes_first_is_served_first() -> None:
     for index in range(5):
 
         def one(index: int = index) -> None:
-            pipeline.generate(**LABELS)
-            order.append(index)
+            pipeline.generate(steps=1, progress=lambda *_: order.append(index), **LABELS)
 
         threads.append(threading.Thread(target=one, daemon=True))
         threads[-1].start()
@@ -624,18 +623,41 @@ def test_an_interrupt_at_any_moment_keeps_no_session(interrupts: Callable[[float
     assert backend.closed == 1
 
 
-def test_a_signal_handler_may_close_the_pipeline() -> None:
+def test_a_signal_handler_may_close_the_pipeline_of_its_thread(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Even while the thread holds the lock: the handler runs between two instructions of it."""
     backend = FakeBackend(STEP_S)
-    pipeline = fake(backend)
-    before = signal.signal(signal.SIGALRM, lambda *_: pipeline.close())
-    try:
-        signal.setitimer(signal.ITIMER_REAL, 0.01)
-        with pytest.raises(InvalidRequest, match="closed"):
-            generate_for_ever(pipeline)
-    finally:
-        signal.setitimer(signal.ITIMER_REAL, 0)
-        signal.signal(signal.SIGALRM, before)
+    pipeline = fake(backend, 2)
+    pipeline.generate(**LABELS)
+    lending = pipeline._loading._lending  # type: ignore[attr-defined]
+    hand_out = lending._hand_out
+
+    def interrupted() -> None:
+        pipeline.close()
+        hand_out()
+
+    monkeypatch.setattr(lending, "_hand_out", interrupted)
+    assert end_all(lambda: pipeline.generate(**LABELS)) == ["InvalidRequest"]
     assert (backend.closed, backend.faults) == (1, [])
+
+
+def test_closes_at_once_free_once_and_wait_for_it() -> None:
+    backend = FakeBackend()
+    pipeline, seen = fake(backend, 2), []
+    pipeline.generate(**LABELS)
+    close = backend.close
+
+    def slow() -> None:
+        time.sleep(0.02)
+        close()
+
+    backend.close = slow  # type: ignore[method-assign]
+
+    def one() -> None:
+        pipeline.close()
+        seen.append(backend.closed)
+
+    assert end_all(*[one] * 4) == ["done"] * 4
+    assert seen == [1] * 4
 
 
 def test_both_ways_of_loading_lend_and_close() -> None:
