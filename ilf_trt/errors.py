@@ -20,8 +20,14 @@ IlfError
 └── MissingDependency     an optional package that the asked command needs
 """
 
+import reprlib
+
 LINE_CHARS = 300
 MESSAGE_CHARS = 400
+VALUE_CHARS = 60
+
+_SHORT = reprlib.Repr()
+_SHORT.maxlevel, _SHORT.maxstring, _SHORT.maxother, _SHORT.maxlong = 3, VALUE_CHARS, VALUE_CHARS, VALUE_CHARS
 
 
 def one_line(error: BaseException | str, limit: int = LINE_CHARS) -> str:
@@ -41,6 +47,17 @@ def shown(text: str, limit: int = LINE_CHARS) -> str:
     line = " ".join(text.split())
     line = line if line.isprintable() else "".join(c if c.isprintable() else ascii(c)[1:-1] for c in line)
     return line if len(line) <= limit else f"{line[: limit - 1]}…"
+
+
+def told(value: object, limit: int = VALUE_CHARS) -> str:
+    """A caller's value inside a message: its repr on one line of at most `limit` characters, its type if it has none.
+
+    A repr may raise: Python has none for an integer of more than 4,300 digits.
+    """
+    try:
+        return shown(_SHORT.repr(value), limit)
+    except Exception:
+        return shown(f"of type {type(value).__name__}", limit)
 
 
 def _text_of(error: BaseException | str) -> str:

@@ -7,7 +7,9 @@ from typing import Any, Protocol
 from numpy.typing import NDArray
 
 from ilf_trt.contract.ports import Graph
-from ilf_trt.errors import InvalidRequest
+from ilf_trt.errors import InvalidRequest, told
+
+from .arguments import text_of
 
 Array = NDArray[Any]
 Launch = Callable[[], None]
@@ -23,10 +25,12 @@ class EngineKind(StrEnum):
     @classmethod
     def parse(cls, text: str) -> "EngineKind":
         """The kind with this name; raises InvalidRequest for another name."""
+        known = f"one of {', '.join(cls)}"
+        name = text_of("engine", text, known)
         try:
-            return cls(text)
+            return cls(name)
         except ValueError as error:
-            raise InvalidRequest(f"engine {text!r} is unknown; it is one of {', '.join(cls)}") from error
+            raise InvalidRequest(f"engine {told(name)} is unknown; it is {known}") from error
 
 
 class Engine(Protocol):

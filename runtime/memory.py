@@ -5,7 +5,7 @@ from pathlib import Path
 
 from ilf_trt.contract.manifest import Manifest
 from ilf_trt.contract.ports import ITEM_BYTES, PICTURES
-from ilf_trt.errors import InvalidRequest, shown
+from ilf_trt.errors import InvalidRequest, told
 
 from .picture.size import PictureSize
 from .route import tensors_of
@@ -56,7 +56,7 @@ def limit_bytes(max_memory: int | None) -> int:
     if max_memory is None:
         return int(machine_bytes() * SHARE)
     if isinstance(max_memory, bool) or not isinstance(max_memory, int) or max_memory < 1:
-        raise InvalidRequest(f"max_memory is {shown(repr(max_memory), 40)}, it must be a number of bytes, at least 1")
+        raise InvalidRequest(f"max_memory is {told(max_memory)}, it must be a number of bytes, at least 1")
     return max_memory
 
 

@@ -1,9 +1,8 @@
 """The public face of the runtime: load a bundle, generate, close."""
 
 import os
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from functools import partial
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
 from threading import Event
 from time import perf_counter_ns
@@ -13,25 +12,28 @@ from typing import Any, Self
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from ilf_trt.contract.arrays import is_digits
 from ilf_trt.contract.bundle import TOKENIZER_FILE, Bundle
 from ilf_trt.contract.manifest import Manifest
 from ilf_trt.contract.plan import Ratio, Rule, StepPlan
 from ilf_trt.contract.ports import DECODE, TEXT
 from ilf_trt.contract.progress import Progress
-from ilf_trt.errors import InvalidRequest, shown
+from ilf_trt.errors import InvalidRequest, told
 
+from .arguments import MOST_PICTURES, flag_of, path_of, seconds_of, text_of, whole_of
 from .batches import RunBatch, run_batches
 from .engine import EngineKind
 from .host import Host
-from .loading import CLOSED, Backend, Loading, Part, Resident, Sequential, Wait
+from .lending import Wait
+from .loading import Backend, Loading, Resident, Sequential, Sessions
 from .memory import MemoryLimit, limit_bytes
 from .picture.decoder import Decoder, decode_tile
 from .picture.png import pixels_from_latents
 from .picture.size import PictureSize
 from .progress import StepWatch
-from .request import Request, changed_plan
+from .request import Request, changed_plan, picture_size
 from .result import Result
-from .session import KEPT_TRAJECTORIES, Session
+from .session import KEPT_TRAJECTORIES
 from .single_graph import run_single_graph
 from .start_noise import checked_latents, is_on_gpu, noise_from_seed
 from .text.caption import check_cleaning
@@ -46,7 +48,12 @@ PIXEL_CHANNELS = (1, 3)
 
 
 class Pipeline:
-    """A loaded bundle. Threads may share it: each generation borrows a session, all share the engines."""
+    """A loaded bundle. Threads may share it: each generation borrows a session, all share the engines.
+
+    Any mix of `generate`, `run`, `warm_up`, `plan` and `close` from several threads ends, and gives what one thread
+    alone gets. Requests are served in the order in which they come. In a fork, all but `plan` and `close` raise
+    InvalidRequest.
+    """
 
     def __init__(
         self, bundle: Bundle, loading: Loading, description: str, *, on_gpu: bool, most_bytes: int | None = None
@@ -57,11 +64,14 @@ class Pipeline:
         self._loading = loading
         self._on_gpu = on_gpu
         self._limit = MemoryLimit(bundle.manifest, limit_bytes(most_bytes), on_gpu=on_gpu)
-        self._closed = False
         text = bundle.manifest.text
-        self._tokens = None if text is None else Tokenizer(bundle.path / TOKENIZER_FILE, text)
-        if bundle.manifest.clean_captions:
-            check_cleaning()
+        try:
+            self._tokens = None if text is None else Tokenizer(bundle.path / TOKENIZER_FILE, text)
+            if bundle.manifest.clean_captions:
+                check_cleaning()
+        except BaseException:
+            loading.close()
+            raise
 
     @classmethod
     def load(
@@ -94,10 +104,11 @@ class Pipeline:
         kind = None if engine is None else EngineKind.parse(engine)
         if ordinal is None and kind not in (None, EngineKind.ONNXRUNTIME):
             raise InvalidRequest(f"{kind} engines run on a GPU; pass device='cuda:0', or engine='onnxruntime'")
-        sessions, kept = _whole("sessions", sessions, MOST_SESSIONS), _whole("kept", kept, MOST_KEPT)
-        threads = 0 if threads == 0 and threads is not False else _whole("threads", threads, processors())
+        sessions, kept = _capacity(sessions, kept)
+        threads = whole_of("threads", threads, least=0, most=processors())
+        low_memory, check_hashes = flag_of("low_memory", low_memory), flag_of("check_hashes", check_hashes)
         most_bytes = limit_bytes(max_memory)
-        bundle = Bundle.open(path, check_hashes=check_hashes, max_bytes=most_bytes)
+        bundle = Bundle.open(path_of("path", path), check_hashes=check_hashes, max_bytes=most_bytes)
         MemoryLimit(bundle.manifest, most_bytes, on_gpu=ordinal is not None).check_smallest()
 
         def load_backend(graphs: Sequence[str] | None = None) -> Backend:
@@ -125,7 +136,7 @@ class Pipeline:
         most_bytes: int | None = None,
     ) -> Self:
         """A pipeline for a bundle that `backend` has loaded; the pipeline closes the backend."""
-        loading = Resident(backend, sessions, kept)
+        loading = Resident(backend, *_capacity(sessions, kept))
         return cls(bundle, loading, backend.description, on_gpu=backend.on_gpu, most_bytes=most_bytes)
 
     @property
@@ -144,20 +155,23 @@ class Pipeline:
     ) -> None:
         """Generate once in every session, so that no later request of this kind waits for memory to be bound.
 
-        `pictures` is the batch's optimum by default. Call it before requests come in. It does nothing for a pipeline of
-        low memory, which keeps nothing.
+        `pictures` is the batch's optimum by default. Call it before requests come in: it waits its turn for one session
+        after another. It does nothing for a pipeline of low memory, which keeps nothing.
         """
-        if not isinstance(self._loading, Resident):
-            return
-        count = self.manifest.batch.opt if pictures is None else pictures
+        self._loading.check_open()
+        batch = self.manifest.batch.opt
+        count = batch if pictures is None else whole_of("pictures", pictures, most=MOST_PICTURES)
         example: dict[str, Any] = {"prompt": [""] * count}
         if self.manifest.text is None:
-            native = PictureSize.of(self.manifest, size, binning=True).native
+            native = picture_size(self.manifest, size, binning=True).native
             example = self.manifest.spec.conditioning.example(count, native, guidance=self.manifest.spec.guidance)
-        self._loading.warm(partial(self.generate, plan=plan, size=size, **example))
+        wanted = Request.of(self.manifest, plan=plan, size=size, **example)
+        for lent in self._loading.lend_each():
+            self._generate(wanted, lent)
 
     def generate(
         self,
+        /,
         prompt: Prompt | None = None,
         *,
         decode: bool = True,
@@ -172,37 +186,36 @@ class Pipeline:
 
         The most used: `class_labels`, `negative_prompt`, `size`, `steps`, `plan`, `guidance_scale`, `seed`, `latents`.
         More pictures than the bundle's batch run one batch after another. `decode` false leaves latents as they are.
-        `progress` is told every step; `cancel` ends the generation at the next step once it is set, also while it waits
-        for a session, which takes at most `timeout` seconds for each part of the bundle. `profile` times
-        every graph on a GPU, which then cannot launch the trajectory as one, like `progress` and `cancel`. `on_device`
-        leaves the latents on the GPU, as a `DeviceArray`, and decodes nothing.
+        `progress` is told every step; an exception that it raises ends the generation and comes out as it is. `cancel`
+        ends the generation before its next step once it is set, also while it waits for a session; `timeout` bounds
+        that wait, in seconds. `profile` times every graph on a GPU, which then cannot launch the trajectory as one,
+        like `progress` and `cancel`. `on_device` leaves the latents on the GPU as a `DeviceArray` and decodes nothing.
 
         Raises InvalidRequest for anything that does not fit, Cancelled, TimedOut, NonFinite, EngineError when an engine
         fails, DeviceError and its kinds: after OutOfMemory the pipeline is as usable as before.
         """
-        self._check_open()
-        wait = _wait(timeout, cancel)
+        self._loading.check_open()
+        decode, profile, on_device = (
+            flag_of(name, value) for name, value in (("decode", decode), ("profile", profile), ("on_device", on_device))
+        )
+        if progress is not None and not callable(progress):
+            raise InvalidRequest(f"progress is {told(progress)}, expected a function of (what, done, total, detail)")
+        if cancel is not None and not isinstance(cancel, Event):
+            raise InvalidRequest(f"cancel is {told(cancel)}, expected a threading.Event")
+        wait = Wait(seconds_of("timeout", timeout), cancel)
         if on_device and not self._on_gpu:
             raise InvalidRequest("on_device needs a pipeline on a GPU; load the bundle with device='cuda:0'")
         wanted = Request.of(self.manifest, prompt, **request)
-        if wanted.prompts is not None:
-            self._check_memory(wanted, len(wanted.prompts.positive))
-        text, text_ms = self._embed(wanted, wait)
-        conditions, pictures = wanted.conditions_of(self.manifest, text.conditions)
-        self._check_memory(wanted, pictures)
-        noise = self._start_noise(wanted, pictures)
-        chunks = list(run_batches(pictures, self.manifest.batch))
-        if len(chunks) > 1 and (on_device or is_on_gpu(noise)):
-            raise InvalidRequest(
-                f"{pictures} pictures are more than a run's {self.manifest.batch.max}, and latents on a GPU are not "
-                "split; pass fewer"
-            )
-        watch = StepWatch(len(wanted.plan.steps) * len(chunks), progress, cancel) if progress or cancel else None
-        options = RunOptions(profile=profile, on_device=on_device, watch=watch)
-        latents, timings = self._sample(wanted, chunks, conditions, noise, options, wait)
-        pixels, decode_ms = (None, 0.0) if on_device or not decode else self._decode(latents, wanted.size, wait)
-        timings = timings.with_parts({TEXT: text_ms} if text_ms else {}, {DECODE: decode_ms} if decode_ms else {})
-        return Result(latents, pixels, timings, wanted.plan, text.cut)
+        wait.check_cancel()
+        return self._generate(
+            wanted,
+            self._loading.lend(wait),
+            decode=decode and not on_device,
+            progress=progress,
+            cancel=cancel,
+            profile=profile,
+            on_device=on_device,
+        )
 
     def plan(
         self,
@@ -216,13 +229,13 @@ class Pipeline:
         return changed_plan(self.manifest, steps, feedback=feedback, rule=rule, ratio=ratio)
 
     def close(self, timeout: float | None = None) -> None:
-        """Refuse what waits, and free everything after the generations that still run; a second call does nothing.
+        """Refuse new requests and those that wait, and free everything once the running generations have ended.
 
-        Raises TimedOut when they run for more than `timeout` seconds: nothing new runs, and another call frees them.
-        Raises InvalidRequest inside of a generation.
+        Raises TimedOut if they run for more than `timeout` seconds; the last of them then frees everything. Inside of a
+        generation, such as from its `progress`, it does not wait: that generation goes on, and the last one frees. In a
+        fork and a second time it does nothing.
         """
-        self._loading.close(timeout)
-        self._closed = True
+        self._loading.close(seconds_of("timeout", timeout))
 
     def __enter__(self) -> Self:
         return self
@@ -232,28 +245,55 @@ class Pipeline:
     ) -> None:
         self.close()
 
+    def _generate(
+        self,
+        wanted: Request,
+        lent: AbstractContextManager[Sessions],
+        *,
+        decode: bool = True,
+        progress: Progress | None = None,
+        cancel: Event | None = None,
+        profile: bool = False,
+        on_device: bool = False,
+    ) -> Result:
+        """Check and draw what can be before the wait for a session, then run all parts of the bundle in it."""
+        conditions: dict[str, NDArray[Any]] = {}
+        if wanted.prompts is None:
+            conditions, pictures = wanted.conditions_of(self.manifest, {})
+        else:
+            pictures = len(wanted.prompts.positive)
+        self._check_memory(wanted, pictures)
+        noise = self._start_noise(wanted, pictures)
+        chunks = list(run_batches(pictures, self.manifest.batch))
+        if len(chunks) > 1 and (on_device or is_on_gpu(noise)):
+            raise InvalidRequest(
+                f"{pictures} pictures are more than a run's {self.manifest.batch.max}, and latents on a GPU are not "
+                "split; pass fewer"
+            )
+        watch = StepWatch(len(wanted.plan.steps) * len(chunks), progress, cancel)
+        watched = progress is not None or cancel is not None
+        options = RunOptions(profile=profile, on_device=on_device, watch=watch if watched else None)
+        with lent as sessions:
+            text, text_ms = self._embed(wanted, sessions)
+            if wanted.prompts is not None:
+                conditions, _ = wanted.conditions_of(self.manifest, text.conditions)
+            watch.check()
+            latents, timings = self._sample(wanted, chunks, conditions, noise, options, sessions)
+            pixels, decode_ms = self._decode(latents, wanted.size, watch, sessions) if decode else (None, 0.0)
+        timings = timings.with_parts({TEXT: text_ms} if text_ms else {}, {DECODE: decode_ms} if decode_ms else {})
+        return Result(latents, pixels, timings, wanted.plan, text.cut)
+
     def _check_memory(self, request: Request, pictures: int) -> None:
         batch = self.manifest.batch
         rows = min(max(pictures, batch.min), batch.max)
         self._limit.check(Job(request.plan, rows, request.size.cells, request.guided), pictures, request.size)
 
-    def _check_open(self) -> None:
-        self._loading.check_open()
-        if self._closed:
-            raise InvalidRequest(CLOSED)
-
-    @contextmanager
-    def _session(self, part: Part, wait: Wait) -> Iterator[Session]:
-        with self._loading.session(part, wait) as session:
-            self._check_open()
-            yield session
-
-    def _embed(self, request: Request, wait: Wait) -> tuple[EmbeddedText, float]:
+    def _embed(self, request: Request, sessions: Sessions) -> tuple[EmbeddedText, float]:
         """The text of the request's prompts, if it has any, and the ms that it took."""
         if request.prompts is None or self._tokens is None or self.manifest.text is None:
             return EmbeddedText({}, ()), 0.0
         begin = perf_counter_ns()
-        with self._session("text", wait) as session:
+        with sessions("text") as session:
             text = embed(
                 request.prompts, self._tokens, self.manifest.text, self.manifest, session, guided=request.guided
             )
@@ -276,11 +316,11 @@ class Pipeline:
         conditions: Mapping[str, NDArray[Any]],
         noise: Any,
         options: RunOptions,
-        wait: Wait,
+        sessions: Sessions,
     ) -> tuple[Any, Timings]:
         """The latents of all chunks, and their timings together."""
         latents, timings = [], []
-        with self._session("transformer", wait) as session:
+        with sessions("transformer") as session:
             for chunk in chunks:
                 trajectory = session.trajectory(Job(request.plan, chunk.rows, request.size.cells, request.guided))
                 part, times = trajectory.run(
@@ -295,16 +335,20 @@ class Pipeline:
         return latents[0] if len(latents) == 1 else np.concatenate(latents), Timings.total(timings)
 
     def _decode(
-        self, latents: NDArray[np.float32], size: PictureSize, wait: Wait
+        self, latents: NDArray[np.float32], size: PictureSize, watch: StepWatch, sessions: Sessions
     ) -> tuple[NDArray[np.uint8] | None, float]:
         """The pictures of latents, and the ms that it took; None if latents are no pixels and there is no decoder."""
         spec = self.manifest.decoder
         if spec is None:
             return (pixels_from_latents(latents) if latents.shape[1] in PIXEL_CHANNELS else None), 0.0
         begin = perf_counter_ns()
-        with self._session("decoder", wait) as session:
-            decoder = Decoder(partial(decode_tile, session, spec), spec)
-            pixels = decoder.decode(latents, size.requested if size.requested != size.native else None)
+        with sessions("decoder") as session:
+
+            def run(tile: NDArray[np.float32]) -> NDArray[np.float32]:
+                watch.check()
+                return decode_tile(session, spec, tile)
+
+            pixels = Decoder(run, spec).decode(latents, size.requested if size.requested != size.native else None)
         return pixels, (perf_counter_ns() - begin) / 1e6
 
 
@@ -313,27 +357,15 @@ def processors() -> int:
     return len(os.sched_getaffinity(0))
 
 
-def _whole(name: str, value: Any, most: int) -> int:
-    if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= most:
-        raise InvalidRequest(f"{name} is {shown(repr(value), 40)}, it must be a whole number from 1 to {most}")
-    return value
-
-
-def _wait(timeout: Any, cancel: Any) -> Wait:
-    if timeout is not None and (isinstance(timeout, bool) or not isinstance(timeout, int | float) or not timeout >= 0):
-        raise InvalidRequest(f"timeout is {shown(repr(timeout), 40)}, it must be a number of seconds, at least 0")
-    if cancel is not None and not isinstance(cancel, Event):
-        raise InvalidRequest(f"cancel is {shown(repr(cancel), 40)}, it must be a threading.Event")
-    wait = Wait(timeout, cancel)
-    wait.check_cancel()
-    return wait
+def _capacity(sessions: int, kept: int) -> tuple[int, int]:
+    return whole_of("sessions", sessions, most=MOST_SESSIONS), whole_of("kept", kept, most=MOST_KEPT)
 
 
 def _ordinal(device: str) -> int | None:
     """`"cuda:1"` -> 1, `"cuda"` -> 0, `"cpu"` -> None."""
+    name, colon, number = text_of("device", device, "cpu, cuda or cuda:N").partition(":")
     if device == "cpu":
         return None
-    name, colon, number = str(device).partition(":")
-    if name != "cuda" or (colon and not (number.isascii() and number.isdecimal())):
-        raise InvalidRequest(f"device {device!r} is unknown; it is cpu, cuda or cuda:N")
+    if name != "cuda" or (colon and not is_digits(number)):
+        raise InvalidRequest(f"device {told(device)} is unknown; it is cpu, cuda or cuda:N")
     return int(number or 0)

@@ -17,5 +17,9 @@ class StepWatch:
         self._done += 1
         if self._progress is not None:
             self._progress("step", self._done, self._steps)
+        self.check()
+
+    def check(self) -> None:
+        """Raise Cancelled once `cancel` is set."""
         if self._cancel is not None and self._cancel.is_set():
             raise Cancelled(f"cancelled after {self._done} of {self._steps} steps")

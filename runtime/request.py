@@ -2,22 +2,30 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from numbers import Integral, Real
-from typing import Any
+from numbers import Integral
+from typing import Any, TypeVar
 
-import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from ilf_trt.contract.class_names import labels_of
 from ilf_trt.contract.guidance import OFF, effective_scale
 from ilf_trt.contract.manifest import Manifest
-from ilf_trt.contract.plan import Ratio, Rule, StepPlan, make_plan
+from ilf_trt.contract.plan import LARGEST, Ratio, Rule, StepPlan, make_plan
 from ilf_trt.contract.ports import Role
-from ilf_trt.errors import InvalidRequest
+from ilf_trt.contract.solver import MOST_STEPS
+from ilf_trt.errors import InvalidRequest, told
 
+from .arguments import flag_of, listed, real_of, rows_of, text_of, whole_of
 from .picture.size import PictureSize
 from .start_noise import NoiseSource
 from .text.prompts import Prompt, Prompts
+
+Kind = TypeVar("Kind", Rule, Ratio)
+
+FINITE = "a finite number in float32"
+MOST_SIDE = 1 << 20
+MOST_CLASS = (1 << 31) - 1
+MOST_PATTERN = 4000  # "0,1,2 … 999" has 3,889 characters
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,6 +50,7 @@ class Request:
     def of(
         cls,
         manifest: Manifest,
+        /,
         prompt: Prompt | None = None,
         *,
         negative_prompt: Prompt | None = None,
@@ -70,12 +79,14 @@ class Request:
         | `latents` | start noise (B, C, H, W) of unit variance, in numpy or on the GPU by DLPack |
         | `clean_captions` | remove links, tags and the like from the prompts; by default as the bundle says |
 
-        Raises InvalidRequest for anything that does not fit the bundle.
+        One request is for at most MOST_PICTURES pictures. Raises InvalidRequest for anything that does not fit the
+        bundle.
         """
         plan = _plan(manifest, plan, steps)
         scale = _scale(manifest, guidance_scale)
-        clean = manifest.clean_captions if clean_captions is None else clean_captions
-        values = dict(conditions)
+        clean = manifest.clean_captions if clean_captions is None else flag_of("clean_captions", clean_captions)
+        _check_names(manifest, conditions)
+        values = {name: rows_of(name, value) for name, value in conditions.items()}
         if class_labels is not None:
             if prompt is not None:
                 raise InvalidRequest("prompt and class_labels are both given; a model takes one of them")
@@ -88,10 +99,10 @@ class Request:
             raise InvalidRequest(f"this bundle has no text encoder; it takes {names}, or build it with --pipeline")
         return cls(
             plan=plan,
-            size=PictureSize.of(manifest, size, binning=binning),
+            size=picture_size(manifest, size, binning=flag_of("binning", binning)),
             guidance_scale=scale,
             guided=manifest.spec.guidance and (scale > OFF or manifest.batch.fixed),
-            prompts=None if prompt is None else Prompts.of(prompt, negative_prompt, clean=clean),
+            prompts=None if prompt is None else _prompts(prompt, negative_prompt, clean=clean),
             conditions=values,
             seed=seed,
             noise=noise,
@@ -126,22 +137,27 @@ def changed_plan(
 ) -> StepPlan:
     """The bundle's plan with some of its settings replaced; nothing is rebuilt. Raises InvalidRequest."""
     own, spec = manifest.plan, manifest.spec
-    if steps is not None and (not isinstance(steps, Integral) or isinstance(steps, bool) or steps < 1):
-        raise InvalidRequest(f"steps is {steps!r}, it must be a whole number of at least 1")
-    try:
-        rule = own.rule if rule is None else Rule(rule)
-        ratio = own.ratio if ratio is None else Ratio(ratio)
-    except ValueError as error:
-        raise InvalidRequest(f"{error}; rules are {', '.join(Rule)}, ratios {', '.join(Ratio)}") from error
     return make_plan(
         manifest.scheduler,
-        own.requested_steps if steps is None else int(steps),
+        own.requested_steps if steps is None else whole_of("steps", steps, most=MOST_STEPS),
         blocks=spec.blocks,
         loop=spec.loop,
-        feedback=own.feedback if feedback is None else feedback,
-        rule=rule,
-        ratio=ratio,
+        feedback=own.feedback if feedback is None else _pattern(feedback),
+        rule=own.rule if rule is None else _member("rule", rule, Rule),
+        ratio=own.ratio if ratio is None else _member("ratio", ratio, Ratio),
     )
+
+
+def picture_size(manifest: Manifest, size: Sequence[int] | None, *, binning: bool) -> PictureSize:
+    """The sizes for a request; without `size`, the bundle's default. Raises InvalidRequest."""
+    if size is None:
+        return PictureSize.of(manifest, None, binning=binning)
+    expected = "(height, width) in pixels, such as (512, 768)"
+    sides = listed("size", size, expected)
+    if len(sides) != 2:
+        raise InvalidRequest(f"size is {told(sides)}, expected {expected}")
+    height, width = (whole_of("size", side, most=MOST_SIDE) for side in sides)
+    return PictureSize.of(manifest, (height, width), binning=binning)
 
 
 def _plan(manifest: Manifest, plan: StepPlan | None, steps: int | None) -> StepPlan:
@@ -149,6 +165,8 @@ def _plan(manifest: Manifest, plan: StepPlan | None, steps: int | None) -> StepP
         return manifest.plan if steps is None else changed_plan(manifest, steps)
     if steps is not None:
         raise InvalidRequest("steps and plan are both given; give one of them")
+    if not isinstance(plan, StepPlan):
+        raise InvalidRequest(f"plan is {told(plan)}, expected a StepPlan; make one with pipeline.plan(…)")
     spec = manifest.spec
     if (plan.blocks, plan.loop) != (spec.blocks, spec.loop):
         raise InvalidRequest(
@@ -158,12 +176,28 @@ def _plan(manifest: Manifest, plan: StepPlan | None, steps: int | None) -> StepP
     return plan
 
 
+def _pattern(feedback: Any) -> str:
+    text = text_of("feedback", feedback, "all, none, alternate, first:K, last:K, outer:K, inner:K or 0,1,8")
+    if len(text) > MOST_PATTERN:
+        raise InvalidRequest(f"feedback is a pattern of {len(text)} characters, at most {MOST_PATTERN} are read")
+    return text
+
+
+def _member(name: str, value: Any, kind: type[Kind]) -> Kind:
+    known = f"one of {', '.join(kind)}"
+    text = text_of(name, value, known)
+    try:
+        return kind(text)
+    except ValueError as error:
+        raise InvalidRequest(f"{name} {told(text)} is unknown; it is {known}") from error
+
+
 def _scale(manifest: Manifest, guidance_scale: float | None) -> float:
-    scale = manifest.guidance_scale if guidance_scale is None else guidance_scale
-    if not isinstance(scale, Real) or not abs(scale) <= float(np.finfo(np.float32).max):
-        raise InvalidRequest(f"guidance_scale is {scale}, it must be finite")
+    scale = manifest.guidance_scale if guidance_scale is None else real_of("guidance_scale", guidance_scale, FINITE)
+    if abs(scale) > LARGEST:
+        raise InvalidRequest(f"guidance_scale is {scale:g}, it must be {FINITE}")
     if manifest.spec.guidance:
-        return effective_scale(float(scale))
+        return effective_scale(scale)
     if guidance_scale is not None and scale > OFF:
         raise InvalidRequest(
             f"guidance_scale is {scale:g}, this bundle was built with --no-guidance; leave it out, or build it with "
@@ -172,9 +206,34 @@ def _scale(manifest: Manifest, guidance_scale: float | None) -> float:
     return OFF
 
 
-def _labels(manifest: Manifest, labels: Any) -> Any:
-    """Numbers as they are, one label as a list of one, and names by the bundle's own."""
-    listed = [labels] if isinstance(labels, str | int) else labels
-    if isinstance(listed, Sequence) and any(isinstance(label, str) for label in listed):
-        return labels_of(listed, manifest.picture.names, manifest.spec.conditioning.classes)
-    return listed
+def _labels(manifest: Manifest, labels: Any) -> NDArray[Any]:
+    """A row for each picture: numbers as they are, one label as a list of one, and names by the bundle's own."""
+    items = [labels] if isinstance(labels, str | Integral) else labels
+    if isinstance(items, Sequence):
+        items = listed("class_labels", items, "numbers or names of classes")
+        if any(isinstance(item, str) for item in items):
+            asked = [item if isinstance(item, str) else _class(item) for item in items]
+            items = labels_of(asked, manifest.picture.names, manifest.spec.conditioning.classes)
+    return rows_of("class_labels", items)
+
+
+def _class(item: Any) -> int:
+    return whole_of("class_labels", item, least=0, most=MOST_CLASS)
+
+
+def _check_names(manifest: Manifest, conditions: Mapping[str, Any]) -> None:
+    names = [port.name for port in manifest.spec.conditions]
+    for name in sorted(conditions.keys() - set(names)):
+        raise InvalidRequest(f"{name!r} is not a condition of this bundle; it takes {', '.join(names)}")
+
+
+def _prompts(prompt: Any, negative_prompt: Any, *, clean: bool) -> Prompts:
+    negative = None if negative_prompt is None else _texts("negative_prompt", negative_prompt)
+    return Prompts.of(_texts("prompt", prompt), negative, clean=clean)
+
+
+def _texts(name: str, value: Any) -> Prompt:
+    if isinstance(value, str):
+        return value
+    expected = "a text, or a list of texts"
+    return [text_of(name, text, expected) for text in listed(name, value, expected)]

@@ -9,8 +9,9 @@ from numpy.typing import ArrayLike, NDArray
 
 from ilf_trt.contract.manifest import Manifest
 from ilf_trt.contract.ports import DECODE, Graph, Port
-from ilf_trt.errors import InvalidRequest, PortMismatch
+from ilf_trt.errors import InvalidRequest, PortMismatch, told
 
+from .arguments import array_of
 from .loading import Loading, part_of
 
 
@@ -21,13 +22,20 @@ def run_single_graph(
 
     Raises PortMismatch for a missing array or another shape, InvalidRequest for an unknown graph.
     """
-    graph = next((each for each in manifest.graphs if each.name == name), None)
+    loading.check_open()
+    graphs = {each.name: each for each in manifest.graphs}
+    graph = graphs.get(name) if isinstance(name, str) else None
     if graph is None:
-        names = ", ".join(each.name for each in manifest.graphs)
-        raise InvalidRequest(f"the bundle has no graph {name!r}; it has {names}")
+        raise InvalidRequest(f"the bundle has no graph {told(name)}; it has {', '.join(graphs)}")
+    if not isinstance(arrays, Mapping):
+        raise InvalidRequest(f"{name}: arrays is {told(arrays)}, expected arrays by the names of its inputs")
     inputs = {port.name: _port_array(name, port, arrays.get(port.name)) for port in graph.inputs}
     sizes = _sizes(manifest, graph, inputs)
-    with loading.session(part_of(name)) as session, closing(session.new_call(graph, sizes)) as call:
+    with (
+        loading.lend() as sessions,
+        sessions(part_of(name)) as session,
+        closing(session.new_call(graph, sizes)) as call,
+    ):
         for port, array in inputs.items():
             call.inputs[port][...] = array
         call()
@@ -37,12 +45,17 @@ def run_single_graph(
 def _port_array(graph: str, port: Port, array: ArrayLike | None) -> NDArray[Any]:
     if array is None:
         raise PortMismatch(f"{graph}: input {port.name!r} is missing; pass {port.dtype} {port.shape}")
-    got = np.asarray(array, dtype=port.array_dtype)
-    if len(got.shape) != len(port.shape) or any(
-        isinstance(expected, int) and expected != size for expected, size in zip(port.shape, got.shape, strict=True)
+    given = array_of(f"{graph}: input {port.name!r}", array)
+    if given.dtype.kind not in ("iub" if port.dtype.startswith("int") else "fiub"):
+        raise PortMismatch(f"{graph}: input {port.name!r} is {given.dtype}, expected {port.dtype}")
+    if given.ndim != len(port.shape) or any(
+        isinstance(expected, int) and expected != size for expected, size in zip(port.shape, given.shape, strict=True)
     ):
-        raise PortMismatch(f"{graph}: input {port.name!r} is {got.shape}, expected {port.shape}")
-    return got
+        raise PortMismatch(f"{graph}: input {port.name!r} is {given.shape}, expected {port.shape}")
+    if port.below is not None and given.size and not 0 <= given.min() <= given.max() < port.below:
+        raise PortMismatch(f"{graph}: input {port.name!r} holds a number outside of 0 to {port.below - 1}")
+    with np.errstate(over="ignore"):  # a float that the port cannot hold becomes an infinity
+        return given.astype(port.array_dtype, copy=False)
 
 
 def _sizes(manifest: Manifest, graph: Graph, arrays: Mapping[str, NDArray[Any]]) -> dict[str, int]:

@@ -9,9 +9,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from ilf_trt.contract.arrays import as_array
-from ilf_trt.errors import InvalidRequest
+from ilf_trt.errors import InvalidRequest, told
 
+from .arguments import array_of, listed, text_of
 from .torch_randn import Float32Array, torch_randn
 
 DLPACK_CUDA = 2  # DLDeviceType kDLCUDA
@@ -31,22 +31,22 @@ def noise_from_seed(
 
     Raises InvalidRequest for a seed of another type or number, or an unknown source.
     """
+    sources, numbers = " or ".join(NoiseSource), "a whole number or a list of them"
     try:
-        source = NoiseSource(source)
+        source = NoiseSource(text_of("noise", source, sources))
     except ValueError as error:
-        raise InvalidRequest(f"noise {source!r} is unknown; use {' or '.join(NoiseSource)}") from error
-    if isinstance(seed, Integral) and not isinstance(seed, bool):
-        return noise(shape, int(seed), source)
-    if not isinstance(seed, Sequence):
-        raise InvalidRequest(f"seed is {seed!r}, expected a whole number or a list of them")
-    if len(seed) != shape[0]:
-        raise InvalidRequest(f"{len(seed)} seeds for {shape[0]} pictures; pass one seed, or one for each picture")
-    return noise_per_picture(shape, seed, source)
+        raise InvalidRequest(f"noise {told(source)} is unknown; use {sources}") from error
+    if isinstance(seed, Integral):
+        return noise(shape, _seed(seed), source)
+    seeds = [_seed(one) for one in listed("seed", seed, numbers)]
+    if len(seeds) != shape[0]:
+        raise InvalidRequest(f"{len(seeds)} seeds for {shape[0]} pictures; pass one seed, or one for each picture")
+    return noise_per_picture(shape, seeds, source)
 
 
 def checked_latents(latents: ArrayLike, shape: tuple[int, ...]) -> NDArray[Any]:
     """The caller's latents as an array; raises InvalidRequest unless they are float32 of `shape` and finite."""
-    array = as_array("latents", latents)
+    array = array_of("latents", latents)
     if array.shape != shape or array.dtype != np.float32:
         raise InvalidRequest(f"latents are {array.dtype} {array.shape}, expected float32 {shape}")
     check_finite_start(array)
@@ -61,8 +61,11 @@ def check_finite_start(latents: NDArray[Any]) -> None:
 
 def is_on_gpu(array: object) -> bool:
     """Whether an object says by DLPack that it lies on a GPU."""
-    device = getattr(array, "__dlpack_device__", None)
-    return device is not None and int(device()[0]) == DLPACK_CUDA
+    try:
+        device: Any = array.__dlpack_device__()  # type: ignore[attr-defined]
+        return bool(int(device[0]) == DLPACK_CUDA)
+    except Exception:  # no such method, or an object that imitates one
+        return False
 
 
 def noise(shape: tuple[int, ...], seed: int, source: NoiseSource) -> Float32Array:
@@ -104,7 +107,7 @@ def noise_per_picture(shape: tuple[int, ...], seeds: Sequence[int], source: Nois
 def _check_source(source: NoiseSource) -> None:
     # A plain string equals its member, but `is` tells them apart: it would pick the other generator in silence.
     if not isinstance(source, NoiseSource):
-        raise InvalidRequest(f"noise source must be a NoiseSource ({', '.join(NoiseSource)}), got {source!r}")
+        raise InvalidRequest(f"noise source must be a NoiseSource ({', '.join(NoiseSource)}), got {told(source)}")
 
 
 def _check_shape(shape: tuple[int, ...]) -> None:
@@ -112,11 +115,17 @@ def _check_shape(shape: tuple[int, ...]) -> None:
         raise InvalidRequest(f"noise shape must be one or more integers >= 1, got {shape!r}; pass (B, C, H, W)")
 
 
+def _seed(seed: Any) -> int:
+    """An int of any integer; a bool is an int in Python, and as a seed it is a mistake."""
+    if not isinstance(seed, Integral) or isinstance(seed, bool):
+        raise InvalidRequest(f"seed is {told(seed)}, expected a whole number or a list of them")
+    return int(seed)
+
+
 def _check_seed(seed: int, source: NoiseSource) -> None:
-    # A bool is an int in Python. Torch refuses it, and as a seed it is a mistake with either source.
     if not isinstance(seed, int) or isinstance(seed, bool):
-        raise InvalidRequest(f"noise seed must be an int, got {seed!r} of type {type(seed).__name__}; pass int(seed)")
+        raise InvalidRequest(f"noise seed must be an int, got {told(seed)}; pass int(seed)")
     if source is NoiseSource.TORCH and not -(2**63) <= seed < 2**64:
-        raise InvalidRequest(f"a torch noise seed must be in -2**63 .. 2**64 - 1, got {seed}; pass seed % 2**64")
+        raise InvalidRequest(f"a torch noise seed must be in -2**63 .. 2**64 - 1, got {told(seed)}; pass seed % 2**64")
     if source is NoiseSource.NUMPY and seed < 0:
-        raise InvalidRequest(f"a numpy noise seed must be >= 0, got {seed}; pass seed >= 0")
+        raise InvalidRequest(f"a numpy noise seed must be >= 0, got {told(seed)}; pass seed >= 0")

@@ -589,7 +589,7 @@ def test_guidance_of_one_and_less_runs_every_picture_once_and_as_asked_for(dit: 
     shapes = []
     for scale in (0.0, 1.0, 1.5):
         dit.pipeline.generate(guidance_scale=scale, **labels(1, 2))
-        with dit.pipeline._loading.session("transformer") as session:
+        with dit.pipeline._loading.lend() as sessions, sessions("transformer") as session:
             job = next(reversed(session._trajectories))
             shapes.append(session.trajectory(job)._arrays["hidden"].shape[0])  # type: ignore[attr-defined]
     assert shapes == [2, 2, 4]
@@ -689,8 +689,8 @@ def test_the_plan_of_another_model_is_refused(dit: Served, blocks: int, loop: tu
 @pytest.mark.parametrize(
     ("changes", "match"),
     [
-        ({"rule": "linear"}, "'linear' is not a valid Rule; .*anneal"),
-        ({"ratio": "m/m"}, "'m/m' is not a valid Ratio"),
+        ({"rule": "linear"}, "rule 'linear' is unknown; it is .*anneal"),
+        ({"ratio": "m/m"}, "ratio 'm/m' is unknown"),
         ({"feedback": "some"}, "feedback pattern 'some' is unknown"),
         ({"steps": 3, "feedback": "3"}, "feedback step 3 does not exist"),
     ],

@@ -108,7 +108,11 @@ class FakeModel:
 
 @pytest.fixture(params=["rows for each block", "shared rows", "text for each block"])
 def fake(request: pytest.FixtureRequest) -> FakeModel:
-    shared, hoisted = request.param == "shared rows", request.param == "text for each block"
+    return fake_model(request.param)
+
+
+def fake_model(kind: str) -> FakeModel:
+    shared, hoisted = kind == "shared rows", kind == "text for each block"
     text = Port("text_tokens", ("R", 5, 32), "float32", Role.CONTEXT)
     pairs = Port("text_pairs", ("R", 2, 5, 32), "float32", Role.CONTEXT)
     weight = Port("feedback.attn2.to_k.weight", (32, 32), "float32", Role.WEIGHT)
