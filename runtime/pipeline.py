@@ -59,7 +59,10 @@ class Pipeline:
         self._limit = MemoryLimit(bundle.manifest, limit_bytes(most_bytes), on_gpu=on_gpu)
         self._closed = False
         text = bundle.manifest.text
-        self._tokens = None if text is None else Tokenizer(bundle.path / TOKENIZER_FILE, text)
+        self._tokens = None
+        if text is not None:
+            held = bundle.file(TOKENIZER_FILE)
+            self._tokens = Tokenizer(held.path, text, held.read())
         if bundle.manifest.clean_captions:
             check_cleaning()
 
