@@ -18,6 +18,7 @@ from ilf_trt.contract.manifest import Manifest
 from ilf_trt.contract.plan import Ratio, Rule, StepPlan
 from ilf_trt.contract.ports import DECODE, TEXT
 from ilf_trt.contract.progress import Progress
+from ilf_trt.contract.spec import TextSpec
 from ilf_trt.errors import InvalidRequest, told
 
 from .arguments import MOST_PICTURES, flag_of, path_of, seconds_of, text_of, whole_of
@@ -66,7 +67,7 @@ class Pipeline:
         self._limit = MemoryLimit(bundle.manifest, limit_bytes(most_bytes), on_gpu=on_gpu)
         text = bundle.manifest.text
         try:
-            self._tokens = None if text is None else Tokenizer(bundle.path / TOKENIZER_FILE, text)
+            self._tokens = None if text is None else _tokenizer(bundle, text)
             if bundle.manifest.clean_captions:
                 check_cleaning()
         except BaseException:
@@ -355,6 +356,11 @@ class Pipeline:
 def processors() -> int:
     """How many processors this process may use."""
     return len(os.sched_getaffinity(0))
+
+
+def _tokenizer(bundle: Bundle, spec: TextSpec) -> Tokenizer:
+    held = bundle.file(TOKENIZER_FILE)
+    return Tokenizer(held.path, spec, held.read())
 
 
 def _capacity(sessions: int, kept: int) -> tuple[int, int]:

@@ -102,7 +102,7 @@ class Request:
             size=picture_size(manifest, size, binning=flag_of("binning", binning)),
             guidance_scale=scale,
             guided=manifest.spec.guidance and (scale > OFF or manifest.batch.fixed),
-            prompts=None if prompt is None else _prompts(prompt, negative_prompt, clean=clean),
+            prompts=None if prompt is None else Prompts.of(prompt, negative_prompt, clean=clean),
             conditions=values,
             seed=seed,
             noise=noise,
@@ -225,15 +225,3 @@ def _check_names(manifest: Manifest, conditions: Mapping[str, Any]) -> None:
     names = [port.name for port in manifest.spec.conditions]
     for name in sorted(conditions.keys() - set(names)):
         raise InvalidRequest(f"{name!r} is not a condition of this bundle; it takes {', '.join(names)}")
-
-
-def _prompts(prompt: Any, negative_prompt: Any, *, clean: bool) -> Prompts:
-    negative = None if negative_prompt is None else _texts("negative_prompt", negative_prompt)
-    return Prompts.of(_texts("prompt", prompt), negative, clean=clean)
-
-
-def _texts(name: str, value: Any) -> Prompt:
-    if isinstance(value, str):
-        return value
-    expected = "a text, or a list of texts"
-    return [text_of(name, text, expected) for text in listed(name, value, expected)]

@@ -16,8 +16,10 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.export import Dim
 
 from ilf_trt.contract.bundle import weights_file
+from ilf_trt.contract.document import DocumentError
 from ilf_trt.contract.ports import PICTURES
 from ilf_trt.contract.spec import Precision, TextSpec
+from ilf_trt.contract.tokenizer_file import check_tokenizer_folder, read_tokenizer
 from ilf_trt.errors import CheckpointError, MissingDependency, shown
 from ilf_trt.export.graph import OPSET, TRACED_PICTURES, quiet
 from ilf_trt.export.passes import check_operators, strip_metadata
@@ -101,12 +103,16 @@ def write_tokenizer(folder: PipelineFolder, path: Path) -> None:
     source = folder.path / "tokenizer"
     refuse_foreign_code(source)
     try:
+        check_tokenizer_folder(source)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             tokenizer: Any = AutoTokenizer.from_pretrained(source, local_files_only=True, trust_remote_code=False)
         if len(tokenizer.get_vocab()) - len(tokenizer.get_added_vocab()) < 2:
             raise ValueError("it has no words")
         tokenizer.backend_tokenizer.save(str(path))
+        read_tokenizer(path)
+    except DocumentError as error:
+        raise CheckpointError(f"{error}; ilf-trt reads a T5's tokenizer; copy that of the text encoder") from error
     except (OSError, ValueError, KeyError, AttributeError, ImportError) as error:
         reason = " ".join(str(error).split())[:300]
         raise CheckpointError(

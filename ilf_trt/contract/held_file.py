@@ -59,11 +59,9 @@ class HeldFile:
         return mmap(self._handle, self.size_bytes, access=ACCESS_READ) if self.size_bytes else b""
 
     def open(self) -> BinaryIO:
-        """A file object at the start of the content; raises BundleError if it was written over."""
+        """A file object of its own at the start of the content; raises BundleError if it was written over."""
         self._check_unchanged()
-        file = os.fdopen(os.dup(self._handle), "rb")
-        file.seek(0)
-        return file
+        return Path(f"/proc/self/fd/{self._handle}").open("rb")  # a duplicate would share its offset with other threads
 
     def copy(self, place: Path) -> None:
         """Write the content to the new file `place`; raises BundleError, OSError."""
