@@ -1,6 +1,7 @@
 """The demo: trains a small DiT on scikit-learn's real 8x8 digits, then its feedback block."""
 
 import shutil
+from contextlib import ExitStack
 from pathlib import Path
 
 import torch
@@ -9,7 +10,8 @@ from diffusers import DiTTransformer2DModel, DPMSolverMultistepScheduler
 from torch import Tensor
 
 from ilf_trt.contract.progress import Progress, no_progress
-from ilf_trt.errors import CheckpointError
+from ilf_trt.errors import CheckpointError, InvalidRequest
+from ilf_trt.files import locked_folder
 from ilf_trt.model.checkpoint import BASE_FOLDER, base_scheduler, fingerprint, save_ilf
 from ilf_trt.model.ilf_model import ILFModel
 from ilf_trt.model.surgery import attach
@@ -75,15 +77,21 @@ def train(
     """
     if base_iterations == 0 and not (output / BASE_FOLDER).is_dir():
         raise CheckpointError(f"{output} holds no base to keep; leave out --base-iterations 0")
-    before = torch.get_num_threads()
-    torch.set_num_threads(threads)
-    try:
+    output.mkdir(parents=True, exist_ok=True)
+    with ExitStack() as held:
+        try:
+            held.enter_context(locked_folder(output))
+        except BlockingIOError as error:
+            raise InvalidRequest(
+                f"another process trains in {output}; wait for it, or give another --output"
+            ) from error
+        before = torch.get_num_threads()
+        torch.set_num_threads(threads)
+        held.callback(torch.set_num_threads, before)
         if base_iterations != 0:
             train_base(output, seed=seed, iterations=base_iterations or BASE_ITERATIONS, progress=progress)
         changes = [] if feedback_iterations is None else [f"optimisation.iterations={feedback_iterations}"]
         train_demo_feedback(output, Recipe.read("demo", [f"seed={seed}", *changes]), progress=progress)
-    finally:
-        torch.set_num_threads(before)
 
 
 def train_base(output: Path, *, seed: int, iterations: int, progress: Progress = no_progress) -> None:

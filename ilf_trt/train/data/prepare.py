@@ -1,11 +1,9 @@
 """Prepares data: encodes a source into shards of latents with labels or embedded text; a stopped run resumes."""
 
-import fcntl
 import hashlib
-import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
@@ -15,7 +13,7 @@ from torch import Tensor
 
 from ilf_trt.contract.progress import Progress, no_progress
 from ilf_trt.errors import BrokenSample, DataError, InvalidRequest
-from ilf_trt.files import sweep_folder
+from ilf_trt.files import locked_folder, sweep_folder
 
 from .broken import BrokenCount
 from .index import DTYPES, INDEX_FILE, NULL_FILE, Index, write_shard
@@ -230,11 +228,9 @@ class _Writer:
 @contextmanager
 def _lock(output: Path) -> Iterator[None]:
     """Keep other processes from preparing the same folder; raises InvalidRequest if one does."""
-    handle = os.open(output, os.O_RDONLY)
-    try:
-        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    with ExitStack() as held:
+        try:
+            held.enter_context(locked_folder(output))
+        except BlockingIOError as error:
+            raise InvalidRequest(f"another process prepares {output}; wait for it, or give another --output") from error
         yield
-    except BlockingIOError as error:
-        raise InvalidRequest(f"another process prepares {output}; wait for it, or give another --output") from error
-    finally:
-        os.close(handle)
