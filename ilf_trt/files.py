@@ -9,7 +9,6 @@ import ctypes
 import errno
 import fcntl
 import glob
-import logging
 import os
 import re
 import shutil
@@ -24,7 +23,6 @@ DRAFT = ".partial-"
 DRAFT_NAME = re.compile(r"\.partial-(?:[0-9a-f]{8}|(?:[0-9a-f]{8}-)?(?P<pid>[0-9]+))$")  # old: without pid
 AT_FDCWD, RENAME_EXCHANGE = -100, 2  # linux/fcntl.h, linux/fs.h
 UNSYNCED_FOLDER = (errno.EACCES, errno.EINVAL, errno.ENOTSUP)  # one that cannot be read, and network file systems
-logger = logging.getLogger(__name__)
 COPY_BYTES = 1 << 26  # of one call to the kernel, so that a signal does not wait for a whole file
 
 
@@ -75,25 +73,6 @@ def is_folder(path: str | Path) -> bool:
 def is_file(path: str | Path) -> bool:
     """Whether a regular file lies there; false also for a name that is too long or holds a null."""
     return os.path.isfile(path)  # noqa: PTH113
-
-
-@contextmanager
-def locked_folder(folder: Path) -> Iterator[None]:
-    """Hold the lock of a folder while the block runs, across processes. Raises BlockingIOError if another holds it.
-
-    A file system that knows no locks is no error: the log says so.
-    """
-    handle = os.open(folder, os.O_RDONLY | os.O_CLOEXEC)
-    try:
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise
-        except OSError as error:
-            logger.warning("%s cannot be locked (%s); let one process at a time write there", folder, error.strerror)
-        yield
-    finally:
-        os.close(handle)
 
 
 @contextmanager

@@ -10,8 +10,7 @@ from diffusers import DiTTransformer2DModel, DPMSolverMultistepScheduler
 from torch import Tensor
 
 from ilf_trt.contract.progress import Progress, no_progress
-from ilf_trt.errors import CheckpointError, InvalidRequest
-from ilf_trt.files import locked_folder
+from ilf_trt.errors import CheckpointError
 from ilf_trt.model.checkpoint import BASE_FOLDER, base_scheduler, fingerprint, save_ilf
 from ilf_trt.model.ilf_model import ILFModel
 from ilf_trt.model.surgery import attach
@@ -19,6 +18,7 @@ from ilf_trt.model.surgery import attach
 from .batch_stream import Batch
 from .checkpoints import Base
 from .data.digits import CLASSES, digit_batches, digits_stream
+from .folder_lock import locked
 from .loop import RunSetup, facts_of
 from .loop import train as train_feedback
 from .losses import add_noise
@@ -78,16 +78,9 @@ def train(
     if base_iterations == 0 and not (output / BASE_FOLDER).is_dir():
         raise CheckpointError(f"{output} holds no base to keep; leave out --base-iterations 0")
     output.mkdir(parents=True, exist_ok=True)
-    with ExitStack() as held:
-        try:
-            held.enter_context(locked_folder(output))
-        except BlockingIOError as error:
-            raise InvalidRequest(
-                f"another process trains in {output}; wait for it, or give another --output"
-            ) from error
-        before = torch.get_num_threads()
+    with locked(output, doing="trains in"), ExitStack() as restored:
+        restored.callback(torch.set_num_threads, torch.get_num_threads())
         torch.set_num_threads(threads)
-        held.callback(torch.set_num_threads, before)
         if base_iterations != 0:
             train_base(output, seed=seed, iterations=base_iterations or BASE_ITERATIONS, progress=progress)
         changes = [] if feedback_iterations is None else [f"optimisation.iterations={feedback_iterations}"]

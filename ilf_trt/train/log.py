@@ -145,9 +145,9 @@ def _finite(value: Any) -> Any:
 
 
 def _read_lines(path: Path) -> list[tuple[int, str]]:
-    """The whole lines of a log with their iterations. A killed process may have cut the last line short; it is left out.
+    """The whole lines of a log with their iterations, which is all that is read of a line.
 
-    Of a line of others only the iteration is read.
+    A killed process may have cut the last line short; it is left out.
     """
     if not os.path.lexists(path):
         return []

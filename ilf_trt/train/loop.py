@@ -16,12 +16,12 @@ from torch import Tensor, nn
 from ilf_trt.contract.ports import Role
 from ilf_trt.contract.progress import Progress, no_progress
 from ilf_trt.errors import CheckpointError, InvalidRequest
-from ilf_trt.files import locked_folder
 from ilf_trt.model.ilf_model import ILFModel
 from ilf_trt.model.sampling import scheduler_of
 
 from .batch_stream import Batch, BatchStream, StreamItem
 from .checkpoints import Base, Checkpoints, TrainingState, advice_on
+from .folder_lock import locked
 from .launcher import start_accelerator
 from .log import Sampler, TrainingLog
 from .losses import Objective
@@ -309,17 +309,16 @@ class Training:
 
     def _hold_folder(self) -> None:
         """Keep other trainings out of the folder until `close`, by a lock of the process that writes."""
-        taken = False
+        refusal = ""
         if self.main:
             self.setup.folder.mkdir(parents=True, exist_ok=True)
             try:
-                self.held.enter_context(locked_folder(self.setup.folder))
-            except BlockingIOError:
-                taken = True
-        if any(self._gather([taken])):
-            raise InvalidRequest(
-                f"another process trains in {self.setup.folder}; wait for it, or give another --output"
-            )
+                self.held.enter_context(locked(self.setup.folder, doing="trains in"))
+            except InvalidRequest as error:
+                refusal = str(error)
+        for reason in self._gather([refusal]):
+            if reason:
+                raise InvalidRequest(reason)
 
     def _load_scaler(self, scaler: Mapping[str, float], checkpoint: Path) -> None:
         """The loss scale of float16; a training in another precision has none."""
