@@ -71,6 +71,16 @@ def copy_open_file(file: BinaryIO, place: Path) -> None:
         shutil.copyfileobj(file, copy)
 
 
+def is_folder(path: str | Path) -> bool:
+    """Whether a folder lies there; false also for a name that is too long or holds a null, unlike `Path.is_dir`."""
+    return os.path.isdir(path)  # noqa: PTH112
+
+
+def is_file(path: str | Path) -> bool:
+    """Whether a regular file lies there; false also for a name that is too long or holds a null."""
+    return os.path.isfile(path)  # noqa: PTH113
+
+
 @contextmanager
 def whole_file(place: Path, *, mode: int | None = None) -> Iterator[Path]:
     """A hidden file beside `place`; when the block ends well it is synced to the disk and takes its name.

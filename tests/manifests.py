@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from ilf_trt.contract.bundle import MANIFEST_FILE
-from ilf_trt.contract.manifest import sealed
+from ilf_trt.contract.stamp import stamped
 
 
 def change_manifest(bundle: Path, change: Callable[[dict[str, Any]], object]) -> None:
@@ -14,4 +14,4 @@ def change_manifest(bundle: Path, change: Callable[[dict[str, Any]], object]) ->
     place = bundle / MANIFEST_FILE
     data = json.loads(place.read_text())
     change(data)
-    place.write_text(json.dumps(sealed(data)))
+    place.write_text(json.dumps(stamped(data)))

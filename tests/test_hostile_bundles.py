@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 
 from ilf_trt.contract.bundle import MANIFEST_FILE, Bundle
 from ilf_trt.contract.document import DocumentError, parse_json
-from ilf_trt.contract.manifest import Manifest, sealed
+from ilf_trt.contract.manifest import Manifest
+from ilf_trt.contract.stamp import stamped
 from ilf_trt.errors import MESSAGE_CHARS, IlfError
 from ilf_trt.runtime.memory import MemoryLimit
 from ilf_trt.runtime.onnx_file import OnnxFile
@@ -73,7 +74,7 @@ def test_a_manifest_of_an_attacker_is_refused_in_time_and_memory(dit_bundle: Pat
     message = ""
     before, begin = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, time.monotonic()
     try:
-        manifest = Manifest.from_json(parse_json(json.dumps(sealed(content))))
+        manifest = Manifest.from_json(parse_json(json.dumps(stamped(content))))
         bundle = Bundle(dit_bundle, manifest)
         MemoryLimit(manifest, 1 << 30, on_gpu=False).check_smallest()
         for graph in manifest.graphs:

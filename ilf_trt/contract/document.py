@@ -83,7 +83,7 @@ def as_type(data: Mapping[str, Any], kind: type[T]) -> T:
     try:
         value = msgspec.convert(data, kind, strict=True)
     except (msgspec.ValidationError, ValueError, TypeError, OverflowError, RecursionError) as error:
-        raise DocumentError(f"field missing or wrong ({one_line(error)})") from error
+        raise DocumentError(f"has a field missing or wrong ({one_line(error)})") from error
     _refuse_unknown(data, value)
     return value
 
@@ -195,7 +195,7 @@ def _refuse_unknown(data: Any, value: Any, where: str = "") -> None:
     if names is not None and isinstance(data, Mapping):
         for name, inner in data.items():
             if name not in names:
-                raise DocumentError(f"field {shown(f'{where}{name}', VALUE_CHARS)!r} is unknown")
+                raise DocumentError(f"has an unknown field {shown(f'{where}{name}', VALUE_CHARS)!r}")
             _refuse_unknown(inner, getattr(value, name), f"{where}{name}.")
     elif isinstance(value, tuple | list) and isinstance(data, list | tuple):
         for index, (inner, each) in enumerate(zip(data, value, strict=True)):

@@ -1,6 +1,5 @@
 """The manifest: everything that a bundle says of itself, checked before anything else of it is read."""
 
-import hashlib
 import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
@@ -8,14 +7,14 @@ from typing import Any
 
 from ilf_trt.errors import BundleError, IlfError, InvalidRequest, one_line, shown
 
-from .document import Count, Size, as_type, canonical
+from .document import Count, DocumentError, Size, as_type
 from .graphs import all_graphs
 from .plan import LARGEST, StepPlan
 from .ports import DECODE, TEXT, Graph
 from .spec import BatchRange, Calibrator, DecoderSpec, ModelSpec, Precision, TextSpec
+from .stamp import check_stamp, stamped
 
 SCHEMA = 5
-DIGEST = "digest"
 SHA256 = re.compile("[0-9a-f]{64}")
 MOST_SIZES = 1000
 MOST_FILES = 4096
@@ -113,7 +112,7 @@ class Manifest:
 
     def as_json(self) -> dict[str, Any]:
         """Plain data with a digest of itself; `Manifest.from_json` reads it back."""
-        return sealed({"schema": SCHEMA, **asdict(self), "plan": self.plan.as_json()})
+        return stamped({"schema": SCHEMA, **asdict(self), "plan": self.plan.as_json()})
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> "Manifest":
@@ -123,15 +122,13 @@ class Manifest:
             newer = isinstance(schema, int) and schema > SCHEMA
             hint = "upgrade ilf-trt" if newer else "build the bundle again"
             raise BundleError(f"manifest schema is {shown(repr(schema), 40)}, this version reads {SCHEMA}; {hint}")
-        found, wanted = data.get(DIGEST), digest_of(data)
-        if found != wanted:
-            raise BundleError(
-                f"the manifest says that its digest is {shown(str(found), 12)}, its content has {wanted[:12]}; it was "
-                "changed after the build: copy the bundle again, or build it again"
-            )
         try:
-            plan = StepPlan.from_json(data.get("plan", {}))
-            fields = {name: value for name, value in data.items() if name not in ("schema", DIGEST)}
+            content = check_stamp(data)
+        except DocumentError as error:
+            raise BundleError(f"the manifest {error.reason}; copy the bundle again, or build it again") from error
+        try:
+            plan = StepPlan.from_json(content.get("plan", {}))
+            fields = {name: value for name, value in content.items() if name != "schema"}
             manifest = as_type({**fields, "plan": asdict(plan)}, cls)
             manifest.check()
         except (IlfError, TypeError, ValueError, AttributeError) as error:
@@ -199,13 +196,3 @@ class Manifest:
             raise InvalidRequest("the decoder is for other latents")
         if decoder.tile and any(side > MOST_TILES * decoder.tile for size in spec.sizes for side in size):
             raise InvalidRequest(f"tiles of {decoder.tile} cells, more than {MOST_TILES} of them to a side")
-
-
-def digest_of(data: Mapping[str, Any]) -> str:
-    """sha256 of a manifest's plain data, without its digest."""
-    return hashlib.sha256(canonical({name: value for name, value in data.items() if name != DIGEST})).hexdigest()
-
-
-def sealed(data: Mapping[str, Any]) -> dict[str, Any]:
-    """A manifest's plain data with its digest."""
-    return {**data, DIGEST: digest_of(data)}

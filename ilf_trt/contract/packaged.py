@@ -4,6 +4,8 @@ from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import Path
 
+from ilf_trt.files import is_folder
+
 
 @dataclass(frozen=True, slots=True)
 class Packaged:
@@ -27,4 +29,4 @@ DEMO, EMOJI = Packaged("demo", "demo", 1.5), Packaged("demo-emoji", "demo_emoji"
 def find_packaged(name: str) -> Packaged | None:
     """What a name stands for; None when it is not one of them, or a folder of that name lies here."""
     known = {each.name: each for each in (DEMO, EMOJI)}
-    return None if Path(name).is_dir() else known.get(name)
+    return None if is_folder(name) else known.get(name)

@@ -3,39 +3,45 @@
 import hashlib
 import json
 import logging
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
+import msgspec
 import torch
 from diffusers import ConfigMixin
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save
 from torch import Tensor, nn
 
-from ilf_trt.contract.bundle import sha256_of
-from ilf_trt.contract.document import DocumentError, read_json
+from ilf_trt.contract.document import Count, DocumentError, as_type, read_json
 from ilf_trt.contract.packaged import find_packaged
 from ilf_trt.contract.solver import DEFAULT_SCHEDULER
 from ilf_trt.contract.spec import Loop
-from ilf_trt.errors import CheckpointError, InvalidRequest, one_line
+from ilf_trt.contract.stamp import Sha256, check_stamp, stamped_text
+from ilf_trt.errors import CheckpointError, InvalidRequest, one_line, shown
+from ilf_trt.files import is_file, is_folder, whole_file
 
 from .backbones import adapter_of_class, adapter_of_kind
 from .foreign import load_whole, refuse_foreign_code
 from .identity import check_plain
 from .ilf_model import ILFModel
 from .surgery import attach
+from .tensor_file import read_tensors, write_tensors
 
 log = logging.getLogger(__name__)
 
-SCHEMA = 1
+SCHEMA, UNSTAMPED_SCHEMA = 2, 1
 FACTS_FILE = "ilf.json"
 WEIGHTS_FILE = "ilf.safetensors"
 BASE_FOLDER = "transformer"
 OF_BOTH_KINDS = {"ada_norm_zero": "DiTTransformer2DModel", "ada_norm_single": "PixArtTransformer2DModel"}
 SCHEDULER_FILE = "scheduler/scheduler_config.json"
+VALUE_CHARS = 60
+COPY_AGAIN = f"copy it again, with the {FACTS_FILE} beside it"
 
 
 class _SchedulerConfig(ConfigMixin):  # type: ignore[misc]
@@ -51,8 +57,32 @@ class _AnyConfig(ConfigMixin):  # type: ignore[misc]
 
 
 @dataclass(frozen=True, slots=True)
+class BaseFacts:
+    """The base as `ilf.json` writes it: where it was, and the sha256 of its weights."""
+
+    source: Annotated[str, msgspec.Meta(min_length=1, max_length=4096)]
+    sha256: Sha256
+
+
+@dataclass(frozen=True, slots=True)
+class Facts:
+    """The content of `ilf.json`; files of schema 1 may lack the digest of the feedback block's file."""
+
+    schema: int
+    kind: Annotated[str, msgspec.Meta(min_length=1, max_length=64)]
+    loop: tuple[Count, Count]
+    base: BaseFacts
+    config: dict[str, Any]
+    training: dict[str, Any]
+    block_sha256: Sha256 | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class Checkpoint:
-    """What `ilf.json` says; `base` is a folder relative to the checkpoint, a path, or a hub id."""
+    """What `ilf.json` says; `base` is a folder relative to the checkpoint, a path, or a hub id.
+
+    `block_sha256` is that of the file of the feedback block, None in old checkpoints.
+    """
 
     folder: Path
     kind: str
@@ -66,7 +96,7 @@ class Checkpoint:
     def scheduler_config(self) -> dict[str, Any]:
         """The diffusers scheduler beside the checkpoint or beside its base; else DPM-Solver++ of order 2."""
         own = self.folder / SCHEDULER_FILE
-        return read_json_object(own) if own.is_file() else base_scheduler(self.base)
+        return read_json_object(own) if os.path.lexists(own) else base_scheduler(self.base)
 
     def load(self, *, base_differs: bool = False) -> ILFModel:
         """The model on its base; raises as `load_ilf` does."""
@@ -85,31 +115,16 @@ class Checkpoint:
         for name, value in self.config.items():
             if name in config and config[name] != value:
                 raise CheckpointError(
-                    f"base {source} is another model: its {name} is {config[name]!r}, the checkpoint was trained "
-                    f"on {value!r}; pass the base it was trained on with --base"
+                    f"base {source} is another model: its {name} is {_brief(config[name])}, the checkpoint was "
+                    f"trained on {_brief(value)}; pass the base it was trained on with --base"
                 )
         try:
             model = attach(backbone, self.loop)
         except InvalidRequest as error:
             raise CheckpointError(f"{self.folder / FACTS_FILE}: {error}") from error
-        load_feedback(model, self.folder / WEIGHTS_FILE)
-        self._check_block()
+        load_feedback(model, self.folder / WEIGHTS_FILE, sha256=self.block_sha256)
         model.trained_on = None if same else self.base_sha256
         return model
-
-    def _check_block(self) -> None:
-        path = self.folder / WEIGHTS_FILE
-        if self.block_sha256 is None:
-            log.warning("%s does not say what %s holds: a damaged one would not be noticed", self.folder, path.name)
-            return
-        try:
-            sha256 = sha256_of(path)
-        except OSError as error:
-            raise CheckpointError(f"{path} cannot be read ({one_line(error)}); copy it beside {FACTS_FILE}") from error
-        if sha256 != self.block_sha256:
-            raise CheckpointError(
-                f"{path} has sha256 {sha256[:12]}…, {FACTS_FILE} says {self.block_sha256[:12]}…; copy both again"
-            )
 
 
 def save_ilf(
@@ -120,31 +135,40 @@ def save_ilf(
     base_sha256: str | None = None,
     training: dict[str, Any] | None = None,
 ) -> None:
-    """Write the feedback block, the scales and what they belong to.
+    """Write the feedback block, the scales and what they belong to, with a digest of each file.
 
     `base` says where the frozen backbone is found again: a folder relative to `folder`, a path, or a hub id;
     without it the backbone is written beside, as `transformer/`. `base_sha256` is its fingerprint if you know it. For a
     model on another base than its feedback block was trained on, the checkpoint says what it was trained on.
-    Raises CheckpointError when a weight is not finite, InvalidRequest when the backbone carries an adapter (LoRA).
+    Raises CheckpointError when a weight is not finite or a fact is no plain data, InvalidRequest when the backbone
+    carries an adapter (LoRA), OSError if the disk refuses.
     """
     check_plain(model.backbone, "the model's backbone")
     folder = Path(folder)
-    state = _feedback_state(model)
-    folder.mkdir(parents=True, exist_ok=True)
-    if base is None:
-        base = BASE_FOLDER
-        model.backbone.save_pretrained(folder / base)  # type: ignore[operator]
+    weights = save(_feedback_state(model))
     facts = {
         "schema": SCHEMA,
         "kind": model.adapter.kind,
         "loop": [model.loop.begin, model.loop.end],
-        "base": {"source": base, "sha256": base_sha256 or model.trained_on or fingerprint(model.backbone)},
+        "base": {
+            "source": base or BASE_FOLDER,
+            "sha256": base_sha256 or model.trained_on or fingerprint(model.backbone),
+        },
         "config": plain_config(model.backbone),
         "training": training or {},
+        "block_sha256": hashlib.sha256(weights).hexdigest(),
     }
-    save_file(state, folder / WEIGHTS_FILE)
-    facts["block_sha256"] = sha256_of(folder / WEIGHTS_FILE)
-    (folder / FACTS_FILE).write_text(json.dumps(facts, indent=2) + "\n")
+    try:
+        as_type(facts, Facts)
+        text = stamped_text(facts)
+    except DocumentError as error:
+        raise CheckpointError(f"{folder / FACTS_FILE} cannot be written: it {error}; give plain finite data") from error
+    folder.mkdir(parents=True, exist_ok=True)
+    if base is None:
+        model.backbone.save_pretrained(folder / BASE_FOLDER)  # type: ignore[operator]
+    for name, content in ((WEIGHTS_FILE, weights), (FACTS_FILE, text.encode())):
+        with whole_file(folder / name) as draft:
+            draft.write_bytes(content)
 
 
 def load_ilf(folder: str | Path, *, base: str | Path | None = None, base_differs: bool = False) -> ILFModel:
@@ -192,7 +216,7 @@ def base_source(base: str) -> str:
     known = find_packaged(base)
     if known is not None:
         return str(known.folder / BASE_FOLDER)
-    return str(Path(base).resolve()) if Path(base).is_dir() else base
+    return str(Path(base).resolve()) if is_folder(base) else base
 
 
 def base_scheduler(base: str) -> dict[str, Any]:
@@ -216,25 +240,46 @@ def base_scheduler(base: str) -> dict[str, Any]:
 
 
 def read_checkpoint(folder: str | Path) -> Checkpoint:
-    """What `ilf.json` says, checked; raises CheckpointError."""
+    """What `ilf.json` says, checked against its own digest; raises CheckpointError.
+
+    A checkpoint of schema 1 has no such digest; the log says so.
+    """
     known = find_packaged(str(folder))
     folder = Path(folder) if known is None else known.folder
     path = folder / FACTS_FILE
-    if not path.is_file():
+    if not is_file(path):
         raise CheckpointError(f"{folder} is not an ILF checkpoint: {FACTS_FILE} is missing; write one with save_ilf")
-    facts = read_json_object(path)
-    if facts.get("schema") != SCHEMA:
-        raise CheckpointError(f"{path}: schema {facts.get('schema')!r}, this version reads {SCHEMA}; upgrade ilf-trt")
+    facts = _read_facts(path)
+    local = folder / facts.base.source
+    base = str(local) if is_folder(local) else facts.base.source
+    return Checkpoint(
+        folder,
+        facts.kind,
+        base,
+        facts.base.sha256,
+        Loop(*facts.loop),
+        facts.config,
+        facts.training,
+        facts.block_sha256,
+    )
+
+
+def _read_facts(path: Path) -> Facts:
     try:
-        begin, end = (int(value) for value in facts["loop"])
-        source, sha256 = str(facts["base"]["source"]), str(facts["base"]["sha256"])
-        kind, config, training = str(facts["kind"]), dict(facts["config"]), dict(facts["training"])
-        block = None if facts.get("block_sha256") is None else str(facts["block_sha256"])
-    except (KeyError, TypeError, ValueError, OverflowError) as error:
-        raise CheckpointError(f"{path}: field missing or of the wrong type ({error!r}); write it again") from error
-    local = folder / source
-    base = str(local) if local.is_dir() else source
-    return Checkpoint(folder, kind, base, sha256, Loop(begin, end), config, training, block)
+        data = read_json(path)
+        schema = data.get("schema")
+        if type(schema) is not int or schema not in (UNSTAMPED_SCHEMA, SCHEMA):
+            raise CheckpointError(
+                f"{path}: schema {_brief(schema)}, this version reads {UNSTAMPED_SCHEMA} and {SCHEMA}; upgrade ilf-trt"
+            )
+        facts = as_type(check_stamp(data) if schema == SCHEMA else data, Facts)
+    except DocumentError as error:
+        raise CheckpointError(f"{path} {error.reason}; copy the checkpoint again") from error
+    if schema == UNSTAMPED_SCHEMA:
+        log.warning("%s has no digest of its own, so damage may stay unseen; write it again with save_ilf", path)
+    elif facts.block_sha256 is None:
+        raise CheckpointError(f"{path} lacks block_sha256; copy the checkpoint again")
+    return facts
 
 
 def plain_config(backbone: Any) -> dict[str, Any]:
@@ -286,9 +331,12 @@ def _load_base(kind: str, source: str) -> Any:
         ) from error
 
 
-def save_feedback(model: ILFModel, path: Path) -> None:
-    """Write F and s into one file; raises CheckpointError when a weight is not finite."""
-    save_file(_feedback_state(model), path)
+def save_feedback(model: ILFModel, path: Path) -> str:
+    """Write F and s into one file, and return its sha256.
+
+    Raises CheckpointError when a weight is not finite, OSError if the disk refuses.
+    """
+    return write_tensors(_feedback_state(model), path)
 
 
 def _feedback_state(model: ILFModel) -> dict[str, Tensor]:
@@ -298,22 +346,13 @@ def _feedback_state(model: ILFModel) -> dict[str, Tensor]:
     return state
 
 
-def load_feedback(model: ILFModel, path: Path) -> None:
-    """Read F and s from one file; raises CheckpointError when it is missing, damaged or of another model."""
-    try:
-        state = load_file(path)
-    except FileNotFoundError as error:
-        raise CheckpointError(f"{path} is missing; copy it beside {FACTS_FILE}") from error
-    except (SafetensorError, OSError) as error:
-        raise CheckpointError(f"{path} is damaged or cut short ({error}); copy it again") from error
+def load_feedback(model: ILFModel, path: Path, *, sha256: str | None, advice: str = COPY_AGAIN) -> None:
+    """Read F and s from one file, whose digest is `sha256` unless nobody wrote it down.
+
+    Raises CheckpointError when the file is missing, damaged, of another model or not finite.
+    """
     wanted = {name: tuple(tensor.shape) for name, tensor in model.feedback.state_dict().items()}
-    got = {name: tuple(tensor.shape) for name, tensor in state.items()}
-    if got != wanted:
-        name = min(set(got.items()) ^ set(wanted.items()))[0]
-        raise CheckpointError(
-            f"{path}: {name} is {got.get(name, 'missing')}, expected {wanted.get(name, 'no such tensor')}; "
-            "it belongs to another loop or backbone"
-        )
+    state = read_tensors(path, wanted, sha256=sha256, advice=advice)
     _check_finite(state, str(path))
     model.feedback.load_state_dict(state)
 
@@ -322,3 +361,7 @@ def _check_finite(state: dict[str, Tensor], what: str) -> None:
     for name, tensor in state.items():
         if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
             raise CheckpointError(f"{what} holds NaN or infinity in {name}; use weights from before training diverged")
+
+
+def _brief(value: Any) -> str:
+    return shown(repr(value), VALUE_CHARS)

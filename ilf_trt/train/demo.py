@@ -1,6 +1,7 @@
 """The demo: trains a small DiT on scikit-learn's real 8x8 digits, then its feedback block."""
 
 import shutil
+from contextlib import ExitStack
 from pathlib import Path
 
 import torch
@@ -17,6 +18,7 @@ from ilf_trt.model.surgery import attach
 from .batch_stream import Batch
 from .checkpoints import Base
 from .data.digits import CLASSES, digit_batches, digits_stream
+from .folder_lock import locked
 from .loop import RunSetup, facts_of
 from .loop import train as train_feedback
 from .losses import add_noise
@@ -75,15 +77,14 @@ def train(
     """
     if base_iterations == 0 and not (output / BASE_FOLDER).is_dir():
         raise CheckpointError(f"{output} holds no base to keep; leave out --base-iterations 0")
-    before = torch.get_num_threads()
-    torch.set_num_threads(threads)
-    try:
+    output.mkdir(parents=True, exist_ok=True)
+    with locked(output, doing="trains in"), ExitStack() as restored:
+        restored.callback(torch.set_num_threads, torch.get_num_threads())
+        torch.set_num_threads(threads)
         if base_iterations != 0:
             train_base(output, seed=seed, iterations=base_iterations or BASE_ITERATIONS, progress=progress)
         changes = [] if feedback_iterations is None else [f"optimisation.iterations={feedback_iterations}"]
         train_demo_feedback(output, Recipe.read("demo", [f"seed={seed}", *changes]), progress=progress)
-    finally:
-        torch.set_num_threads(before)
 
 
 def train_base(output: Path, *, seed: int, iterations: int, progress: Progress = no_progress) -> None:

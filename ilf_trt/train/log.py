@@ -2,8 +2,10 @@
 
 import json
 import logging
+import os
+import re
 from importlib import import_module
-from math import ceil
+from math import ceil, isfinite
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +16,8 @@ from torch import Tensor
 
 from ilf_trt.contract.plan import make_plan
 from ilf_trt.contract.ports import Role
-from ilf_trt.errors import InvalidRequest, NonFinite
-from ilf_trt.files import whole_file
+from ilf_trt.errors import InvalidRequest, NonFinite, one_line
+from ilf_trt.files import read_bytes, whole_file
 from ilf_trt.model.ilf_model import ILFModel
 from ilf_trt.model.sampling import sample
 
@@ -25,6 +27,8 @@ from .recipe import Logging
 LOG_FILE, TENSORBOARD_FOLDER, SAMPLES_FOLDER = "log.jsonl", "tensorboard", "samples"
 SMALLEST_PICTURE = 64
 PIXEL_CHANNELS = (1, 3)
+LINE = re.compile(r'\{"iteration": ([0-9]{1,15})[,}]')
+MOST_LOG_BYTES = 1 << 30
 logger = logging.getLogger(__name__)
 
 
@@ -36,7 +40,7 @@ class TrainingLog:
 
     def __init__(self, folder: Path, iteration: int) -> None:
         path = folder / LOG_FILE
-        lines = [line for line in _read_lines(path) if json.loads(line)["iteration"] <= iteration]
+        lines = [line for at, line in _read_lines(path) if at <= iteration]
         with whole_file(path) as draft:
             draft.write_text("".join(f"{line}\n" for line in lines))
         self._file = path.open("a")
@@ -57,8 +61,12 @@ class TrainingLog:
             self._board.close()
 
     def write(self, iteration: int, facts: dict[str, Any]) -> None:
-        """Write numbers, and lists of numbers; TensorBoard gets one tag for each number of a list."""
-        self._file.write(json.dumps({"iteration": iteration, **facts}) + "\n")
+        """Write numbers, and lists of numbers; TensorBoard gets one tag for each number of a list.
+
+        JSON has no NaN and no infinity, such as the gradient of a skipped step in float16: the line holds null.
+        """
+        finite = {name: _finite(value) for name, value in facts.items()}
+        self._file.write(json.dumps({"iteration": iteration, **finite}, allow_nan=False) + "\n")
         self._file.flush()
         if self._board:
             for name, value in facts.items():
@@ -103,7 +111,8 @@ class Sampler:
             return None
         self.folder.mkdir(parents=True, exist_ok=True)
         path = self.folder / f"{iteration:08d}.png"
-        _grid(pictures).save(path)
+        with whole_file(path) as draft:
+            _grid(pictures).save(draft, "PNG")
         return path
 
 
@@ -129,16 +138,31 @@ def _tags(name: str, value: Any) -> list[tuple[str, Any]]:
     )
 
 
-def _read_lines(path: Path) -> list[str]:
-    """The whole lines of a log. A killed process may have cut the last line short; it is left out."""
-    if not path.is_file():
+def _finite(value: Any) -> Any:
+    if isinstance(value, list):
+        return [_finite(each) for each in value]
+    return None if isinstance(value, float) and not isfinite(value) else value
+
+
+def _read_lines(path: Path) -> list[tuple[int, str]]:
+    """The whole lines of a log with their iterations, which is all that is read of a line.
+
+    A killed process may have cut the last line short; it is left out.
+    """
+    if not os.path.lexists(path):
         return []
-    lines = path.read_text().split("\n")[:-1]
-    for line in lines:
-        try:
-            json.loads(line)["iteration"]
-        except (ValueError, KeyError, TypeError) as error:
+    try:
+        *lines, _ = read_bytes(path, most=MOST_LOG_BYTES).decode("utf-8").split("\n")
+    except (OSError, UnicodeDecodeError) as error:
+        raise InvalidRequest(
+            f"{path} is no log of a training ({one_line(error)}); remove it or pass another --output"
+        ) from error
+    entries = []
+    for number, line in enumerate(lines, 1):
+        match = LINE.match(line)
+        if match is None:
             raise InvalidRequest(
-                f"{path} is no log of a training ({error!r}); remove it or pass another --output"
-            ) from error
-    return lines
+                f"{path} is no log of a training (line {number} has no iteration); remove it or pass another --output"
+            )
+        entries.append((int(match[1]), line))
+    return entries

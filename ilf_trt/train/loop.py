@@ -10,18 +10,19 @@ from time import perf_counter
 from typing import Any
 
 import torch
-from accelerate import Accelerator, DistributedDataParallelKwargs
 from accelerate.utils import gather_object
 from torch import Tensor, nn
 
 from ilf_trt.contract.ports import Role
 from ilf_trt.contract.progress import Progress, no_progress
-from ilf_trt.errors import InvalidRequest
+from ilf_trt.errors import CheckpointError, InvalidRequest
 from ilf_trt.model.ilf_model import ILFModel
 from ilf_trt.model.sampling import scheduler_of
 
 from .batch_stream import Batch, BatchStream, StreamItem
-from .checkpoints import Base, Checkpoints, TrainingState
+from .checkpoints import Base, Checkpoints, TrainingState, advice_on
+from .folder_lock import locked
+from .launcher import start_accelerator
 from .log import Sampler, TrainingLog
 from .losses import Objective
 from .random_draws import TRAINING, VALIDATION, RandomDraws, draw_rows
@@ -112,8 +113,7 @@ class Training:
         validation: BatchStream | None = None,
     ) -> None:
         self.recipe, self.stream, self.setup, self.validation = recipe, stream, setup, validation or stream
-        parallel = DistributedDataParallelKwargs(gradient_as_bucket_view=True)
-        self.accelerator = Accelerator(cpu=setup.cpu, mixed_precision="no", kwargs_handlers=[parallel])
+        self.accelerator = start_accelerator(recipe, cpu=setup.cpu)
         self.world, self.rank = self.accelerator.num_processes, self.accelerator.process_index
         self.device: torch.device = self.accelerator.device
         self.at_once = recipe.optimisation.rows_at_once(self.world)
@@ -140,6 +140,7 @@ class Training:
         self.checkpoints = Checkpoints(setup.folder, recipe, setup.base)
         self.state = TrainingState()
         self.saved_iteration = 0
+        self.held = ExitStack()
 
     @property
     def main(self) -> bool:
@@ -147,14 +148,15 @@ class Training:
         return bool(self.accelerator.is_main_process)
 
     def resume(self) -> None:
-        """Load the checkpoint that `setup.resume` names, if any; raises as `train` does."""
+        """Hold the folder, and load the checkpoint that `setup.resume` names, if any; raises as `train` does."""
+        self.checkpoints.resume_point(self.setup.resume)  # refuses before a folder is made
+        self._hold_folder()
         checkpoint = self.checkpoints.resume_point(self.setup.resume)
         if checkpoint is not None:
             self.state, scaler = self.checkpoints.load(
                 checkpoint, self.model, self.optimizer, served_model=self.served_model
             )
-            if scaler:
-                self.scaler.load_state_dict(scaler)
+            self._load_scaler(scaler, checkpoint)
             if self.main:
                 self.checkpoints.tidy(self.state)
             logger.info("resumes from %s", checkpoint)
@@ -204,10 +206,11 @@ class Training:
         return Outcome(state.iteration, state.mean_loss, stopped and state.iteration < last, self.main)
 
     def close(self) -> None:
-        """Leave the group of processes.
+        """Let go of the folder, and leave the group of processes.
 
         Free DDP before its group: freed later, it joins gloo's threads under Python's lock and may hang.
         """
+        self.held.close()
         self.parallel_objective = self.objective
         if self.world > 1:
             self.accelerator.free_memory()
@@ -304,6 +307,27 @@ class Training:
             self.checkpoints.save(self.state, self.model, self.optimizer, scaler, served_model=self.served_model)
         self.saved_iteration = self.state.iteration
 
+    def _hold_folder(self) -> None:
+        """Keep other trainings out of the folder until `close`, by a lock of the process that writes."""
+        refusal = ""
+        if self.main:
+            self.setup.folder.mkdir(parents=True, exist_ok=True)
+            try:
+                self.held.enter_context(locked(self.setup.folder, doing="trains in"))
+            except InvalidRequest as error:
+                refusal = str(error)
+        for reason in self._gather([refusal]):
+            if reason:
+                raise InvalidRequest(reason)
+
+    def _load_scaler(self, scaler: Mapping[str, float], checkpoint: Path) -> None:
+        """The loss scale of float16; a training in another precision has none."""
+        expected = torch.amp.GradScaler("cpu").state_dict().keys()
+        if scaler and scaler.keys() != expected:
+            raise CheckpointError(f"{checkpoint} holds no loss scale of {', '.join(expected)}; {advice_on(checkpoint)}")
+        if scaler:
+            self.scaler.load_state_dict(dict(scaler))
+
     def _objective(self, model: ILFModel) -> Objective:
         return Objective(
             model,
@@ -340,7 +364,6 @@ class Training:
     def _open_log(self, open_files: ExitStack) -> TrainingLog | None:
         if not self.main:
             return None
-        self.setup.folder.mkdir(parents=True, exist_ok=True)
         return open_files.enter_context(TrainingLog(self.setup.folder, self.state.iteration))
 
     def _sampler(self) -> Sampler | None:

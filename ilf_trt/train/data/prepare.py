@@ -1,11 +1,8 @@
 """Prepares data: encodes a source into shards of latents with labels or embedded text; a stopped run resumes."""
 
-import fcntl
 import hashlib
-import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
@@ -16,6 +13,7 @@ from torch import Tensor
 from ilf_trt.contract.progress import Progress, no_progress
 from ilf_trt.errors import BrokenSample, DataError, InvalidRequest
 from ilf_trt.files import sweep_folder
+from ilf_trt.train.folder_lock import locked
 
 from .broken import BrokenCount
 from .index import DTYPES, INDEX_FILE, NULL_FILE, Index, write_shard
@@ -77,7 +75,10 @@ def prepare(
     if pictures is None and texts is None:
         raise InvalidRequest("there is nothing to encode; give a VAE with --vae")
     output.mkdir(parents=True, exist_ok=True)
-    with _lock(output), ThreadPoolExecutor(preparation.workers, thread_name_prefix="ilf-data") as pool:
+    with (
+        locked(output, doing="prepares"),
+        ThreadPoolExecutor(preparation.workers, thread_name_prefix="ilf-data") as pool,
+    ):
         sweep_folder(output)
         return _Writer(source, output, preparation, pictures, texts, pool).run(progress)
 
@@ -225,16 +226,3 @@ class _Writer:
     def _note(self, error: BrokenSample, broken: dict[str, str]) -> None:
         self.broken.add(error)
         broken[error.key] = error.reason
-
-
-@contextmanager
-def _lock(output: Path) -> Iterator[None]:
-    """Keep other processes from preparing the same folder; raises InvalidRequest if one does."""
-    handle = os.open(output, os.O_RDONLY)
-    try:
-        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        yield
-    except BlockingIOError as error:
-        raise InvalidRequest(f"another process prepares {output}; wait for it, or give another --output") from error
-    finally:
-        os.close(handle)

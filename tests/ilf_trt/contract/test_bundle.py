@@ -21,9 +21,10 @@ import pytest
 from ilf_trt.assembly.staging import staging_folder
 from ilf_trt.contract.bundle import CONSTANTS_FILE, ENGINE_FOLDER, MANIFEST_FILE, Bundle, strip_graphs, write_manifest
 from ilf_trt.contract.graphs import graphs_of
-from ilf_trt.contract.manifest import DIGEST, SCHEMA, Calibration, EngineFacts, Manifest, sealed
+from ilf_trt.contract.manifest import SCHEMA, Calibration, EngineFacts, Manifest
 from ilf_trt.contract.ports import GRAPHS
 from ilf_trt.contract.spec import Calibrator, Precision
+from ilf_trt.contract.stamp import DIGEST, stamped
 from ilf_trt.errors import BundleError, IlfError, InvalidRequest, MissingDependency
 from tests.conftest import small_dit, write_checkpoint
 from tests.manifests import change_manifest
@@ -313,7 +314,7 @@ def test_any_missing_field_is_refused_by_name(dit_bundle: Path) -> None:
     data = json.loads((dit_bundle / MANIFEST_FILE).read_text())
     for name in data.keys() - {"schema", DIGEST}:
         with pytest.raises(BundleError, match=f"manifest.*field.*{name}|manifest: step plan"):
-            Manifest.from_json(sealed({key: value for key, value in data.items() if key not in (name, DIGEST)}))
+            Manifest.from_json(stamped({key: value for key, value in data.items() if key not in (name, DIGEST)}))
 
 
 @pytest.mark.parametrize("part", ["spec", "batch", "plan"])
@@ -322,7 +323,7 @@ def test_any_missing_field_of_a_part_is_refused_by_name(part: str, dit_bundle: P
     for name in data[part].keys() - {"block_forwards"}:
         less = {key: value for key, value in data[part].items() if key != name}
         with pytest.raises(BundleError, match=f"manifest.*field missing or wrong.*{name}|manifest: step plan"):
-            Manifest.from_json(sealed({**data, part: less}))
+            Manifest.from_json(stamped({**data, part: less}))
 
 
 def test_a_field_that_this_version_does_not_know_is_refused(copy: Path) -> None:
@@ -489,7 +490,7 @@ def test_fp8_facts_come_back_from_json_unchanged(dit_bundle: Path) -> None:
 def test_a_manifest_in_fp8_without_whole_facts_is_refused(facts: object, dit_bundle: Path) -> None:
     data = json.loads(json.dumps(eight(Bundle.open(dit_bundle).manifest).as_json()))
     with pytest.raises(BundleError, match=r"manifest: .*(field|FP8)"):
-        Manifest.from_json(sealed({**data, "fp8": facts}))
+        Manifest.from_json(stamped({**data, "fp8": facts}))
 
 
 def test_fp8_facts_in_another_precision_are_refused(dit_bundle: Path) -> None:

@@ -1,6 +1,5 @@
 """The checkpoint: what is written is read back, and what is missing, damaged or of another model is refused."""
 
-import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -9,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 from diffusers import DDIMScheduler
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor
 
 from ilf_trt import ILFModel, attach, load_ilf, save_ilf
@@ -17,28 +16,16 @@ from ilf_trt.contract.solver import DEFAULT_SCHEDULER
 from ilf_trt.errors import CheckpointError, IlfError, UnsupportedBackbone
 from ilf_trt.model.checkpoint import base_scheduler, base_source, fingerprint, load_backbone, read_checkpoint
 from tests.conftest import CLASSES, LOOP, TEXT_CHANNELS, TEXT_TOKENS, small_dit, small_pixart
+from tests.fitting_digests import Change, change_json, change_tensors
 
 BASE_WEIGHTS = "transformer/diffusion_pytorch_model.safetensors"
 BASE_CONFIG = "transformer/config.json"
-Change = Callable[[dict[str, Any]], object]
 
 
 @pytest.fixture
 def copy(dit_checkpoint: Path, tmp_path: Path) -> Path:
     """A checkpoint to damage."""
     return Path(shutil.copytree(dit_checkpoint, tmp_path / "copy"))
-
-
-def change_json(path: Path, change: Change) -> None:
-    data = json.loads(path.read_text())
-    change(data)
-    path.write_text(json.dumps(data))
-
-
-def change_tensors(path: Path, change: Change) -> None:
-    tensors = load_file(path)
-    change(tensors)
-    save_file(tensors, path)
 
 
 def refuse(folder: Path, message: str, error: type[IlfError] = CheckpointError) -> None:
@@ -343,31 +330,31 @@ def test_facts_that_are_not_text_are_refused(copy: Path) -> None:
     refuse(copy, r"ilf\.json is not (readable JSON|UTF-8 text)")
 
 
-@pytest.mark.parametrize("schema", [2, 0, None, "1", 1.5])
+@pytest.mark.parametrize("schema", [3, 0, None, "1", 1.5, True])
 def test_another_schema_is_refused(schema: object, copy: Path) -> None:
     change_json(copy / "ilf.json", lambda facts: facts.update(schema=schema))
-    refuse(copy, f"schema {schema!r}, this version reads 1")
+    refuse(copy, f"schema {schema!r}, this version reads 1 and 2")
 
 
 @pytest.mark.parametrize("field", ["kind", "loop", "base", "config", "training"])
 def test_a_missing_field_is_refused_by_name(field: str, copy: Path) -> None:
     change_json(copy / "ilf.json", lambda facts: facts.pop(field))
-    refuse(copy, f"field missing.*{field}")
+    refuse(copy, f"ilf\\.json .*{field}")
 
 
 @pytest.mark.parametrize("field", ["source", "sha256"])
 def test_a_missing_field_of_the_base_is_refused_by_name(field: str, copy: Path) -> None:
     change_json(copy / "ilf.json", lambda facts: facts["base"].pop(field))
-    refuse(copy, f"field missing.*{field}")
+    refuse(copy, f"ilf\\.json .*{field}")
 
 
 @pytest.mark.parametrize("loop", [None, 1, [], [1], [1, 2, 3], ["a", "b"], {}, [1, float("inf")]], ids=repr)
 def test_a_loop_that_is_no_pair_of_numbers_is_refused(loop: object, copy: Path) -> None:
     change_json(copy / "ilf.json", lambda facts: facts.update(loop=loop))
-    refuse(copy, r"ilf\.json: field missing or of the wrong type")
+    refuse(copy, r"ilf\.json .*(loop|Infinity)")
 
 
-@pytest.mark.parametrize("loop", [[0, 4], [2, 1], [-1, 2], [4, 4]], ids=str)
+@pytest.mark.parametrize("loop", [[0, 4], [2, 1], [4, 4]], ids=str)
 def test_a_loop_out_of_range_is_refused(loop: list[int], copy: Path) -> None:
     change_json(copy / "ilf.json", lambda facts: facts.update(loop=loop))
     refuse(copy, rf"ilf\.json: loop {loop[0]}:{loop[1]} does not fit a model of 4 blocks")

@@ -1,17 +1,17 @@
 """The state of a training: whole or not there, the last few and the best, and refusals of what does not fit."""
 
-import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 
 from ilf_trt.errors import CheckpointError, InvalidRequest
 from ilf_trt.train.checkpoints import Base, Checkpoints, TrainingState
 from ilf_trt.train.weights import new_optimizer
+from tests.fitting_digests import change_json, change_tensors
 from tests.small_training import BASE, assert_same_training, equal, feedback_of, run_training, small_model, small_recipe
 
 ITERATIONS = 6
@@ -50,7 +50,7 @@ def test_a_full_disk_is_a_readable_error_and_leaves_no_draft(tmp_path: Path, mon
     def full(*_: object) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("ilf_trt.train.checkpoints.save_file", full)
+    monkeypatch.setattr("ilf_trt.train.checkpoints.write_tensors", full)
     with pytest.raises(CheckpointError, match=r"00000001: No space left on device; make room there.*--resume auto"):
         save(tmp_path, 1)
     assert list((tmp_path / "steps").iterdir()) == []
@@ -170,36 +170,37 @@ def cut(path: Path) -> None:
 
 
 def without(path: Path, name: str) -> None:
-    save_file({key: value for key, value in load_file(path).items() if key != name}, path)
+    change_tensors(path, lambda tensors: tensors.pop(name))
 
 
 def not_finite(path: Path, name: str) -> None:
-    tensors = load_file(path)
-    tensors[name].fill_(float("nan"))
-    save_file(tensors, path)
+    change_tensors(path, lambda tensors: tensors[name].fill_(float("nan")))
 
 
 def change(path: Path, name: str, value: object) -> None:
-    path.write_text(json.dumps({**json.loads(path.read_text()), name: value}))
+    change_json(path, lambda data: data.update({name: value}))
 
 
 @pytest.mark.parametrize(
     ("damage", "message"),
     [
-        (lambda p: cut(p / "state.json"), r"state\.json (is not readable|cannot be read) JSON"),
+        (lambda p: cut(p / "state.json"), r"state\.json is damaged: it is not readable JSON"),
         (lambda p: cut(p / "ilf.safetensors"), r"ilf\.safetensors is damaged or cut short"),
         (lambda p: cut(p / "optimizer.safetensors"), r"optimizer\.safetensors is damaged.*remove 00000006 to resume"),
-        (lambda p: (p / "state.json").unlink(), r"state\.json (is not readable|cannot be read)"),
+        (lambda p: (p / "state.json").unlink(), r"state\.json is damaged: it cannot be read"),
         (lambda p: (p / "ilf.safetensors").unlink(), r"ilf\.safetensors is missing"),
-        (lambda p: (p / "optimizer.safetensors").unlink(), r"optimizer\.safetensors is damaged"),
-        (lambda p: without(p / "optimizer.safetensors", "scales.exp_avg"), r"damaged .*scales\.exp_avg"),
+        (lambda p: (p / "optimizer.safetensors").unlink(), r"optimizer\.safetensors is missing"),
+        (
+            lambda p: without(p / "optimizer.safetensors", "scales.exp_avg"),
+            r"optimizer\.safetensors: scales\.exp_avg is missing",
+        ),
         (
             lambda p: not_finite(p / "optimizer.safetensors", "scales.exp_avg"),
-            "scales has another shape, or is not fin",
+            r"optimizer\.safetensors holds NaN or infinity in scales",
         ),
         (lambda p: not_finite(p / "ilf.safetensors", "scales"), "NaN or infinity in scales"),
-        (lambda p: change(p / "state.json", "schema", 9), "schema 9, this version reads 1"),
-        (lambda p: change(p / "state.json", "standing", {"odd": 1}), r"state\.json is damaged .*remove 00000006"),
+        (lambda p: change(p / "state.json", "schema", 9), "schema 9, this version reads 1 and 2"),
+        (lambda p: change(p / "state.json", "standing", {"odd": 1}), r"damaged: it has an unknown field .*remove 00000006"),
         (lambda p: change(p / "state.json", "standing", 3), r"state\.json is damaged"),
         (lambda p: change(p / "state.json", "recipe", {}), r"state\.json is damaged .*seed is missing"),
     ],

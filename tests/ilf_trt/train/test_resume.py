@@ -105,7 +105,7 @@ def test_a_full_disk_names_the_place_and_what_was_there_stays(
         raise OSError(28, "No space left on device")
 
     with monkeypatch.context() as patch:
-        patch.setattr("ilf_trt.train.checkpoints.save_file", full)
+        patch.setattr("ilf_trt.train.checkpoints.write_tensors", full)
         with pytest.raises(CheckpointError, match=r"00000004: No space left on device; make room"):
             run_training(tmp_path)
     assert sorted(path.name for path in (tmp_path / "steps").iterdir()) == ["00000002"]
