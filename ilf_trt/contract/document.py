@@ -34,10 +34,13 @@ class DocumentError(InvalidRequest):
     """A document that is no strict JSON or TOML, or not of the type that was asked for."""
 
 
-def read_json(path: str | Path, *, most: int = MOST_BYTES) -> dict[str, Any]:
-    """The JSON object in a file of at most `most` bytes; raises DocumentError, with the path and no advice."""
+def read_json(path: str | Path, *, most: int = MOST_BYTES, huge: bool = False) -> dict[str, Any]:
+    """The JSON object in a file of at most `most` bytes; raises DocumentError, with the path and no advice.
+
+    `huge` as in `parse_json`.
+    """
     try:
-        return parse_json(_text(path, most))
+        return parse_json(_text(path, most), huge=huge)
     except DocumentError as error:
         raise DocumentError(f"{path} {error}") from error
 
@@ -50,11 +53,19 @@ def read_toml(path: str | Path, *, most: int = MOST_BYTES) -> dict[str, Any]:
         raise DocumentError(f"{path} {error}") from error
 
 
-def parse_json(text: str | bytes) -> dict[str, Any]:
-    """A JSON object; raises DocumentError for anything else, a key that is given twice, NaN, and what is too large."""
+def parse_json(text: str | bytes, *, huge: bool = False) -> dict[str, Any]:
+    """A JSON object; raises DocumentError for anything else, a key that is given twice, NaN, and what is too large.
+
+    `huge` takes infinity and whole numbers past 64 bits: diffusers writes `"lambda_min_clipped": -Infinity`, and
+    transformers int(1e30) for a tokenizer without a limit.
+    """
     try:
         value = json.loads(
-            text, object_pairs_hook=_unique, parse_int=_whole, parse_float=_real, parse_constant=_refuse_constant
+            text,
+            object_pairs_hook=_unique,
+            parse_int=_whole,
+            parse_float=_real,
+            parse_constant=_infinity if huge else _refuse_constant,
         )
     except DocumentError:
         raise
@@ -62,7 +73,7 @@ def parse_json(text: str | bytes) -> dict[str, Any]:
         raise DocumentError(f"is nested deeper than {DEEPEST} levels") from error
     except ValueError as error:
         raise DocumentError(f"is not readable JSON: {one_line(error)}") from error
-    return _object(value)
+    return _object(value, huge=huge)
 
 
 def parse_toml(text: str) -> dict[str, Any]:
@@ -105,7 +116,7 @@ def _text(path: str | Path, most: int) -> str:
         raise DocumentError(f"cannot be read: {one_line(error)}") from error
 
 
-def _object(value: Any) -> dict[str, Any]:
+def _object(value: Any, *, huge: bool = False) -> dict[str, Any]:
     """Refuse what is no object, and numbers, texts and nesting that nothing of this package writes."""
     if not isinstance(value, dict):
         raise DocumentError(f"holds {type(value).__name__}, expected an object")
@@ -126,9 +137,9 @@ def _object(value: Any) -> dict[str, Any]:
                 following += each
             elif isinstance(each, str):
                 _check_texts((each,))
-            elif isinstance(each, int) and not -(1 << 63) <= each < 1 << 64:
+            elif not huge and isinstance(each, int) and not -(1 << 63) <= each < 1 << 64:
                 raise DocumentError("holds a whole number of more than 64 bits")
-            elif isinstance(each, float) and not isfinite(each):
+            elif not huge and isinstance(each, float) and not isfinite(each):
                 raise DocumentError("holds NaN or infinity")
         level = following
     return value
@@ -160,6 +171,10 @@ def _real(text: str) -> float:
     if not isfinite(value):
         raise DocumentError(f"holds the number {shown(text, VALUE_CHARS)}, which is not finite or too long")
     return value
+
+
+def _infinity(text: str) -> float:
+    return float(text) if text.endswith("Infinity") else _refuse_constant(text)
 
 
 def _refuse_constant(text: str) -> Any:

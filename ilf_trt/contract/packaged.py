@@ -23,5 +23,5 @@ DEMO, EMOJI = Packaged("demo", "demo", 1.5), Packaged("demo-emoji", "demo_emoji"
 
 def find_packaged(name: str) -> Packaged | None:
     """What a name stands for; None when it is not one of them, or a folder of that name lies here."""
-    known = {each.name: each for each in (DEMO, EMOJI)}
-    return None if Path(name).is_dir() else known.get(name)
+    known = {each.name: each for each in (DEMO, EMOJI)}.get(name)
+    return None if known is None or Path(name).is_dir() else known

@@ -1,19 +1,19 @@
 """The step plan: for every step its time, the time after feedback, whether it gets feedback, and the solver's row."""
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import StrEnum
 from math import isfinite
-from pathlib import Path
 from typing import Any
 
-from ilf_trt.errors import InvalidRequest, UnsupportedScheduler
+from ilf_trt.errors import InvalidRequest, UnsupportedScheduler, one_line, shown
 
+from .document import DocumentError, read_json
 from .solver import DEFAULT_SCHEDULER, table_from_scheduler
 from .spec import Loop
 
 ANNEAL_FLOOR = 10.0
+NAME_CHARS = 80
 DEFAULT_FEEDBACK = "outer:2"
 SCHEDULERS: dict[str, dict[str, Any]] = {
     "dpmsolver++": dict(DEFAULT_SCHEDULER),
@@ -182,14 +182,12 @@ def read_scheduler(name: str) -> dict[str, Any]:
     if name in SCHEDULERS:
         return dict(SCHEDULERS[name])
     try:
-        config = json.loads(Path(name).read_text())
-    except (OSError, ValueError, RecursionError) as error:
+        return read_json(name, huge=True)
+    except DocumentError as error:
         raise UnsupportedScheduler(
-            f"scheduler {name!r} is neither {', '.join(SCHEDULERS)} nor a readable JSON file ({error})"
+            f"scheduler {shown(name, NAME_CHARS)!r} is neither {', '.join(SCHEDULERS)} nor a scheduler_config.json: "
+            f"{one_line(error)}"
         ) from error
-    if not isinstance(config, dict):
-        raise UnsupportedScheduler(f"{name} holds {type(config).__name__}, expected a scheduler_config.json object")
-    return config
 
 
 def feedback_steps(pattern: str, steps: int) -> tuple[bool, ...]:

@@ -6,32 +6,24 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import torch
-from diffusers import ConfigMixin
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from ilf_trt.contract.document import DocumentError, read_json
 from ilf_trt.contract.packaged import find_packaged
-from ilf_trt.contract.solver import DEFAULT_SCHEDULER
 from ilf_trt.contract.spec import Loop
-from ilf_trt.errors import CheckpointError, InvalidRequest, one_line
+from ilf_trt.errors import CheckpointError, InvalidRequest
 
-from .backbones import adapter_of_class, adapter_of_kind
+from .base import BASE_FOLDER, default_scheduler, load_base, read_scheduler_of, stored_scheduler
+from .hub_folder import is_folder
 from .ilf_model import ILFModel
 from .surgery import attach
+from .weights import check_finite
 
 SCHEMA = 1
 FACTS_FILE = "ilf.json"
 WEIGHTS_FILE = "ilf.safetensors"
-BASE_FOLDER = "transformer"
-SCHEDULER_FILE = "scheduler/scheduler_config.json"
-
-
-class _AnyConfig(ConfigMixin):  # type: ignore[misc]
-    """Reads the config.json of any model."""
-
-    config_name = "config.json"
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,15 +39,22 @@ class Checkpoint:
     training: dict[str, Any]
 
     def scheduler_config(self) -> dict[str, Any]:
-        """The diffusers scheduler beside the checkpoint or beside its base; else DPM-Solver++ of order 2."""
-        own = self.folder / SCHEDULER_FILE
-        return read_json_object(own) if own.is_file() else base_scheduler(self.base)
+        """The diffusers scheduler beside the checkpoint or beside its base; else DPM-Solver++ of order 2.
+
+        Raises CheckpointError for a scheduler that is there and cannot be read.
+        """
+        own = self.stored_scheduler()
+        return default_scheduler(str(self.folder)) if own is None else own
+
+    def stored_scheduler(self) -> dict[str, Any] | None:
+        """As `scheduler_config`, None if there is none."""
+        own = read_scheduler_of(self.folder)
+        return stored_scheduler(self.base) if own is None else own
 
     def load(self) -> ILFModel:
         """The model on its base; raises as `load_ilf` does."""
         source = self.base
-        backbone = _load_base(self.kind, source)
-        _check_finite(backbone.state_dict(), f"the base {source}")
+        backbone = load_base(source, self.kind)
         sha256 = fingerprint(backbone)
         if sha256 != self.base_sha256:
             raise CheckpointError(
@@ -119,41 +118,6 @@ def load_ilf(folder: str | Path, *, base: str | Path | None = None) -> ILFModel:
     return checkpoint.load() if base is None else replace(checkpoint, base=str(base)).load()
 
 
-def load_backbone(source: str) -> Any:
-    """A base to train on: a diffusers folder, a hub id, `demo`; raises CheckpointError, UnsupportedBackbone."""
-    if find_packaged(source) is not None:
-        source = base_source(source)
-    options = {} if Path(source).is_dir() or source.count("/") != 1 else {"subfolder": BASE_FOLDER}
-    path = Path(source) / BASE_FOLDER if (Path(source) / BASE_FOLDER).is_dir() else Path(source)
-    try:
-        config = _AnyConfig.load_config(str(path) if not options else source, **options)
-    except (OSError, ValueError) as error:
-        reason = one_line(error)
-        raise CheckpointError(
-            f"base {source} cannot be loaded: {reason}; give the diffusers folder of the base as model.base"
-        ) from error
-    backbone = _load_base(adapter_of_class(str(config.get("_class_name"))).kind, source)
-    _check_finite(backbone.state_dict(), f"the base {source}")
-    return backbone
-
-
-def base_source(base: str) -> str:
-    """Where a base is found from any folder: a folder's absolute path, a hub id as it is, and the package's own."""
-    known = find_packaged(base)
-    if known is not None:
-        return str(known.folder / BASE_FOLDER)
-    return str(Path(base).resolve()) if Path(base).is_dir() else base
-
-
-def base_scheduler(base: str) -> dict[str, Any]:
-    """The diffusers scheduler beside a base; else DPM-Solver++ of order 2."""
-    for folder in (Path(base), Path(base).parent):
-        path = folder / SCHEDULER_FILE
-        if path.is_file():
-            return read_json_object(path)
-    return dict(DEFAULT_SCHEDULER)
-
-
 def read_checkpoint(folder: str | Path) -> Checkpoint:
     """What `ilf.json` says, checked; raises CheckpointError."""
     known = find_packaged(str(folder))
@@ -171,7 +135,7 @@ def read_checkpoint(folder: str | Path) -> Checkpoint:
     except (KeyError, TypeError, ValueError, OverflowError) as error:
         raise CheckpointError(f"{path}: field missing or of the wrong type ({error!r}); write it again") from error
     local = folder / source
-    base = str(local) if local.is_dir() else source
+    base = str(local) if is_folder(local) else source
     return Checkpoint(folder, kind, base, sha256, Loop(begin, end), config, training)
 
 
@@ -194,33 +158,9 @@ def fingerprint(module: nn.Module) -> str:
 def read_json_object(path: Path) -> dict[str, Any]:
     """A JSON object in a file; raises CheckpointError."""
     try:
-        value = json.loads(path.read_text())
-    except (OSError, ValueError) as error:
-        raise CheckpointError(f"{path} is not readable JSON: {error}; restore the file") from error
-    if not isinstance(value, dict):
-        raise CheckpointError(f"{path} holds {type(value).__name__}, expected an object; restore the file")
-    return value
-
-
-def _load_base(kind: str, source: str) -> Any:
-    model_type = adapter_of_kind(kind).model_type
-    options: dict[str, Any] = {"use_safetensors": True, "low_cpu_mem_usage": False}
-    path = Path(source)
-    if path.is_dir():
-        if not (path / "config.json").is_file() and (path / BASE_FOLDER).is_dir():
-            path = path / BASE_FOLDER
-        source = str(path)
-    elif path.is_absolute() or source.count("/") != 1:
-        raise CheckpointError(f"base {source} is not a folder; pass the diffusers folder of the base with --base")
-    else:
-        options["subfolder"] = BASE_FOLDER
-    try:
-        return model_type.from_pretrained(source, **options)
-    except (OSError, ValueError, RuntimeError, TypeError, SafetensorError) as error:
-        reason = one_line(error)
-        raise CheckpointError(
-            f"base {source} cannot be loaded: {reason}; check the folder or download it again"
-        ) from error
+        return read_json(path)
+    except DocumentError as error:
+        raise CheckpointError(f"{error}; restore the file") from error
 
 
 def save_feedback(model: ILFModel, path: Path) -> None:
@@ -231,7 +171,7 @@ def save_feedback(model: ILFModel, path: Path) -> None:
 def _feedback_state(model: ILFModel) -> dict[str, Tensor]:
     """F and s on the CPU, checked; raises CheckpointError when a weight is not finite."""
     state = {name: tensor.detach().contiguous().cpu() for name, tensor in model.feedback.state_dict().items()}
-    _check_finite(state, "the feedback block")
+    check_finite(state, "the feedback block")
     return state
 
 
@@ -251,11 +191,5 @@ def load_feedback(model: ILFModel, path: Path) -> None:
             f"{path}: {name} is {got.get(name, 'missing')}, expected {wanted.get(name, 'no such tensor')}; "
             "it belongs to another loop or backbone"
         )
-    _check_finite(state, str(path))
+    check_finite(state, str(path))
     model.feedback.load_state_dict(state)
-
-
-def _check_finite(state: dict[str, Tensor], what: str) -> None:
-    for name, tensor in state.items():
-        if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
-            raise CheckpointError(f"{what} holds NaN or infinity in {name}; use weights from before training diverged")

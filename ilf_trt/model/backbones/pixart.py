@@ -1,7 +1,7 @@
 """PixArt-alpha and PixArt-Sigma (diffusers' PixArtTransformer2DModel): masked text, one time row for all blocks."""
 
 from collections.abc import Mapping, Sequence
-from typing import Any, cast
+from typing import Any, ClassVar, cast
 
 import torch
 import torch.nn.functional as F
@@ -44,6 +44,7 @@ class PixArt(Backbone):
 
     kind = "pixart"
     model_type = PixArtTransformer2DModel
+    former_config: ClassVar = {"_class_name": "Transformer2DModel", "norm_type": "ada_norm_single"}
     arguments = (
         "encoder_hidden_states",
         "timestep",

@@ -15,7 +15,8 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from ilf_trt.model.checkpoint import load_backbone, load_ilf
+from ilf_trt.model.base import load_backbone
+from ilf_trt.model.checkpoint import load_ilf
 from ilf_trt.train.demo import new_base, new_scheduler
 from tests.conftest import Run
 from tests.small_training import assert_same_training, log_of

@@ -15,7 +15,8 @@ from torch import Tensor
 from ilf_trt import ILFModel, attach, load_ilf, save_ilf
 from ilf_trt.contract.solver import DEFAULT_SCHEDULER
 from ilf_trt.errors import CheckpointError, IlfError, UnsupportedBackbone
-from ilf_trt.model.checkpoint import base_scheduler, base_source, fingerprint, load_backbone, read_checkpoint
+from ilf_trt.model.base import base_scheduler, base_source, load_backbone
+from ilf_trt.model.checkpoint import fingerprint, read_checkpoint
 from tests.conftest import CLASSES, LOOP, TEXT_CHANNELS, TEXT_TOKENS, small_dit, small_pixart
 
 BASE_WEIGHTS = "transformer/diffusion_pytorch_model.safetensors"

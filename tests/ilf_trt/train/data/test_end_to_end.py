@@ -9,7 +9,8 @@ import pytest
 from diffusers import DPMSolverMultistepScheduler
 
 from ilf_trt import attach
-from ilf_trt.model.checkpoint import base_scheduler, fingerprint
+from ilf_trt.model.base import base_scheduler
+from ilf_trt.model.checkpoint import fingerprint
 from ilf_trt.train.batch_stream import BatchStream, StreamItem
 from ilf_trt.train.checkpoints import Base
 from ilf_trt.train.data import fit_stream, open_stream
