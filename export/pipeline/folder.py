@@ -122,9 +122,9 @@ def _cell(path: Path, parts: set[str]) -> int:
         config = _config(path, "vae")
         channels = config.get("block_out_channels", config.get("decoder_block_out_channels"))
         if not isinstance(channels, list) or not 1 <= len(channels) <= MOST_LEVELS:
-            got = shown(repr(channels), VALUE_CHARS)
             raise CheckpointError(
-                f"{path / 'vae'}: block_out_channels is {got}, expected 1 to {MOST_LEVELS} numbers; restore its config.json"
+                f"{path / 'vae'}: block_out_channels is {shown(repr(channels), VALUE_CHARS)}, expected 1 to "
+                f"{MOST_LEVELS} numbers; restore its config.json"
             )
         return int(2 ** (len(channels) - 1))
     pixels = "transformer" in parts and _config(path, "transformer").get("in_channels") in (1, 3)
@@ -137,7 +137,7 @@ def _text_tokens(path: Path, length: int | None, parts: set[str]) -> int | None:
     if length is None or "tokenizer" not in parts or not config.is_file():
         return length
     most = read_config(config).get("model_max_length")
-    return min(length, int(most)) if type(most) in (int, float) and 1 <= most < inf else length
+    return min(length, int(most)) if isinstance(most, int | float) and 1 <= most < inf else length
 
 
 def _class_names(path: Path, labels: Any) -> dict[str, int]:

@@ -31,7 +31,7 @@ class T5Shape:
 
     @classmethod
     def of(cls, config: dict[str, Any], where: str) -> "T5Shape":
-        """From a config.json; raises CheckpointError for another model, and for an option that is wrong or not known."""
+        """From a config.json; raises CheckpointError for another model and for an option that is not known."""
         if config.get("model_type") != "t5":
             kind = shown(repr(config.get("model_type")), VALUE_CHARS)
             raise CheckpointError(f"{where} is a {kind} text encoder, supported is 't5'")

@@ -209,19 +209,19 @@ def _path(options: _Options, steps: int) -> tuple[Float32, Float64, Float64]:
     if options.interpolation_type == "log_linear":
         # One level more than steps: the last step ends at the smallest training level, whatever final_sigmas_type is.
         visited = np.exp(_torch_linspace(np.log(levels[-1]), np.log(levels[0]), steps + 1)).astype(np.float64)
-    if any(getattr(options, name) for name in RAMPS):
+    ramp = next((name for name in RAMPS if getattr(options, name)), None)
+    if ramp is not None:
         visited = _ramped_levels(options, levels[::-1] if options.scheduler == DPM else visited, steps)
         times = _times_of_levels(options, visited, levels)
+        same = int((times == times[0]).sum())
+        if same > 1:  # diffusers then starts at the second step, and leaves its table at the last: its issue 12771
+            wanted = (
+                f"False with {options.beta_schedule} betas up to level {visited[0]:.3g}: the first {same} of {steps}"
+            )
+            raise _refusal(options.scheduler, ramp, True, f"{wanted} steps have the same time")
     if times.min(initial=math.inf) < 0 or not times.size:
         wanted = "times from 0 on, as other numbers of steps and other spacings have"
         raise _refusal(options.scheduler, f"timestep_spacing of {steps} steps", options.timestep_spacing, wanted)
-    if len(times) > 1 and times[0] == times[1]:
-        ramp = next(name for name in RAMPS if getattr(options, name))
-        same = int((times == times[0]).sum())
-        wanted = (
-            f"other levels, or other betas than {options.beta_schedule}: the first {same} of {steps} times are equal"
-        )
-        raise _refusal(options.scheduler, ramp, True, f"{wanted}, and diffusers itself starts at the second")
     if options.scheduler == DDIM:
         return times, *_ddim_levels(options, steps, times.astype(np.int64), levels.astype(np.float64))
     last = 0.0 if options.final_sigmas_type == "zero" else levels[0]

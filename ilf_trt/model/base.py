@@ -38,12 +38,12 @@ def load_backbone(source: str) -> Any:
 
 
 def load_base(source: str, kind: str | None) -> Any:
-    """The transformer of a base, in float32 and finite; raises as `load_backbone`, and for one that is not of `kind`."""
+    """As `load_backbone`, in float32; CheckpointError also for a base that is not of `kind`."""
     if kind is not None:
         adapter_of_kind(kind)
     folder = _model_folder(source)
     adapter, _ = _described(folder)
-    if kind is not None and adapter.kind != kind:
+    if kind not in (None, adapter.kind):
         raise CheckpointError(
             f"base {source} is another model: a {adapter.kind}, the checkpoint was trained on a {kind}; pass the base "
             "it was trained on with --base"

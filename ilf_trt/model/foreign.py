@@ -7,6 +7,7 @@ from contextlib import contextmanager
 
 from ilf_trt.errors import CheckpointError, IlfError, one_line
 
+REASON_CHARS = 160
 LOGGERS = ("diffusers", "transformers")
 PANIC = "PanicException"  # of a library in Rust; no Exception, and every such library has a class of its own
 
@@ -26,7 +27,7 @@ def foreign(what: str, advice: str) -> Iterator[None]:
     except BaseException as error:
         if not isinstance(error, Exception) and type(error).__name__ != PANIC:
             raise
-        reason = one_line(error)
+        reason = one_line(error, REASON_CHARS)
         if isinstance(error, LookupError | AttributeError | ArithmeticError | MemoryError | NotImplementedError):
             reason = f"{type(error).__name__} {reason}"  # whose text alone is often no more than a name
         raise CheckpointError(f"{what}: {reason}; {advice}") from error

@@ -56,7 +56,7 @@ def local_folder(what: str, source: str, files: Iterable[str], advice: str) -> P
     name = shown(source, NAME_CHARS)
     if not is_hub_id(source):
         raise CheckpointError(f"{what} {name} is not a folder; {advice}")
-    with foreign(f"{what} {name} cannot be loaded: it is no folder here, and the hub gives no files of it", advice):
+    with foreign(f"{what} {name} is no folder here, and nothing of the hub", advice):
         from huggingface_hub import snapshot_download
 
         return Path(snapshot_download(source, allow_patterns=list(files)))

@@ -23,6 +23,8 @@ DIFFUSERS = "diffusion_pytorch_model"
 MOST_BUFFER_BYTES = 1 << 30
 SLACK = 64  # parameters that a module may make and throw away while it is made
 VALUE_CHARS = 60
+REGISTERED = ("block_out_channels",)
+"""What AutoencoderTiny writes beside its own options."""
 NEUTRAL = (None, False, "default")
 """What Transformer2DModel wrote for the options that DiT and PixArt do not have."""
 OLD_ATTENTION = re.compile(r"(.*\.attentions\.\d+)\.(query|key|value|proj_attn)\.(weight|bias)")
@@ -61,6 +63,8 @@ def diffusers_weights(model_type: Any, folder: Path) -> Weights:
 def model_config(folder: Path) -> dict[str, Any]:
     """The config.json of a model that can be read at all; raises CheckpointError."""
     refuse_remote_code(folder)
+    if not (folder / CONFIG).exists():
+        raise CheckpointError(f"{folder} holds no model: {CONFIG} is missing; give the folder that it is in")
     config = read_config(folder / CONFIG)
     quantisation = config.get("quantization_config")
     if quantisation is not None:
@@ -76,7 +80,7 @@ def options_of(model_type: Any, config: Mapping[str, Any], folder: Path) -> dict
     """The options that a class takes; raises CheckpointError for one that it does not know and that says something."""
     known = inspect.signature(model_type.__init__).parameters
     for name, value in config.items():
-        if name not in known and not name.startswith("_") and value not in NEUTRAL:
+        if name not in (*known, *REGISTERED) and not name.startswith("_") and value not in NEUTRAL:
             raise CheckpointError(
                 f"{folder / CONFIG}: {shown(name, VALUE_CHARS)} is {shown(repr(value), VALUE_CHARS)}, which "
                 f"{model_type.__name__} does not know; upgrade diffusers, or give another model"

@@ -1,6 +1,8 @@
 """T5 encoders and tokenizers of transformers, from their folders."""
 
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -51,8 +53,9 @@ def t5_weights(folder: Path) -> Weights:
 def load_t5(folder: Path, dtype: torch.dtype) -> Any:
     """transformers' own T5EncoderModel; raises as `t5_weights`."""
     weights = t5_weights(folder)
-    with foreign(f"{folder} cannot be loaded as T5EncoderModel", "copy the folder again"):
-        model, info = _transformers().T5EncoderModel.from_pretrained(
+    transformers = _transformers()
+    with foreign(f"{folder} cannot be loaded as T5EncoderModel", "copy the folder again"), _no_bar(transformers):
+        model, info = transformers.T5EncoderModel.from_pretrained(
             folder,
             use_safetensors=True,
             dtype=dtype,
@@ -74,6 +77,18 @@ def load_tokenizer(folder: Path) -> Any:
         if len(tokenizer.get_vocab()) - len(tokenizer.get_added_vocab()) < FEWEST_PIECES:
             raise ValueError("it has no words")
     return tokenizer
+
+
+@contextmanager
+def _no_bar(transformers: Any) -> Iterator[None]:
+    bars = transformers.utils.logging
+    before = bars.is_progress_bar_enabled()
+    bars.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if before:
+            bars.enable_progress_bar()
 
 
 def _equal(weights: Weights) -> bool:

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from functools import cache
 from math import prod
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeGuard
 
 import torch
 from torch import Tensor
@@ -193,7 +193,7 @@ def _header(path: Path) -> Iterator[tuple[str, Stored]]:
 
 
 def _stored(path: Path, name: str, entry: Any, room: int) -> Stored:
-    facts = entry if isinstance(entry, dict) else {}
+    facts: dict[str, Any] = entry if isinstance(entry, dict) else {}
     dtype, shape, place = facts.get("dtype"), facts.get("shape"), facts.get("data_offsets")
     if not isinstance(dtype, str) or not _counts(shape) or not _counts(place) or len(place) != 2:
         raise CheckpointError(f"{path} is damaged (the header of {_shown(name)}); copy it again")
@@ -207,7 +207,7 @@ def _stored(path: Path, name: str, entry: Any, room: int) -> Stored:
     return Stored(path, dtype, tuple(shape))
 
 
-def _counts(value: Any) -> bool:
+def _counts(value: Any) -> TypeGuard[list[int]]:
     return isinstance(value, list) and all(type(each) is int and 0 <= each < 1 << 48 for each in value)
 
 
