@@ -215,10 +215,9 @@ def _path(options: _Options, steps: int) -> tuple[Float32, Float64, Float64]:
         times = _times_of_levels(options, visited, levels)
         same = int((times == times[0]).sum())
         if same > 1:  # diffusers then starts at the second step, and leaves its table at the last: its issue 12771
-            wanted = (
-                f"False with {options.beta_schedule} betas up to level {visited[0]:.3g}: the first {same} of {steps}"
-            )
-            raise _refusal(options.scheduler, ramp, True, f"{wanted} steps have the same time")
+            wanted = f"False with {options.beta_schedule} betas up to level {visited[0]:.3g}"
+            reason = f"the first {same} of {steps} steps have the same time"
+            raise _refusal(options.scheduler, ramp, True, f"{wanted}: {reason}")
     if times.min(initial=math.inf) < 0 or not times.size:
         wanted = "times from 0 on, as other numbers of steps and other spacings have"
         raise _refusal(options.scheduler, f"timestep_spacing of {steps} steps", options.timestep_spacing, wanted)
