@@ -229,7 +229,7 @@ def test_cosine_betas_with_karras_levels_end_outside_of_the_table_of_diffusers()
     with pytest.raises(IndexError):
         scheduler.step(x, last, x)
     with pytest.raises(
-        UnsupportedScheduler, match="use_karras_sigmas is True; .* the first 9 of 20 steps have the same"
+        UnsupportedScheduler, match=r"use_karras_sigmas is True; .* the first 9 of 20 steps have the same"
     ):
         table_from_scheduler(config, 20)
 
