@@ -5,6 +5,7 @@ PixArt-alpha/PixArt-XL-2-1024-MS (0.22), of stabilityai/sd-vae-ft-ema (0.4.2) an
 """
 
 import json
+import os
 import shutil
 from pathlib import Path
 from typing import Any
@@ -43,8 +44,9 @@ PIXART = {
     **COMMON,
     "_diffusers_version": "0.22.0.dev0",
     "attention_type": "default",
+    "attention_head_dim": 24,
     "caption_channels": small_pipelines.TEXT_WIDTH,
-    "cross_attention_dim": 32,
+    "cross_attention_dim": 48,
     "double_self_attention": False,
     "norm_eps": 1e-06,
     "norm_type": "ada_norm_single",
@@ -174,7 +176,13 @@ def transformer(config: dict[str, Any]) -> Any:
     extra = ("double_self_attention", "only_cross_attention", "num_vector_embeds", "use_linear_projection")
     left_out = {*extra, "cross_attention_dim"} if model is DiTTransformer2DModel else {*extra}
     options = {name: value for name, value in config.items() if name[0] != "_" and name not in left_out}
+    torch.manual_seed(0)
     return small_pipelines.spread(model(**options))
+
+
+def vae() -> Any:
+    torch.manual_seed(0)
+    return small_pipelines.vae(4)
 
 
 def shards(state: dict[str, Any], folder: Path, count: int) -> None:
@@ -193,16 +201,14 @@ def in_cache(repository: Path, cache: Path, hub_id: str) -> Path:
     """The snapshot of `repository` in a cache of huggingface_hub: links to blobs, and the ref of `main`."""
     root = cache / f"models--{hub_id.replace('/', '--')}"
     snapshot, blobs = root / "snapshots" / REVISION, root / "blobs"
+    blobs.mkdir(parents=True)
     for path in sorted(repository.rglob("*")):
         if path.is_file():
-            blob, link = (
-                blobs / path.relative_to(repository).as_posix().replace("/", "-"),
-                snapshot / path.relative_to(repository),
-            )
-            blob.parent.mkdir(parents=True, exist_ok=True)
+            place = path.relative_to(repository)
+            blob, link = blobs / place.as_posix().replace("/", "-"), snapshot / place
             link.parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(path, blob)
-            link.symlink_to(Path(*[".."] * len(link.relative_to(root).parents[:-1]), "blobs", blob.name))
+            link.symlink_to(os.path.relpath(blob, link.parent))
     (root / "refs").mkdir()
     (root / "refs" / "main").write_text(REVISION)
     return snapshot
@@ -220,11 +226,11 @@ def _index(kind: str, version: str) -> dict[str, Any]:
 
 def _old_vae(folder: Path) -> dict[str, Any]:
     """The state under the names of diffusers 0.4, and its config without the options that came later."""
-    vae = small_pipelines.vae(4)
-    config = {name: vae.config[name] for name in VAE_KEYS if name in vae.config}
+    model = vae()
+    config = {name: model.config[name] for name in VAE_KEYS if name in model.config}
     _write(folder / "config.json", {"_class_name": "AutoencoderKL", "_diffusers_version": "0.4.2", **config})
     state = {}
-    for name, tensor in vae.state_dict().items():
+    for name, tensor in model.state_dict().items():
         for old, today in ATTENTION.items():
             name = name.replace(f".attentions.0.{today}.", f".attentions.0.{old}.")
         state[name] = tensor.clone()
@@ -249,9 +255,8 @@ def _words(folder: Path) -> int:
     )
     (folder / "spiece.vocab").unlink()
     _write(folder / "tokenizer_config.json", TOKENIZER)
-    _write(
-        folder / "special_tokens_map.json", {name: TOKENIZER[name] for name in ("eos_token", "pad_token", "unk_token")}
-    )
+    special = {name: TOKENIZER[name] for name in ("eos_token", "pad_token", "unk_token")}
+    _write(folder / "special_tokens_map.json", special)
     return int(sentencepiece.SentencePieceProcessor(model_file=str(folder / "spiece.model")).vocab_size())
 
 

@@ -16,6 +16,7 @@ from ilf_trt.model.block import adaptive_block, modulate, unpatchify
 from ilf_trt.model.context import Context
 
 MASKED = -10000.0
+SIZE_PARTS = 3  # of the width: height, width and aspect ratio of a picture
 TEXT, TEXT_BIAS, SIZES = "text_tokens", "text_bias", "sizes"
 """What the context holds: text (R, L, D), its bias (R, 1, 1, L), and the sizes (R, D) that the time embedding adds."""
 TEXT_PAIRS = "text_pairs"
@@ -75,6 +76,10 @@ class PixArt(Backbone):
         for option, wanted in (("dropout", 0.0), ("attention_type", "default")):
             if config[option] != wanted:
                 raise UnsupportedBackbone(f"{option} {config[option]!r} is not supported; it must be {wanted!r}")
+        if self.sized and self.width % SIZE_PARTS:
+            raise UnsupportedBackbone(
+                f"a width of {self.width} has no {SIZE_PARTS} equal parts for the sizes of pictures"
+            )
 
     def conditioning(self, text_tokens: int) -> Conditioning:
         return Conditioning.of_text(text_tokens, self.text_channels, sized=self.sized)
