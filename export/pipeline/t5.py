@@ -43,6 +43,12 @@ class T5Shape:
         if shape.feed_forward_proj not in ACTIVATIONS:
             known, got = ", ".join(ACTIVATIONS), shown(repr(shape.feed_forward_proj), VALUE_CHARS)
             raise CheckpointError(f"{where} has feed_forward_proj {got}, supported are {known}")
+        stored = config.get("dense_act_fn", ACTIVATIONS[shape.feed_forward_proj][0])  # transformers takes this if both
+        if stored != ACTIVATIONS[shape.feed_forward_proj][0]:
+            raise CheckpointError(
+                f"{where} has dense_act_fn {shown(repr(stored), VALUE_CHARS)} and feed_forward_proj "
+                f"{shape.feed_forward_proj!r}, which differ; correct its config.json"
+            )
         if not FEWEST_BUCKETS <= shape.relative_attention_num_buckets < 4 * shape.relative_attention_max_distance:
             raise CheckpointError(
                 f"{where} has relative_attention_num_buckets {shape.relative_attention_num_buckets} for distances to "
