@@ -17,9 +17,9 @@ from ilf_trt.contract.bundle import CONSTANTS_FILE, REFERENCE_FILE, graph_file, 
 from ilf_trt.contract.graphs import all_graphs
 from ilf_trt.contract.manifest import Calibration, Manifest
 from ilf_trt.contract.plan import StepPlan, make_plan, read_scheduler
-from ilf_trt.contract.solver import DEFAULT_SCHEDULER
 from ilf_trt.contract.spec import ModelSpec, Precision
 from ilf_trt.model.checkpoint import Checkpoint, fingerprint, read_checkpoint
+from ilf_trt.model.hub_folder import MODEL_INDEX
 from ilf_trt.model.identity import HALVES
 from ilf_trt.model.ilf_model import ILFModel
 
@@ -28,7 +28,7 @@ from .calibration import calibrate, calibration_conditions, calibration_of_bundl
 from .graph import export_segment
 from .pipeline.base_check import check_base, check_kind
 from .pipeline.defaults import RequestDefaults
-from .pipeline.folder import MODEL_INDEX, PipelineFolder
+from .pipeline.folder import PipelineFolder
 from .pipeline.parts import PipelineParts, cells_of, text_tokens
 from .reference import write_reference
 from .segments import constants_of, segments_of, spec_of
@@ -238,10 +238,10 @@ def _scheduler(options: BuildOptions, facts: Checkpoint, folder: PipelineFolder 
     """The scheduler of `--scheduler`, the checkpoint's own or its base's, or the pipeline's."""
     if options.scheduler:
         return read_scheduler(options.scheduler)
-    config = facts.scheduler_config()
-    if folder is not None and folder.scheduler is not None and config == DEFAULT_SCHEDULER:
+    own = facts.stored_scheduler()
+    if own is None and folder is not None and folder.scheduler is not None:
         return read_scheduler(str(folder.scheduler))
-    return config
+    return facts.scheduler_config() if own is None else own
 
 
 def _is_plain(value: object) -> bool:

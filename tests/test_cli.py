@@ -18,7 +18,8 @@ from PIL import Image
 from ilf_trt import __version__
 from ilf_trt.contract.bundle import Bundle
 from ilf_trt.contract.manifest import SCHEMA
-from ilf_trt.model.checkpoint import fingerprint, load_backbone
+from ilf_trt.model.base import load_backbone
+from ilf_trt.model.checkpoint import fingerprint
 from ilf_trt.runtime.picture.png import GAP, TILE
 from tests.conftest import BLOCKS, CLASSES, FAILED, LOOP, TEXT_CHANNELS, Ran, Run, small_dit, write_checkpoint
 from tests.manifests import change_manifest

@@ -21,7 +21,8 @@ from transformers import T5Config, T5EncoderModel, T5TokenizerFast
 
 from benchmarks.emoji.data import SIDE, Emoji, read, texts
 from benchmarks.study.base_training import Course, train_base
-from ilf_trt.model.checkpoint import BASE_FOLDER, base_scheduler, fingerprint, load_backbone, load_ilf, save_ilf
+from ilf_trt.model.base import BASE_FOLDER, base_scheduler, load_backbone
+from ilf_trt.model.checkpoint import fingerprint, load_ilf, save_ilf
 from ilf_trt.model.surgery import attach
 from ilf_trt.train.batch_stream import Batch, MemoryStream
 from ilf_trt.train.checkpoints import Base

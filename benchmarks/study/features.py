@@ -21,7 +21,8 @@ from benchmarks.record import write_rows
 from benchmarks.rivals.eager import CACHED_EVERY, cached_blocks
 from ilf_trt import ILFModel, load_ilf
 from ilf_trt.contract.plan import Ratio, Rule, Step, StepPlan, make_plan
-from ilf_trt.model.checkpoint import base_scheduler, read_checkpoint
+from ilf_trt.model.base import base_scheduler
+from ilf_trt.model.checkpoint import read_checkpoint
 from ilf_trt.model.context import Context
 from ilf_trt.model.sampling import scheduler_of
 

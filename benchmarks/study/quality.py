@@ -31,7 +31,8 @@ from ilf_trt import load_ilf
 from ilf_trt.contract.plan import StepPlan, cached_block_forwards, make_plan
 from ilf_trt.contract.spec import Loop
 from ilf_trt.errors import MissingDependency
-from ilf_trt.model.checkpoint import WEIGHTS_FILE, base_scheduler, fingerprint, load_backbone
+from ilf_trt.model.base import base_scheduler, load_backbone
+from ilf_trt.model.checkpoint import WEIGHTS_FILE, fingerprint
 from ilf_trt.model.ilf_model import ILFModel
 from ilf_trt.model.sampling import CompileMode, CompileOptions
 from ilf_trt.model.surgery import attach

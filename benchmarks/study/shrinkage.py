@@ -21,7 +21,8 @@ from benchmarks.record import write_rows
 from benchmarks.study.arithmetic import arithmetic_on
 from benchmarks.study.cifar10 import pictures_of, read
 from ilf_trt import ILFModel, load_ilf
-from ilf_trt.model.checkpoint import base_scheduler, read_checkpoint
+from ilf_trt.model.base import base_scheduler
+from ilf_trt.model.checkpoint import read_checkpoint
 from ilf_trt.model.sampling import scheduler_of
 from ilf_trt.train.data.digits import digits
 from ilf_trt.train.losses import add_noise

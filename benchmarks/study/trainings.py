@@ -14,7 +14,8 @@ import torch
 
 from benchmarks.study.arithmetic import arithmetic_on
 from benchmarks.study.cifar10 import pictures_of, read
-from ilf_trt.model.checkpoint import base_scheduler, base_source, fingerprint, load_backbone
+from ilf_trt.model.base import base_scheduler, base_source, load_backbone
+from ilf_trt.model.checkpoint import fingerprint
 from ilf_trt.model.surgery import attach
 from ilf_trt.train.batch_stream import Batch, BatchStream, MemoryStream
 from ilf_trt.train.checkpoints import Base

@@ -6,15 +6,15 @@ from typing import Any
 
 from ilf_trt.errors import InvalidRequest
 from ilf_trt.model.backbones import adapter_of_kind
-from ilf_trt.model.checkpoint import Checkpoint, load_backbone, plain_config, read_json_object
+from ilf_trt.model.base import load_backbone
+from ilf_trt.model.checkpoint import Checkpoint, plain_config
+from ilf_trt.model.hub_folder import CONFIG, read_config
 from ilf_trt.model.identity import differing_option, differing_weight
 from ilf_trt.model.ilf_model import ILFModel
 
 from .folder import PipelineFolder
 
 log = logging.getLogger(__name__)
-
-CONFIG = "config.json"
 
 
 def check_kind(folder: PipelineFolder, facts: Checkpoint) -> None:
@@ -44,7 +44,7 @@ def check_base(folder: PipelineFolder, model: ILFModel, base: str, *, base_diffe
     if folder.transformer.resolve() in (Path(base).resolve(), (Path(base) / folder.transformer.name).resolve()):
         return
     own: dict[str, Any] = plain_config(model.backbone)
-    theirs = read_json_object(folder.transformer / CONFIG)
+    theirs = read_config(folder.transformer / CONFIG)
     option = differing_option(own, theirs)
     if option is not None:
         raise _another(folder, f"its {option} is {theirs[option]!r}, the base's {own[option]!r}")

@@ -1,30 +1,29 @@
 """A pipeline's image decoder as graph `decode`: from the transformer's latents to shades, one picture at a time."""
 
-import warnings
 from collections.abc import Sequence
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 import diffusers
 import torch
 import torch.nn.functional as F
-from safetensors import SafetensorError
 from torch import Tensor, nn
 from torch.export import Dim
 
 from ilf_trt.contract.spec import DecoderSpec, Precision
-from ilf_trt.errors import CheckpointError, InvalidRequest
+from ilf_trt.errors import CheckpointError, InvalidRequest, shown
 from ilf_trt.export.graph import OPSET, quiet
 from ilf_trt.export.passes import check_operators, share_equal, strip_metadata
-from ilf_trt.model.checkpoint import read_json_object
-from ilf_trt.model.foreign import load_whole, refuse_foreign_code
+from ilf_trt.model.pretrained import diffusers_weights, load_diffusers, model_config
+from ilf_trt.model.weights import check_finite
 
 from .folder import PipelineFolder
 
 KINDS = ("AutoencoderKL", "AutoencoderTiny")
 TRACED_SIDES = (6, 10)  # cells; no two alike, or the exporter takes height and width for one
 MOST_CELLS = 1 << 12
+LARGEST = 1e6  # factor of a latent
+VALUE_CHARS = 60
 FEWEST_CELLS, QUARTERS = 8, 4  # to a side of a tile, and what it is a multiple of
 
 
@@ -33,10 +32,10 @@ def decoder_spec_of(
 ) -> DecoderSpec:
     """The dimensions of the decoder for latents of `sizes` (H, W) in cells; `tile` is the side of a tile in pixels.
 
-    Raises CheckpointError for a folder without a decoder that is known, InvalidRequest for a tile below 8 cells.
+    Raises CheckpointError for a decoder that is not known or lacks weights, InvalidRequest for a tile below 8 cells.
     """
-    config = _config(folder)
-    channels = int(config["latent_channels"])
+    kind, channels = _kind(folder), _channels(folder)
+    diffusers_weights(kind, folder.path / "vae")
     heights, widths = ({size[axis] for size in sizes} for axis in (0, 1))
     if tile is not None and tile // folder.cell < max(*heights, *widths):
         side = tile // folder.cell // QUARTERS * QUARTERS  # neighbours share a quarter of it, in whole cells
@@ -56,7 +55,7 @@ def export_decoder(folder: PipelineFolder, spec: DecoderSpec, path: Path) -> Non
     In halves the group norms stay in float32. A VAE whose activations pass float16's 65504, as SDXL's, needs fp32 or
     bf16: `verify` finds it. Raises CheckpointError for weights that are missing or damaged.
     """
-    module = _Decode(_load_vae(folder), spec).eval()
+    module = _Decode(load_vae(folder), spec).eval()
     sides = {"H": TRACED_SIDES[0], "W": TRACED_SIDES[1]}
     latents = torch.zeros(spec.graph.inputs[0].resolve(sides))
     shapes = {
@@ -122,32 +121,38 @@ def _widen_norms(module: nn.Module) -> None:
             _widen_norms(child)
 
 
-def _config(folder: PipelineFolder) -> dict[str, Any]:
-    refuse_foreign_code(folder.path / "vae")
-    config = read_json_object(folder.path / "vae" / "config.json")
-    kind = config.get("_class_name")
-    if kind not in KINDS:
-        raise CheckpointError(
-            f"{folder.path / 'vae'} is a {kind}, supported are {' and '.join(KINDS)}; leave it out by --without decoder"
-        )
-    if not isinstance(config.get("latent_channels"), int):
-        raise CheckpointError(f"{folder.path / 'vae'}: config.json names no latent_channels; copy it again")
+def load_vae(folder: PipelineFolder) -> Any:
+    """diffusers' own autoencoder, in float32; raises CheckpointError."""
+    vae = load_diffusers(_kind(folder), folder.path / "vae")
+    check_finite(vae.state_dict(), str(folder.path / "vae"))
+    return vae
+
+
+def _channels(folder: PipelineFolder) -> int:
+    """The channels of a latent, from a config whose decoder is known; raises CheckpointError."""
+    source = folder.path / "vae"
+    config = model_config(source)
     if config.get("latents_mean") is not None:
         raise CheckpointError(
-            f"{folder.path / 'vae'} scales every channel by its own mean, which is not supported; leave it out by "
+            f"{source} scales every channel by its own mean, which is not supported; leave it out by --without decoder"
+        )
+    for name, low in (("scaling_factor", 1e-6), ("shift_factor", -LARGEST)):
+        value = config.get(name)
+        if value is not None and not (type(value) in (int, float) and low <= value <= LARGEST):
+            raise CheckpointError(f"{source}: {name} is {shown(repr(value), VALUE_CHARS)}; restore its config.json")
+    channels = config.get("latent_channels")
+    if type(channels) is not int:
+        raise CheckpointError(f"{source}: config.json names no latent_channels; copy it again")
+    return channels
+
+
+def _kind(folder: PipelineFolder) -> Any:
+    """The class of the autoencoder."""
+    source = folder.path / "vae"
+    name = model_config(source).get("_class_name")
+    if name not in KINDS:
+        raise CheckpointError(
+            f"{source} is a {shown(str(name), VALUE_CHARS)}, supported are {' and '.join(KINDS)}; leave it out by "
             "--without decoder"
         )
-    return config
-
-
-def _load_vae(folder: PipelineFolder) -> Any:
-    source = folder.path / "vae"
-    kind = getattr(diffusers, str(_config(folder)["_class_name"]))
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            model = load_whole(partial(kind.from_pretrained, source, use_safetensors=True), str(source))
-            return model.float().eval()
-    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
-        reason = " ".join(str(error).split())[:300]
-        raise CheckpointError(f"{source} cannot be loaded: {reason}; copy it again") from error
+    return getattr(diffusers, name)

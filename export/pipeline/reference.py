@@ -2,23 +2,23 @@
 
 import logging
 import os
-import warnings
 from pathlib import Path
 from typing import Any
 
-import diffusers
 import torch
 from numpy.typing import NDArray
 
 from ilf_trt.contract.reference_cases import DECODE_LATENTS, DECODE_SHADES, TEXT_EMBEDDED, TEXT_IDS, TEXT_MASK
 from ilf_trt.contract.spec import DecoderSpec, TextSpec
-from ilf_trt.model.checkpoint import read_json_object
+from ilf_trt.model.t5_folder import load_t5, t5_weights
 
+from .decoder import load_vae
 from .folder import PipelineFolder
 
 SEED = 0
 LATENT_SIDE = 8  # cells of the latent that is decoded, where the graph takes any
 SHARE_OF_MEMORY = 0.5
+FLOAT32_BYTES = 4
 
 log = logging.getLogger(__name__)
 
@@ -26,15 +26,11 @@ log = logging.getLogger(__name__)
 @torch.inference_mode()
 def text_reference(folder: PipelineFolder, spec: TextSpec) -> dict[str, NDArray[Any]]:
     """Two texts of random tokens, one of them short, embedded by transformers in float32, if they fit."""
-    from transformers import T5EncoderModel
-
     source = folder.path / "text_encoder"
     if not _fits(source):
         log.warning("%s is too large to run here beside the build: graph text is not verified", source)
         return {}
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        encoder = T5EncoderModel.from_pretrained(source, use_safetensors=True, dtype=torch.float32).eval()
+    encoder = load_t5(source, torch.float32).eval()
     generator = torch.Generator().manual_seed(SEED)
     ids = torch.randint(0, spec.vocabulary, (2, spec.tokens), generator=generator)
     mask = (torch.arange(spec.tokens) < torch.tensor([[spec.tokens], [max(spec.tokens // 3, 1)]])).long()
@@ -49,11 +45,7 @@ def text_reference(folder: PipelineFolder, spec: TextSpec) -> dict[str, NDArray[
 @torch.inference_mode()
 def decoder_reference(folder: PipelineFolder, spec: DecoderSpec) -> dict[str, NDArray[Any]]:
     """One latent decoded by diffusers in float32."""
-    source = folder.path / "vae"
-    decoder = getattr(diffusers, str(read_json_object(source / "config.json")["_class_name"]))
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        vae = decoder.from_pretrained(source, use_safetensors=True).float().eval()
+    vae = load_vae(folder).eval()
     sides = tuple(LATENT_SIDE if isinstance(side, str) else side for side in spec.size)
     latents = torch.randn(1, spec.channels, *sides, generator=torch.Generator().manual_seed(SEED))
     given = latents / vae.config.scaling_factor + (vae.config.get("shift_factor") or 0.0)
@@ -62,7 +54,5 @@ def decoder_reference(folder: PipelineFolder, spec: DecoderSpec) -> dict[str, ND
 
 
 def _fits(folder: Path) -> bool:
-    weights_bytes = sum(path.stat().st_size for path in folder.glob("*.safetensors"))
     free_bytes = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    stored = str(read_json_object(folder / "config.json").get("dtype") or "")
-    return weights_bytes * (2 if "16" in stored else 1) < SHARE_OF_MEMORY * free_bytes
+    return FLOAT32_BYTES * t5_weights(folder).numbers < SHARE_OF_MEMORY * free_bytes

@@ -7,36 +7,53 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ilf_trt.errors import InvalidRequest
+from ilf_trt.contract.document import DocumentError, Size, as_type
+from ilf_trt.errors import CheckpointError, shown
 
 ACTIVATIONS = {"relu": ("relu", False), "gated-gelu": ("gelu_new", True), "gated-silu": ("silu", True)}
+FEWEST_BUCKETS, VALUE_CHARS = 4, 60
 
 
 @dataclass(frozen=True, slots=True)
 class T5Shape:
     """The dimensions of an encoder, by the names of transformers' T5Config."""
 
-    vocab_size: int
-    d_model: int
-    d_kv: int
-    d_ff: int
-    num_layers: int
-    num_heads: int
+    vocab_size: Size
+    d_model: Size
+    d_kv: Size
+    d_ff: Size
+    num_layers: Size
+    num_heads: Size
     layer_norm_epsilon: float
-    relative_attention_num_buckets: int
-    relative_attention_max_distance: int
+    relative_attention_num_buckets: Size
+    relative_attention_max_distance: Size
     feed_forward_proj: str
 
     @classmethod
     def of(cls, config: dict[str, Any], where: str) -> "T5Shape":
-        """From a config.json; raises InvalidRequest for another model or an activation that is not known."""
+        """From a config.json; raises CheckpointError for another model and for an option that is not known."""
         if config.get("model_type") != "t5":
-            raise InvalidRequest(f"{where} is a {config.get('model_type')!r} text encoder, supported is 't5'")
+            kind = shown(repr(config.get("model_type")), VALUE_CHARS)
+            raise CheckpointError(f"{where} is a {kind} text encoder, supported is 't5'")
         filled = {"relative_attention_max_distance": 128, "feed_forward_proj": "relu", **config}
-        shape = cls(**{name: filled[name] for name in cls.__slots__})
+        try:
+            shape = as_type({name: filled[name] for name in cls.__slots__ if name in filled}, cls)
+        except DocumentError as error:
+            raise CheckpointError(f"{where}: config.json: {error}; restore it") from error
         if shape.feed_forward_proj not in ACTIVATIONS:
-            known = ", ".join(ACTIVATIONS)
-            raise InvalidRequest(f"{where} has feed_forward_proj {shape.feed_forward_proj!r}, supported are {known}")
+            known, got = ", ".join(ACTIVATIONS), shown(repr(shape.feed_forward_proj), VALUE_CHARS)
+            raise CheckpointError(f"{where} has feed_forward_proj {got}, supported are {known}")
+        stored = config.get("dense_act_fn", ACTIVATIONS[shape.feed_forward_proj][0])  # transformers takes this if both
+        if stored != ACTIVATIONS[shape.feed_forward_proj][0]:
+            raise CheckpointError(
+                f"{where} has dense_act_fn {shown(repr(stored), VALUE_CHARS)} and feed_forward_proj "
+                f"{shape.feed_forward_proj!r}, which differ; correct its config.json"
+            )
+        if not FEWEST_BUCKETS <= shape.relative_attention_num_buckets < 4 * shape.relative_attention_max_distance:
+            raise CheckpointError(
+                f"{where} has relative_attention_num_buckets {shape.relative_attention_num_buckets} for distances to "
+                f"{shape.relative_attention_max_distance}; restore its config.json"
+            )
         return shape
 
     def buckets(self, tokens: int) -> Tensor:

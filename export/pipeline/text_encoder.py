@@ -1,45 +1,42 @@
 """A pipeline's text encoder as graph `text`, its weights brought over one at a time; and its tokenizer."""
 
-import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
 
 import onnx_ir as ir
 import torch
 from onnxscript.optimizer import optimize_ir
-from safetensors import SafetensorError, safe_open
+from safetensors import safe_open
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.export import Dim
 
 from ilf_trt.contract.bundle import weights_file
-from ilf_trt.contract.document import DocumentError
 from ilf_trt.contract.ports import PICTURES
 from ilf_trt.contract.spec import Precision, TextSpec
-from ilf_trt.contract.tokenizer_file import check_tokenizer_folder, read_tokenizer
-from ilf_trt.errors import CheckpointError, MissingDependency, shown
+from ilf_trt.contract.tokenizer_file import read_tokenizer
+from ilf_trt.errors import CheckpointError
 from ilf_trt.export.graph import OPSET, TRACED_PICTURES, quiet
 from ilf_trt.export.passes import check_operators, strip_metadata
-from ilf_trt.model.checkpoint import read_json_object
-from ilf_trt.model.foreign import refuse_foreign_code
+from ilf_trt.model.foreign import foreign
+from ilf_trt.model.pretrained import model_config
+from ilf_trt.model.t5_folder import EMBEDDINGS, load_tokenizer, t5_weights
+from ilf_trt.model.weights import Weights, check_finite
 
 from .folder import PipelineFolder
 from .t5 import T5Encoder, T5Shape
 
 MOST_PROMPTS = 1 << 16
 ALIGNMENT = 256  # of every tensor in the file, so that it can be mapped
-WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
-FLOATS = ("F32", "F16", "BF16")
-DECODER = ("decoder.", "lm_head.")  # of a whole T5, which has no part in embedding text
-EMBEDDINGS = ("shared.weight", "encoder.embed_tokens.weight")  # one tensor under either name, or under both
 
 
 def text_spec_of(folder: PipelineFolder, *, tokens: int, precision: Precision) -> TextSpec:
-    """The dimensions of the text encoder, from its config alone; raises CheckpointError, InvalidRequest."""
+    """The dimensions of the text encoder, whose weights are not read but must be there.
+
+    Raises CheckpointError, MissingDependency.
+    """
     shape = _shape(folder)
+    t5_weights(folder.path / "text_encoder")
     return TextSpec(tokens, shape.vocab_size, shape.d_model, precision)
 
 
@@ -49,7 +46,7 @@ def export_text(folder: PipelineFolder, spec: TextSpec, path: Path) -> None:
     The graph is made without weights; they are then read from their shards, cast and written one by one, so that no
     more than one of them is in memory. Raises CheckpointError for weights that are missing or of another shape.
     """
-    shape, shards = _shape(folder), _Shards.of(folder.path / "text_encoder")
+    shape, shards = _shape(folder), t5_weights(folder.path / "text_encoder")
     dtype = getattr(torch, spec.precision.dtype)
     with quiet(), FakeTensorMode(), torch.no_grad():
         module = _weightless(shape, spec.tokens, dtype)
@@ -82,12 +79,11 @@ def export_text(folder: PipelineFolder, spec: TextSpec, path: Path) -> None:
     with data.open("wb") as file:
         for name in weights:
             value = model.graph.initializers[name]
-            tensor = shape.buckets(spec.tokens) if name == "buckets" else _laid_out(shards.read(name), name).to(dtype)
+            tensor = shape.buckets(spec.tokens) if name == "buckets" else _laid_out(_read(shards, name), name).to(dtype)
             if tuple(tensor.shape) != tuple(value.shape):
                 found, wanted = tuple(tensor.shape), tuple(value.shape)
                 raise CheckpointError(f"{shards.folder}: {name} is {found}, its config says {wanted}; copy it again")
             value.const_value = _write_tensor(tensor, file, path, name)
-    shards.check_used({*weights, *EMBEDDINGS})
     ir.save(model, path)
 
 
@@ -96,28 +92,11 @@ def write_tokenizer(folder: PipelineFolder, path: Path) -> None:
 
     Raises CheckpointError when the folder holds none, MissingDependency without transformers.
     """
-    try:
-        from transformers import AutoTokenizer
-    except ImportError as error:
-        raise MissingDependency(f"a text encoder needs {error.name}; pip install 'ilf-trt[pipeline]'") from error
     source = folder.path / "tokenizer"
-    refuse_foreign_code(source)
-    try:
-        check_tokenizer_folder(source)
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            tokenizer: Any = AutoTokenizer.from_pretrained(source, local_files_only=True, trust_remote_code=False)
-        if len(tokenizer.get_vocab()) - len(tokenizer.get_added_vocab()) < 2:
-            raise ValueError("it has no words")
+    tokenizer = load_tokenizer(source)
+    with foreign(f"{source} holds no fast tokenizer", "copy its tokenizer.json there"):
         tokenizer.backend_tokenizer.save(str(path))
         read_tokenizer(path)
-    except DocumentError as error:
-        raise CheckpointError(f"{error}; ilf-trt reads a T5's tokenizer; copy that of the text encoder") from error
-    except (OSError, ValueError, KeyError, AttributeError, ImportError) as error:
-        reason = " ".join(str(error).split())[:300]
-        raise CheckpointError(
-            f"{source} holds no tokenizer that can be read ({reason}); copy its tokenizer.json or spiece.model there"
-        ) from error
 
 
 def _weightless(shape: T5Shape, tokens: int, dtype: torch.dtype) -> T5Encoder:
@@ -131,8 +110,7 @@ def _weightless(shape: T5Shape, tokens: int, dtype: torch.dtype) -> T5Encoder:
 
 def _shape(folder: PipelineFolder) -> T5Shape:
     source = folder.path / "text_encoder"
-    refuse_foreign_code(source)
-    return T5Shape.of(read_json_object(source / "config.json"), str(source))
+    return T5Shape.of(model_config(source), str(source))
 
 
 def _laid_out(tensor: Tensor, name: str) -> Tensor:
@@ -160,63 +138,12 @@ def _write_tensor(tensor: Tensor, file: IO[bytes], path: Path, name: str) -> Any
     )
 
 
-@dataclass(frozen=True, slots=True)
-class _Shards:
-    """Which safetensors file holds a tensor; each is opened for one tensor at a time, so that none stays mapped."""
-
-    folder: Path
-    paths: dict[str, Path]
-
-    @classmethod
-    def of(cls, folder: Path) -> "_Shards":
-        paths: dict[str, Path] = {}
-        for path in _shard_paths(folder):
-            with _open_shard(path) as shard:
-                for name in shard.keys():  # noqa: SIM118
-                    dtype = shard.get_slice(name).get_dtype()
-                    if dtype not in FLOATS:
-                        raise CheckpointError(
-                            f"{path}: {shown(name, 80)} is {dtype}, expected {', '.join(FLOATS)}; use weights that are "
-                            "not quantised"
-                        )
-                    paths[name] = path
-        return cls(folder, paths)
-
-    def check_used(self, names: set[str]) -> None:
-        """Raise CheckpointError for a tensor of an encoder that is not among `names`: it would be left out."""
-        unused = sorted(name for name in self.paths.keys() - names if not name.startswith(DECODER))
-        if unused:
-            raise CheckpointError(
-                f"{self.folder} holds {shown(unused[0], 80)}, which a T5 encoder does not have; use weights that are "
-                "neither quantised nor adapted"
-            )
-
-    def read(self, name: str) -> Tensor:
-        for alias in EMBEDDINGS if name in EMBEDDINGS else (name,):
-            if alias in self.paths:
-                with _open_shard(self.paths[alias]) as shard:
-                    tensor: Tensor = shard.get_tensor(alias)
-                    return tensor
-        raise CheckpointError(f"{self.folder} lacks {name}; copy all of its shards again")
-
-
-@contextmanager
-def _open_shard(path: Path) -> Iterator[Any]:
-    try:
-        with safe_open(path, framework="pt") as shard:
-            yield shard
-    except (OSError, SafetensorError) as error:
-        raise CheckpointError(f"{path} is missing or damaged ({error}); copy it again") from error
-
-
-def _shard_paths(folder: Path) -> Iterator[Path]:
-    if not (folder / INDEX).is_file():
-        yield folder / WEIGHTS
-        return
-    names = read_json_object(folder / INDEX).get("weight_map")
-    if not isinstance(names, dict):
-        raise CheckpointError(f"{folder / INDEX} holds no weight_map; copy it again")
-    for name in sorted(set(map(str, names.values()))):
-        if Path(name).name != name:
-            raise CheckpointError(f"{folder / INDEX} names {name!r}, outside the folder; do not use it")
-        yield folder / name
+def _read(weights: Weights, name: str) -> Tensor:
+    """One tensor; its file is opened for it alone, so that none stays mapped."""
+    if name not in weights.tensors:
+        (name,) = (alias for alias in EMBEDDINGS if alias in weights.tensors and name in EMBEDDINGS)
+    file = weights.tensors[name].file
+    with foreign(f"{file} cannot be read", "copy it again"), safe_open(file, framework="pt") as shard:
+        tensor: Tensor = shard.get_tensor(name)
+    check_finite({name: tensor}, str(file))
+    return tensor

@@ -14,6 +14,7 @@ from .spec import Loop
 LARGEST = 3.4028234e38  # of float32, in which a session computes
 
 ANNEAL_FLOOR = 10.0
+NAME_CHARS = 80
 DEFAULT_FEEDBACK = "outer:2"
 SCHEDULERS: dict[str, dict[str, Any]] = {
     "dpmsolver++": dict(DEFAULT_SCHEDULER),
@@ -183,7 +184,8 @@ def read_scheduler(name: str) -> dict[str, Any]:
         return read_json(name, foreign=True)
     except DocumentError as error:
         raise UnsupportedScheduler(
-            f"scheduler {name!r} is none of {', '.join(SCHEDULERS)}, and no scheduler_config.json: it {error.reason}"
+            f"scheduler {shown(name, NAME_CHARS)!r} is none of {', '.join(SCHEDULERS)}, and no scheduler_config.json: "
+            f"it {error.reason}"
         ) from error
 
 

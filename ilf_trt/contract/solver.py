@@ -42,6 +42,7 @@ DDIM_DEFAULTS: dict[str, object] = {"timestep_spacing": "leading", "clip_sample"
 LOWER_ORDER_BELOW = 15  # diffusers ends with orders 2 and 1 only where a trajectory has fewer steps than this
 KARRAS_RHO = 7.0
 MOST_TIMES, MOST_STEPS = 10_000, 1000
+RAMPS = ("use_karras_sigmas", "use_lu_lambdas", "use_exponential_sigmas")
 ZERO_SNR_PRODUCT = np.float32(2**-24)  # diffusers' stand-in for a last product of 0, to keep the level finite
 Float32 = NDArray[np.float32]
 Float64 = NDArray[np.float64]
@@ -51,7 +52,9 @@ Float64 = NDArray[np.float64]
 class SolverTable:
     """One trajectory. S is `steps`, except where diffusers makes fewer: trailing spacing with lambda_min_clipped."""
 
-    times: tuple[float, ...]  # S, descending: what the diffusers scheduler.timesteps holds
+    times: tuple[
+        float, ...
+    ]  # S, as the diffusers scheduler.timesteps: falling, where ramps may repeat all but the first
     initial_scale: float  # unit-variance noise -> first x
     coefficients: Float64  # (S, 6), columns are COLUMNS
 
@@ -209,9 +212,15 @@ def _path(options: _Options, steps: int) -> tuple[Float32, Float64, Float64]:
     if options.interpolation_type == "log_linear":
         # One level more than steps: the last step ends at the smallest training level, whatever final_sigmas_type is.
         visited = np.exp(_torch_linspace(np.log(levels[-1]), np.log(levels[0]), steps + 1)).astype(np.float64)
-    if options.use_karras_sigmas or options.use_lu_lambdas or options.use_exponential_sigmas:
+    ramp = next((name for name in RAMPS if getattr(options, name)), None)
+    if ramp is not None:
         visited = _ramped_levels(options, levels[::-1] if options.scheduler == DPM else visited, steps)
         times = _times_of_levels(options, visited, levels)
+        same = int((times == times[0]).sum())
+        if same > 1:  # diffusers then starts at the second step, and leaves its table at the last: its issue 12771
+            wanted = f"False with {options.beta_schedule} betas up to level {visited[0]:.3g}"
+            reason = f"the first {same} of {steps} steps have the same time"
+            raise _refusal(options.scheduler, ramp, True, f"{wanted}: {reason}")
     if times.min(initial=math.inf) < 0 or not times.size:
         wanted = "times from 0 on, as other numbers of steps and other spacings have"
         raise _refusal(options.scheduler, f"timestep_spacing of {steps} steps", options.timestep_spacing, wanted)

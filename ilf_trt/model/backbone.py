@@ -48,6 +48,7 @@ class Backbone(ABC):
     |---|---|
     | `kind` | the name in checkpoints and bundles |
     | `model_type` | the class, with diffusers' `from_pretrained`, `save_pretrained` and `config` |
+    | `former_config` | the options of a config.json that stand for the class too: its name before diffusers 0.28 |
     | `arguments` | what the class takes after the latent, in order |
     | `unsupported` | those of `arguments` that feedback does not serve |
     | `pipelines` | the diffusers pipelines around it |
@@ -59,6 +60,7 @@ class Backbone(ABC):
 
     kind: ClassVar[str]
     model_type: ClassVar[type[Any]]
+    former_config: ClassVar[Mapping[str, Any]] = {}
     arguments: ClassVar[tuple[str, ...]]
     unsupported: ClassVar[tuple[str, ...]] = ()
     pipelines: ClassVar[tuple[PipelineKind, ...]] = ()
@@ -84,6 +86,12 @@ class Backbone(ABC):
     def model_class(cls) -> str:
         """The name of the transformer's class, as it stands in a config.json."""
         return cls.model_type.__name__
+
+    @classmethod
+    def is_of(cls, config: Mapping[str, Any]) -> bool:
+        """Whether a config.json describes this model."""
+        former = cls.former_config
+        return config.get("_class_name") == cls.model_class() or bool(former and former.items() <= config.items())
 
     @property
     def blocks(self) -> nn.ModuleList:

@@ -3,57 +3,36 @@
 import hashlib
 import json
 import logging
-import os
-from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
 import msgspec
 import torch
-from diffusers import ConfigMixin
-from safetensors import SafetensorError
 from safetensors.torch import save
 from torch import Tensor, nn
 
 from ilf_trt.contract.document import Count, DocumentError, as_type, read_json
 from ilf_trt.contract.packaged import find_packaged
-from ilf_trt.contract.solver import DEFAULT_SCHEDULER
 from ilf_trt.contract.spec import Loop
 from ilf_trt.contract.stamp import Sha256, check_stamp, stamped_text
-from ilf_trt.errors import CheckpointError, InvalidRequest, one_line, shown
+from ilf_trt.errors import CheckpointError, InvalidRequest, shown
 from ilf_trt.files import is_file, is_folder, whole_file
 
-from .backbones import adapter_of_class, adapter_of_kind
-from .foreign import load_whole, refuse_foreign_code
+from .base import BASE_FOLDER, default_scheduler, load_base, read_scheduler_of, stored_scheduler
 from .identity import check_plain
 from .ilf_model import ILFModel
 from .surgery import attach
 from .tensor_file import read_tensors, write_tensors
+from .weights import check_finite
 
 log = logging.getLogger(__name__)
 
 SCHEMA, UNSTAMPED_SCHEMA = 2, 1
 FACTS_FILE = "ilf.json"
 WEIGHTS_FILE = "ilf.safetensors"
-BASE_FOLDER = "transformer"
-OF_BOTH_KINDS = {"ada_norm_zero": "DiTTransformer2DModel", "ada_norm_single": "PixArtTransformer2DModel"}
-SCHEDULER_FILE = "scheduler/scheduler_config.json"
 VALUE_CHARS = 60
 COPY_AGAIN = f"copy it again, with the {FACTS_FILE} beside it"
-
-
-class _SchedulerConfig(ConfigMixin):  # type: ignore[misc]
-    """Reads the scheduler_config.json of any pipeline."""
-
-    config_name = "scheduler_config.json"
-
-
-class _AnyConfig(ConfigMixin):  # type: ignore[misc]
-    """Reads the config.json of any model."""
-
-    config_name = "config.json"
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,15 +73,22 @@ class Checkpoint:
     block_sha256: str | None = None
 
     def scheduler_config(self) -> dict[str, Any]:
-        """The diffusers scheduler beside the checkpoint or beside its base; else DPM-Solver++ of order 2."""
-        own = self.folder / SCHEDULER_FILE
-        return read_json_object(own) if os.path.lexists(own) else base_scheduler(self.base)
+        """The diffusers scheduler beside the checkpoint or beside its base; else DPM-Solver++ of order 2.
+
+        Raises CheckpointError for a scheduler that is there and cannot be read.
+        """
+        own = self.stored_scheduler()
+        return default_scheduler(str(self.folder)) if own is None else own
+
+    def stored_scheduler(self) -> dict[str, Any] | None:
+        """As `scheduler_config`, None if there is none."""
+        own = read_scheduler_of(self.folder)
+        return stored_scheduler(self.base) if own is None else own
 
     def load(self, *, base_differs: bool = False) -> ILFModel:
         """The model on its base; raises as `load_ilf` does."""
         source = self.base
-        backbone = _load_base(self.kind, source)
-        _check_finite(backbone.state_dict(), f"the base {source}")
+        backbone = load_base(source, self.kind)
         sha256 = fingerprint(backbone)
         same = sha256 == self.base_sha256
         if not same and not base_differs:
@@ -184,61 +170,6 @@ def load_ilf(folder: str | Path, *, base: str | Path | None = None, base_differs
     return checkpoint.load(base_differs=base_differs)
 
 
-def load_backbone(source: str) -> Any:
-    """A base to train on: a diffusers folder, a hub id, `demo`; raises CheckpointError, UnsupportedBackbone."""
-    if find_packaged(source) is not None:
-        source = base_source(source)
-    options = {} if Path(source).is_dir() or source.count("/") != 1 else {"subfolder": BASE_FOLDER}
-    path = Path(source) / BASE_FOLDER if (Path(source) / BASE_FOLDER).is_dir() else Path(source)
-    try:
-        config = _AnyConfig.load_config(str(path) if not options else source, **options)
-    except (OSError, ValueError) as error:
-        reason = one_line(error)
-        raise CheckpointError(
-            f"base {source} cannot be loaded: {reason}; give the diffusers folder of the base as model.base"
-        ) from error
-    backbone = _load_base(adapter_of_class(_class_of(config)).kind, source)
-    _check_finite(backbone.state_dict(), f"the base {source}")
-    return backbone
-
-
-def _class_of(config: Mapping[str, Any]) -> str:
-    """The class of a model; many on the hub still bear the name of the class that held both kinds.
-
-    Source: diffusers issue 11947.
-    """
-    name = str(config.get("_class_name"))
-    return OF_BOTH_KINDS.get(str(config.get("norm_type")), name) if name == "Transformer2DModel" else name
-
-
-def base_source(base: str) -> str:
-    """Where a base is found from any folder: a folder's absolute path, a hub id as it is, and the package's own."""
-    known = find_packaged(base)
-    if known is not None:
-        return str(known.folder / BASE_FOLDER)
-    return str(Path(base).resolve()) if is_folder(base) else base
-
-
-def base_scheduler(base: str) -> dict[str, Any]:
-    """The diffusers scheduler beside a base, also of a hub id; DPM-Solver++ of order 2 for a folder that has none.
-
-    Raises CheckpointError for one that cannot be read.
-    """
-    for folder in (Path(base), Path(base).parent):
-        path = folder / SCHEDULER_FILE
-        if path.is_file():
-            return read_json_object(path)
-    if Path(base).exists() or base.count("/") != 1:
-        return dict(DEFAULT_SCHEDULER)
-    try:
-        config = _SchedulerConfig.load_config(base, subfolder="scheduler")
-    except (OSError, ValueError) as error:
-        raise CheckpointError(
-            f"the scheduler of {base} cannot be read: {one_line(error)}; pass a folder that holds it as the base"
-        ) from error
-    return {name: value for name, value in dict(config).items() if name == "_class_name" or not name.startswith("_")}
-
-
 def read_checkpoint(folder: str | Path) -> Checkpoint:
     """What `ilf.json` says, checked against its own digest; raises CheckpointError.
 
@@ -301,36 +232,6 @@ def fingerprint(module: nn.Module, dtype: torch.dtype = torch.float32) -> str:
     return digest.hexdigest()
 
 
-def read_json_object(path: Path) -> dict[str, Any]:
-    """A JSON object in a file; raises CheckpointError."""
-    try:
-        return read_json(path, foreign=True)
-    except DocumentError as error:
-        raise CheckpointError(f"{error}; restore the file") from error
-
-
-def _load_base(kind: str, source: str) -> Any:
-    model_type = adapter_of_kind(kind).model_type
-    options: dict[str, Any] = {"use_safetensors": True, "low_cpu_mem_usage": False}
-    path = Path(source)
-    if path.is_dir():
-        if not (path / "config.json").is_file() and (path / BASE_FOLDER).is_dir():
-            path = path / BASE_FOLDER
-        source = str(path)
-    elif path.is_absolute() or source.count("/") != 1:
-        raise CheckpointError(f"base {source} is not a folder; pass the diffusers folder of the base with --base")
-    else:
-        options["subfolder"] = BASE_FOLDER
-    try:
-        refuse_foreign_code(source)
-        return load_whole(partial(model_type.from_pretrained, source, **options), source)
-    except (OSError, ValueError, RuntimeError, TypeError, SafetensorError) as error:
-        reason = one_line(error)
-        raise CheckpointError(
-            f"base {source} cannot be loaded: {reason}; check the folder or download it again"
-        ) from error
-
-
 def save_feedback(model: ILFModel, path: Path) -> str:
     """Write F and s into one file, and return its sha256.
 
@@ -342,7 +243,7 @@ def save_feedback(model: ILFModel, path: Path) -> str:
 def _feedback_state(model: ILFModel) -> dict[str, Tensor]:
     """F and s on the CPU, checked; raises CheckpointError when a weight is not finite."""
     state = {name: tensor.detach().contiguous().cpu() for name, tensor in model.feedback.state_dict().items()}
-    _check_finite(state, "the feedback block")
+    check_finite(state, "the feedback block")
     return state
 
 
@@ -353,14 +254,8 @@ def load_feedback(model: ILFModel, path: Path, *, sha256: str | None, advice: st
     """
     wanted = {name: tuple(tensor.shape) for name, tensor in model.feedback.state_dict().items()}
     state = read_tensors(path, wanted, sha256=sha256, advice=advice)
-    _check_finite(state, str(path))
+    check_finite(state, str(path))
     model.feedback.load_state_dict(state)
-
-
-def _check_finite(state: dict[str, Tensor], what: str) -> None:
-    for name, tensor in state.items():
-        if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
-            raise CheckpointError(f"{what} holds NaN or infinity in {name}; use weights from before training diverged")
 
 
 def _brief(value: Any) -> str:

@@ -1,57 +1,48 @@
-"""Models of others: none of their code runs, and no weight is made up, left out or misread."""
+"""The border to libraries of others: what they raise becomes an error of this package, and they stay quiet."""
 
-from collections.abc import Callable
-from pathlib import Path
-from typing import Any
+import logging
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 
-from ilf_trt.contract.document import DocumentError, read_json
-from ilf_trt.errors import CheckpointError, shown
+from ilf_trt.errors import CheckpointError, IlfError, one_line
 
-CONFIGS = ("config.json", "tokenizer_config.json", "model_index.json", "preprocessor_config.json")
-CODE_KEYS = ("auto_map", "custom_pipelines", "trust_remote_code")
-MOST_NAMES = 3
-
-
-def refuse_foreign_code(folder: str | Path) -> None:
-    """Raise CheckpointError for a folder whose configs ask for code of their own; it is never run."""
-    for name in CONFIGS:
-        path = Path(folder) / name
-        if not path.is_file():
-            continue
-        try:
-            config = read_json(path, foreign=True)
-        except DocumentError as error:
-            raise CheckpointError(f"{error}; copy the folder again") from error
-        for key in CODE_KEYS:
-            if config.get(key):
-                raise CheckpointError(
-                    f"{path} asks to run code of its own ({key}), which ilf-trt never does; use a model that its "
-                    "library knows by itself, and remove that entry if it does"
-                )
-        if config.get("quantization_config"):
-            raise CheckpointError(
-                f"{path} holds quantised weights (quantization_config), which would be misread; use the weights in "
-                "float32, float16 or bfloat16"
-            )
+REASON_CHARS = 160
+LOGGERS = ("diffusers", "transformers")
+PANIC = "PanicException"  # of a library in Rust; no Exception, and every such library has a class of its own
 
 
-def load_whole(load: Callable[..., tuple[Any, dict[str, Any]]], source: str) -> Any:
-    """What `load(output_loading_info=True)` gives, once every weight was found and every one that was found is used.
+@contextmanager
+def foreign(what: str, advice: str) -> Iterator[None]:
+    """Raise CheckpointError "`what`: …; `advice`" for any exception of the block that is not of this package.
 
-    Raises CheckpointError with the first names.
+    The log of diffusers and transformers and all warnings are silenced meanwhile. What ends a process, such as
+    KeyboardInterrupt, passes.
     """
-    model, info = load(output_loading_info=True)
-    for kind, what in (
-        ("missing_keys", "lacks"),
-        ("unexpected_keys", "holds, which the model does not have,"),
-        ("mismatched_keys", "holds in another shape"),
-        ("error_msgs", "cannot be read:"),
-    ):
-        names = sorted(map(str, info.get(kind) or ()))
-        if names:
-            few = shown(", ".join(names[:MOST_NAMES]), 150)
-            raise CheckpointError(
-                f"{source} {what} {few} ({len(names)} in all); its config.json and its weights are of different "
-                "models: copy both from one place"
-            )
-    return model
+    try:
+        with _quiet():
+            yield
+    except IlfError:
+        raise
+    except BaseException as error:
+        if not isinstance(error, Exception) and type(error).__name__ != PANIC:
+            raise
+        reason = one_line(error, REASON_CHARS)
+        if isinstance(error, LookupError | AttributeError | ArithmeticError | MemoryError | NotImplementedError):
+            reason = f"{type(error).__name__} {reason}"  # whose text alone is often no more than a name
+        raise CheckpointError(f"{what}: {reason}; {advice}") from error
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    loggers = [logging.getLogger(name) for name in LOGGERS]
+    levels = [logger.level for logger in loggers]
+    for logger in loggers:
+        logger.setLevel(logging.CRITICAL)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)

@@ -14,13 +14,15 @@ from safetensors.torch import load, save
 from torch import Tensor
 
 from ilf_trt.contract.document import DocumentError, as_type, parse_json
-from ilf_trt.errors import CheckpointError, one_line
+from ilf_trt.errors import CheckpointError, one_line, shown
 from ilf_trt.files import open_regular, whole_file
 
 LENGTH_BYTES = 8
 MOST_HEADER_BYTES = 1 << 24
+MOST_TENSORS = 1 << 14
 WIDEST = 8
 METADATA = "__metadata__"
+NAME_CHARS = 80
 FLOATS = ("F64", "F32", "F16", "BF16")
 
 Length = Annotated[int, msgspec.Meta(ge=0, le=1 << 62)]
@@ -35,21 +37,11 @@ class TensorFacts:
     data_offsets: tuple[Length, Length]
 
 
-@dataclass(frozen=True, slots=True)
-class Header:
-    """The tensors of a file by name, and its texts by name."""
+def read_header(path: Path) -> dict[str, TensorFacts]:
+    """The tensors of a file by name, as its header has them; none is read.
 
-    tensors: Mapping[str, TensorFacts]
-    texts: Mapping[str, str]
-
-
-@dataclass(frozen=True, slots=True)
-class _Texts:
-    texts: dict[str, str]
-
-
-def read_header(path: Path) -> Header:
-    """The header of a file, before any tensor is read. Raises OSError, also for a pipe, and DocumentError."""
+    Raises OSError, also for a pipe, and DocumentError, also for a tensor that the file is too short for.
+    """
     with open_regular(path) as file:
         return _header(file)
 
@@ -75,7 +67,7 @@ def read_tensors(
             if sha256 is not None and hashlib.sha256(data).hexdigest() != sha256:
                 raise CheckpointError(f"{path} is damaged or cut short (its sha256 is not {sha256[:12]}…); {advice}")
             file.seek(0)
-            _check_tensors(path, _header(file).tensors, wanted)
+            _check_tensors(path, _header(file), wanted)
         return load(data)
     except FileNotFoundError as error:
         raise CheckpointError(f"{path} is missing; {advice}") from error
@@ -91,13 +83,21 @@ def write_tensors(tensors: dict[str, Tensor], path: Path) -> str:
     return hashlib.sha256(data).hexdigest()
 
 
-def _header(file: BinaryIO) -> Header:
+def _header(file: BinaryIO) -> dict[str, TensorFacts]:
+    size_bytes = os.fstat(file.fileno()).st_size
     length = int.from_bytes(file.read(LENGTH_BYTES), "little")
-    if not 0 < length <= MOST_HEADER_BYTES:
-        raise DocumentError(f"its header has {length} bytes, expected 1 to {MOST_HEADER_BYTES}")
+    if not 2 <= length <= MOST_HEADER_BYTES:
+        raise DocumentError(f"its header claims {length} bytes")
     table = parse_json(file.read(length))
-    texts = as_type({"texts": table.pop(METADATA, {})}, _Texts).texts
-    return Header({name: as_type(facts, TensorFacts) for name, facts in table.items()}, texts)
+    table.pop(METADATA, None)
+    if len(table) > MOST_TENSORS:
+        raise DocumentError(f"it claims {len(table)} tensors, at most {MOST_TENSORS} are read")
+    tensors = {}
+    for name, entry in table.items():
+        tensors[name] = facts = as_type(entry if isinstance(entry, dict) else {}, TensorFacts)
+        if facts.data_offsets[1] > size_bytes - LENGTH_BYTES - length:
+            raise DocumentError(f"{shown(name, NAME_CHARS)} does not fit in it")
+    return tensors
 
 
 def _check_tensors(path: Path, tensors: Mapping[str, TensorFacts], wanted: Mapping[str, tuple[int, ...]]) -> None:

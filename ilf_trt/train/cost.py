@@ -1,9 +1,7 @@
 """The cost of a training: parameters, memory, arithmetic and hours, counted on shapes without weights."""
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -12,10 +10,10 @@ from torch.autograd.graph import saved_tensors_hooks
 from torch.utils.flop_counter import FlopCounterMode
 
 from ilf_trt.contract.ports import PICTURES, Role
-from ilf_trt.errors import InvalidRequest
+from ilf_trt.errors import CheckpointError
 from ilf_trt.model.backbone import Backbone
-from ilf_trt.model.backbones import adapter_of_class, adapter_of_kind
-from ilf_trt.model.checkpoint import base_source
+from ilf_trt.model.base import base_config
+from ilf_trt.model.shapes import backbone_of_shapes
 from ilf_trt.model.surgery import attach
 
 from .batch_stream import Batch
@@ -58,25 +56,25 @@ class Cost:
 def cost_of_recipe(recipe: Recipe, processes: int) -> Cost:
     """The cost on the backbone of the recipe: its `model.kind` and `model.config`, or those of its base on the disk.
 
-    Raises InvalidRequest if neither is there, and as `cost_of` does.
+    Raises CheckpointError if neither is there, and as `cost_of` does.
     """
     kind, config = recipe.model.kind, recipe.model.config
     if kind is None or not config:
-        kind, config = _base_config(recipe.model.base)
+        try:
+            kind, config = base_config(recipe.model.base)
+        except CheckpointError as error:
+            raise CheckpointError(f"{error}; or give model.kind and [model.config] in the recipe") from error
     return cost_of(recipe, kind, config, world=processes)
 
 
 def cost_of(recipe: Recipe, kind: str, config: Mapping[str, Any], *, world: int = 1) -> Cost:
     """The cost of a recipe on a backbone of `kind` and `config`, split over `world` processes.
 
-    Raises InvalidRequest for a loop or a batch that does not fit, UnsupportedBackbone for a kind without an adapter.
+    Raises InvalidRequest for a loop or a batch that does not fit, UnsupportedBackbone as `backbone_of_shapes`.
     """
     optimisation, compute = recipe.optimisation, recipe.compute
     rows = optimisation.rows_at_once(world)
-    options = {name: value for name, value in config.items() if not name.startswith("_")}
-    with torch.device("meta"):
-        backbone = adapter_of_kind(kind).model_type(**options)
-    nn.Module.to(backbone, "meta")  # position embeddings come from numpy
+    backbone = backbone_of_shapes(kind, config)
     model = attach(backbone, recipe.model.loop, initialisation=recipe.model.initialisation)
     frozen_parameters = sum(parameter.numel() for parameter in backbone.parameters())
     trained_parameters = sum(parameter.numel() for parameter in model.feedback.parameters())
@@ -105,18 +103,6 @@ def cost_of(recipe: Recipe, kind: str, config: Mapping[str, Any], *, world: int 
         rows_at_once=rows,
         step_flop=float(counter.get_total_flops() * optimisation.batch_size),
         iterations=optimisation.iterations,
-    )
-
-
-def _base_config(base: str) -> tuple[str, dict[str, Any]]:
-    """Kind and config of a base on the disk."""
-    folder = Path(base_source(base))
-    for path in (folder / "config.json", folder / "transformer" / "config.json"):
-        if path.is_file():
-            config = json.loads(path.read_text())
-            return adapter_of_class(str(config.get("_class_name"))).kind, config
-    raise InvalidRequest(
-        f"base {base} is not on this disk; for a dry run give model.kind and [model.config] in the recipe"
     )
 
 

@@ -11,7 +11,8 @@ from torch import Tensor
 
 from ilf_trt.contract.progress import Progress, no_progress
 from ilf_trt.errors import CheckpointError
-from ilf_trt.model.checkpoint import BASE_FOLDER, base_scheduler, fingerprint, save_ilf
+from ilf_trt.model.base import BASE_FOLDER, base_scheduler
+from ilf_trt.model.checkpoint import fingerprint, save_ilf
 from ilf_trt.model.ilf_model import ILFModel
 from ilf_trt.model.surgery import attach
 

@@ -7,7 +7,8 @@ from typing import Any
 from ilf_trt.contract.arrays import numbers_of
 from ilf_trt.contract.progress import Progress
 from ilf_trt.errors import InvalidRequest
-from ilf_trt.model.checkpoint import base_scheduler, base_source, fingerprint, load_backbone
+from ilf_trt.model.base import base_scheduler, base_source, load_backbone
+from ilf_trt.model.checkpoint import fingerprint
 from ilf_trt.model.surgery import attach
 
 from .checkpoints import Base

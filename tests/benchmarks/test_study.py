@@ -27,7 +27,7 @@ from benchmarks.study import (
 from ilf_trt import attach, save_ilf
 from ilf_trt.contract.plan import SCHEDULERS, Ratio, Rule, make_plan
 from ilf_trt.contract.spec import Loop
-from ilf_trt.model.checkpoint import load_backbone
+from ilf_trt.model.base import load_backbone
 from ilf_trt.model.sampling import sample
 from tests.conftest import BLOCKS, CLASSES, LOOP, small_dit
 

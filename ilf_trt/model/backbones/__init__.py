@@ -1,13 +1,15 @@
 """Finds the adapter of a model. A new backbone is one new file here that defines `ADAPTER`, or one `register` call."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import cache
 from importlib import import_module
 from pkgutil import iter_modules
 from typing import Any
 
-from ilf_trt.errors import InvalidRequest, UnsupportedBackbone
+from ilf_trt.errors import InvalidRequest, UnsupportedBackbone, shown
 from ilf_trt.model.backbone import Backbone, PipelineKind
+
+NAME_CHARS = 80
 
 _REGISTERED: list[type[Backbone]] = []
 
@@ -50,12 +52,13 @@ def adapter_of_kind(kind: str) -> type[Backbone]:
     raise UnsupportedBackbone(f"no adapter for backbone kind {kind!r}; supported: {kinds}")
 
 
-def adapter_of_class(model_class: str) -> type[Backbone]:
-    """The adapter of a class name, as it stands in a model's config.json; raises UnsupportedBackbone."""
+def adapter_of_config(config: Mapping[str, Any]) -> type[Backbone]:
+    """The adapter of a model's config.json; raises UnsupportedBackbone."""
     for adapter in adapters():
-        if adapter.model_class() == model_class:
+        if adapter.is_of(config):
             return adapter
-    raise UnsupportedBackbone(f"no adapter for {model_class}; supported: {_classes()}")
+    name = shown(str(config.get("_class_name")), NAME_CHARS)
+    raise UnsupportedBackbone(f"no adapter for {name}; supported: {_classes()}")
 
 
 def pipeline_kinds() -> dict[str, PipelineKind]:

@@ -1,7 +1,7 @@
 """DiT (diffusers' DiTTransformer2DModel): class labels, every block with its own time and label embedder."""
 
 from collections.abc import Mapping, Sequence
-from typing import Any, cast
+from typing import Any, ClassVar, cast
 
 import torch
 import torch.nn.functional as F
@@ -22,6 +22,7 @@ class DiT(Backbone):
 
     kind = "dit"
     model_type = DiTTransformer2DModel
+    former_config: ClassVar = {"_class_name": "Transformer2DModel", "norm_type": "ada_norm_zero"}
     arguments = ("timestep", LABELS, "cross_attention_kwargs")
     unsupported = ("cross_attention_kwargs",)
     pipelines = (PipelineKind("DiTPipeline", guidance_scale=4.0),)

@@ -1,7 +1,7 @@
 """PixArt-alpha and PixArt-Sigma (diffusers' PixArtTransformer2DModel): masked text, one time row for all blocks."""
 
 from collections.abc import Mapping, Sequence
-from typing import Any, cast
+from typing import Any, ClassVar, cast
 
 import torch
 import torch.nn.functional as F
@@ -18,6 +18,7 @@ from ilf_trt.model.context import Context
 MASKED = -10000.0
 ALPHA, SIGMA = "PixArtAlphaPipeline", "PixArtSigmaPipeline"
 SIDE_WITH_SIZES = 128  # of the latent: PixArtAlphaPipeline gives micro-conditions to those models alone
+SIZE_PARTS = 3  # of the width: height, width and aspect ratio of a picture
 TEXT, TEXT_BIAS, SIZES = "text_tokens", "text_bias", "sizes"
 """What the context holds: text (R, L, D), its bias (R, 1, 1, L), and the sizes (R, D) that the time embedding adds."""
 TEXT_PAIRS = "text_pairs"
@@ -46,6 +47,7 @@ class PixArt(Backbone):
 
     kind = "pixart"
     model_type = PixArtTransformer2DModel
+    former_config: ClassVar = {"_class_name": "Transformer2DModel", "norm_type": "ada_norm_single"}
     arguments = (
         "encoder_hidden_states",
         "timestep",
@@ -76,6 +78,10 @@ class PixArt(Backbone):
         for option, wanted in (("dropout", 0.0), ("attention_type", "default")):
             if config[option] != wanted:
                 raise UnsupportedBackbone(f"{option} {config[option]!r} is not supported; it must be {wanted!r}")
+        if self.sized and self.width % SIZE_PARTS:
+            raise UnsupportedBackbone(
+                f"a width of {self.width} has no {SIZE_PARTS} equal parts for the sizes of pictures"
+            )
 
     def contradiction(self, class_name: str) -> str | None:
         if self.sized and class_name == SIGMA:

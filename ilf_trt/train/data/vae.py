@@ -1,19 +1,17 @@
 """The VAE that makes latents: a diffusers AutoencoderKL with its scale and shift."""
 
 from collections.abc import Sequence
-from functools import partial
 from typing import Any
 
 import numpy as np
 import torch
 from diffusers import AutoencoderKL
-from safetensors import SafetensorError
 from torch import Tensor
 
 from ilf_trt.errors import InvalidRequest
-from ilf_trt.model.foreign import load_whole
+from ilf_trt.model.pretrained import DIFFUSERS, load_diffusers
 
-from .folder import load_pretrained
+from .folder import part_folder
 
 
 class Vae:
@@ -33,8 +31,9 @@ class Vae:
 
     @classmethod
     def load(cls, source: str, *, device: str = "cpu", sample: bool = False, seed: int = 0) -> "Vae":
-        """From a folder or a hub id, of the VAE or of a pipeline; raises InvalidRequest."""
-        return cls(_load_model(source), device=device, sample=sample, seed=seed)
+        """From a folder or a hub id, of the VAE or of a pipeline; raises CheckpointError, InvalidRequest."""
+        folder = part_folder("VAE", source, "vae", (f"{DIFFUSERS}*.safetensors", f"{DIFFUSERS}*.json"))
+        return cls(load_diffusers(AutoencoderKL, folder), device=device, sample=sample, seed=seed)
 
     @torch.inference_mode()
     def encode(self, pixels: Tensor, indices: Sequence[int]) -> Tensor:
@@ -45,14 +44,6 @@ class Vae:
             noise = np.stack([_noise(self.seed, index, latents.shape[1:]) for index in indices])
             latents = latents + posterior.std.cpu() * torch.from_numpy(noise)
         return (latents - self.shift) * self.scale
-
-
-def _load_model(source: str) -> Any:
-    def load(options: dict[str, str]) -> Any:
-        given = {"use_safetensors": True, "torch_dtype": torch.float32, **options}
-        return load_whole(partial(AutoencoderKL.from_pretrained, source, **given), source)
-
-    return load_pretrained("VAE", source, "vae", load, (SafetensorError,))
 
 
 def _noise(seed: int, index: int, shape: Sequence[int]) -> Any:

@@ -13,7 +13,8 @@ from ilf_trt import attach, save_ilf
 from ilf_trt.assembly.options import BuildOptions
 from ilf_trt.errors import CheckpointError, InvalidRequest
 from ilf_trt.export.bundle import Source
-from ilf_trt.model.checkpoint import fingerprint, load_backbone
+from ilf_trt.model.base import load_backbone
+from ilf_trt.model.checkpoint import fingerprint
 from tests import small_pipelines
 from tests.conftest import small_dit, write_checkpoint
 

@@ -152,6 +152,5 @@ def test_weights_that_are_cut_short_are_refused(tmp_path: Path) -> None:
     folder, _ = saved(tmp_path)
     weights = next((tmp_path / "vae").glob("*.safetensors"))
     weights.write_bytes(weights.read_bytes()[:-100])
-    spec = decoder_spec_of(folder, sizes=[(8, 8)], precision=Precision.FP32, tile=None)
-    with pytest.raises(CheckpointError, match="cannot be loaded"):
-        export_decoder(folder, spec, tmp_path / "decode.onnx")
+    with pytest.raises(CheckpointError, match="is damaged or cut short"):
+        decoder_spec_of(folder, sizes=[(8, 8)], precision=Precision.FP32, tile=None)

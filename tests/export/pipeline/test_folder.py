@@ -74,6 +74,39 @@ def test_other_pipelines_are_refused(copy: Path, changes: dict[str, Any], match:
         PipelineFolder.open(copy)
 
 
+@pytest.mark.parametrize("name", ["PixArt-alpha/PixArt-XL-2-1024-MS", "facebook/DiT-XL-2-256"])
+def test_a_hub_id_is_refused_with_the_command_that_makes_a_folder(name: str) -> None:
+    with pytest.raises(CheckpointError, match=f"hf download {name} --local-dir {name.partition('/')[2]} and give that"):
+        PipelineFolder.open(name)
+
+
+@pytest.mark.parametrize(
+    ("file", "changes", "match"),
+    [
+        ("vae/config.json", {"block_out_channels": 3}, "block_out_channels is 3, expected 1 to 8 numbers"),
+        ("vae/config.json", {"block_out_channels": [8] * 1000}, "block_out_channels is .*, expected 1 to 8 numbers"),
+        ("model_index.json", {"id2label": {"0": 1}}, "id2label is no table of numbers and names"),
+        ("model_index.json", {"_class_name": "x" * 1000}, "supported are DiTPipeline"),
+    ],
+)
+def test_values_that_mean_nothing_are_refused(copy: Path, file: str, changes: dict[str, Any], match: str) -> None:
+    change(copy, file, **changes)
+    with pytest.raises(CheckpointError, match=match):
+        PipelineFolder.open(copy)
+
+
+@pytest.mark.parametrize(("most", "length"), [(10**30, 120), (1e30, 120), (24.0, 24), (-1, 120), ("x", 120)])
+def test_a_limit_of_a_tokenizer_counts_if_it_is_a_number(copy: Path, most: object, length: int) -> None:
+    change(copy, "tokenizer/tokenizer_config.json", model_max_length=most)
+    assert PipelineFolder.open(copy).text_tokens == length
+
+
+def test_a_scheduler_that_the_index_names_must_be_there(copy: Path) -> None:
+    (copy / "scheduler" / "scheduler_config.json").unlink()
+    with pytest.raises(CheckpointError, match=r"scheduler_config\.json is missing, model_index\.json names it"):
+        PipelineFolder.open(copy)
+
+
 def test_folders_that_are_no_pipelines_are_refused(copy: Path, tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match="is not a diffusers pipeline"):
         PipelineFolder.open(tmp_path)

@@ -13,7 +13,7 @@ from ilf_trt.contract.spec import Precision
 from ilf_trt.errors import InvalidRequest
 from ilf_trt.export.pipeline.folder import PipelineFolder
 from ilf_trt.export.pipeline.parts import PipelineParts, cells_of, text_tokens
-from ilf_trt.model.checkpoint import load_backbone
+from ilf_trt.model.base import load_backbone
 from tests import small_pipelines
 
 

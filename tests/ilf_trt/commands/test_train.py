@@ -15,7 +15,8 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from ilf_trt.model.checkpoint import load_backbone, load_ilf
+from ilf_trt.model.base import load_backbone
+from ilf_trt.model.checkpoint import load_ilf
 from ilf_trt.train.demo import new_base, new_scheduler
 from tests.conftest import Run
 from tests.small_training import assert_same_training, log_of
@@ -227,7 +228,7 @@ def test_a_dry_run_takes_the_config_of_a_base_on_the_disk(run: Run, base: Path) 
 
 def test_a_dry_run_without_base_or_config_is_refused(run: Run) -> None:
     result = run("train", "--config", "demo", "--set", "model.base=none/of-these", "--dry-run")
-    result.refused("none/of-these is not on this disk", "model.kind")
+    result.refused("none/of-these is no folder here", "model.kind")
 
 
 @pytest.mark.parametrize("option", [("--rate", "0"), ("--processes", "0"), ("--rate", "nan")])
@@ -244,7 +245,7 @@ def test_a_dry_run_on_nothing_is_refused(run: Run, option: tuple[str, str]) -> N
         (("--config", "demo"), ("--output is missing",)),
         (("--config", "dmeo", "-o", "x"), ("did you mean demo?",)),
         (("--config", "demo", "-o", "x", "--set", "loss.knd=fast"), ("loss.knd is unknown; did you mean kind?",)),
-        (("--config", "demo", "-o", "x", "--set", "model.base=/none"), ("base /none cannot be loaded", "model.base")),
+        (("--config", "demo", "-o", "x", "--set", "model.base=/none"), ("base /none is not a folder", "model.base")),
         (("--config", "demo", "-o", "x", "--set", "model.loop=3:12"), ("loop",)),
         (("--config", "demo", "-o", "x", "--set", "logging.labels=0-10"), ("classes 0 to 9",)),
         (("--config", "demo", "-o", "x", "--set", "data.pth=y"), ("data.pth is unknown",)),

@@ -69,6 +69,16 @@ def test_any_bytes_give_an_object_or_one_error(content: bytes) -> None:
         assert message.isprintable()
 
 
+def test_what_diffusers_and_transformers_write_is_taken_where_it_is_asked_for() -> None:
+    text = '{"lambda_min_clipped": -Infinity, "model_max_length": 1000000000000000019884624838656}'
+    assert parse_json(text, foreign=True) == {"lambda_min_clipped": -math.inf, "model_max_length": int(1e30)}
+    with pytest.raises(DocumentError, match="holds -Infinity"):
+        parse_json(text)
+    for refused in ('{"a": NaN}', '{"a": 1, "a": 2}', f'{{"a": 1{"0" * 50}}}'):
+        with pytest.raises(DocumentError):
+            parse_json(refused, foreign=True)
+
+
 @pytest.mark.parametrize(
     ("text", "word"),
     [

@@ -304,7 +304,7 @@ def test_json_holds_the_cost() -> None:
 def test_a_plan_that_lacks_a_field_is_refused_by_name(field: str) -> None:
     data = plan_of().as_json()
     del data[field]
-    with pytest.raises(InvalidRequest, match=f"step plan: field missing or wrong.*{field}"):
+    with pytest.raises(InvalidRequest, match=f"step plan: has a field missing or wrong.*{field}"):
         StepPlan.from_json(data)
 
 
@@ -312,7 +312,7 @@ def test_a_plan_that_lacks_a_field_is_refused_by_name(field: str) -> None:
 def test_a_step_that_lacks_a_field_is_refused_by_name(field: str) -> None:
     data = plan_of().as_json()
     del data["steps"][3][field]
-    with pytest.raises(InvalidRequest, match=f"step plan: field missing or wrong.*{field}"):
+    with pytest.raises(InvalidRequest, match=f"step plan: has a field missing or wrong.*{field}"):
         StepPlan.from_json(data)
 
 

@@ -14,7 +14,8 @@ from torch import Tensor
 from ilf_trt import ILFModel, attach, load_ilf, save_ilf
 from ilf_trt.contract.solver import DEFAULT_SCHEDULER
 from ilf_trt.errors import CheckpointError, IlfError, UnsupportedBackbone
-from ilf_trt.model.checkpoint import base_scheduler, base_source, fingerprint, load_backbone, read_checkpoint
+from ilf_trt.model.base import base_scheduler, base_source, load_backbone
+from ilf_trt.model.checkpoint import fingerprint, read_checkpoint
 from tests.conftest import CLASSES, LOOP, TEXT_CHANNELS, TEXT_TOKENS, small_dit, small_pixart
 from tests.fitting_digests import Change, change_json, change_tensors
 
@@ -139,9 +140,10 @@ def test_a_scheduler_is_found_beside(place: str, tmp_path: Path) -> None:
     assert read_checkpoint(tmp_path / "ilf").scheduler_config()["_class_name"] == "DDIMScheduler"
 
 
-def test_without_a_scheduler_it_is_dpm_solver(tmp_path: Path) -> None:
+def test_without_a_scheduler_it_is_dpm_solver_and_says_so(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     save_ilf(attach(small_dit(), LOOP), tmp_path)
     assert read_checkpoint(tmp_path).scheduler_config() == DEFAULT_SCHEDULER
+    assert f"{tmp_path} has no scheduler: DPM-Solver++" in caplog.text
 
 
 def test_a_damaged_scheduler_is_refused(copy: Path) -> None:
@@ -223,7 +225,7 @@ def test_a_base_that_lacks_a_weight_is_refused(copy: Path) -> None:
 
 def test_a_base_with_fewer_blocks_is_refused(copy: Path) -> None:
     change_json(copy / BASE_CONFIG, lambda c: c.update(num_layers=3))
-    refuse(copy, "which the model does not have")
+    refuse(copy, r"holds weights that its config.json has no place for: transformer_blocks\.3\.")
 
 
 @pytest.mark.parametrize("kind", ["dit", "pixart"])
@@ -259,13 +261,13 @@ def test_truncated_weights_are_refused(name: str, keep: int, copy: Path) -> None
 @pytest.mark.parametrize("name", [BASE_WEIGHTS, BASE_CONFIG])
 def test_a_missing_file_of_the_base_is_refused(name: str, copy: Path) -> None:
     (copy / name).unlink()
-    refuse(copy, f"base .* cannot be loaded.*{Path(name).name}")
+    refuse(copy, f"{Path(name).name} is missing")
 
 
 def test_a_pickled_base_is_never_read(copy: Path) -> None:
     torch.save(small_dit().state_dict(), copy / "transformer" / "diffusion_pytorch_model.bin")
     (copy / BASE_WEIGHTS).unlink()
-    refuse(copy, "cannot be loaded.*safetensors")
+    refuse(copy, "has no safetensors, and pickles are not read; run there once: python -c ")
 
 
 def test_a_pickle_under_the_name_of_the_feedback_weights_is_refused(copy: Path) -> None:
@@ -273,11 +275,10 @@ def test_a_pickle_under_the_name_of_the_feedback_weights_is_refused(copy: Path) 
     refuse(copy, "damaged")
 
 
-@pytest.mark.parametrize("config", ["{", '{"num_layers": "four"}', '{"patch_size": null}', "[]"])
-@pytest.mark.filterwarnings("ignore:It is deprecated to pass a pretrained model name:FutureWarning")
-def test_a_damaged_config_of_the_base_is_refused(config: str, copy: Path) -> None:
+@pytest.mark.parametrize("config", ["{", "[]", '{"_class_name": 1, "_class_name": 2}'])
+def test_a_config_of_the_base_that_is_no_strict_json_is_refused(config: str, copy: Path) -> None:
     (copy / BASE_CONFIG).write_text(config)
-    refuse(copy, r"base .* cannot be loaded|config\.json (is not readable JSON|holds)")
+    refuse(copy, r"config\.json (is not readable JSON|holds list|gives '_class_name' twice)")
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])
@@ -327,7 +328,7 @@ def test_facts_that_are_not_a_json_object_are_refused(text: str, copy: Path) -> 
 
 def test_facts_that_are_not_text_are_refused(copy: Path) -> None:
     (copy / "ilf.json").write_bytes(b"\xff\xfe\x00{")
-    refuse(copy, r"ilf\.json is not (readable JSON|UTF-8 text)")
+    refuse(copy, r"ilf\.json is not UTF-8 text")
 
 
 @pytest.mark.parametrize("schema", [3, 0, None, "1", 1.5, True])
@@ -378,7 +379,7 @@ def test_a_base_that_lies_nowhere_is_refused(source: str, copy: Path) -> None:
 
 def test_a_base_of_the_hub_is_refused_offline(copy: Path) -> None:
     change_json(copy / "ilf.json", lambda facts: facts["base"].update(source="no-such-owner/no-such-model"))
-    refuse(copy, "base no-such-owner/no-such-model cannot be loaded")
+    refuse(copy, "base no-such-owner/no-such-model is no folder here, .*hf download no-such-owner/no-such-model")
 
 
 # --- a base to train on
@@ -404,9 +405,7 @@ def test_a_base_without_an_adapter_is_refused(tmp_path: Path) -> None:
 def test_a_base_without_a_readable_config_is_refused(tmp_path: Path, damage: Callable[[Path], object]) -> None:
     small_dit().save_pretrained(tmp_path)
     damage(tmp_path / "config.json")
-    with pytest.raises(
-        CheckpointError, match=r"cannot be loaded: .*give the diffusers folder of the base as model\.base"
-    ):
+    with pytest.raises(CheckpointError, match=r"config\.json is (missing; give the folder|not readable JSON)"):
         load_backbone(str(tmp_path))
 
 
@@ -432,9 +431,5 @@ def test_the_scheduler_lies_beside_the_base_or_in_its_pipeline(tmp_path: Path) -
     (tmp_path / "transformer").mkdir()
     for base in (tmp_path, tmp_path / "transformer"):
         assert base_scheduler(str(base))["_class_name"] == "DDIMScheduler"
-    assert base_scheduler(str(tmp_path / "far" / "away")) == DEFAULT_SCHEDULER
-
-
-def test_a_scheduler_that_cannot_be_read_is_never_replaced_by_the_default() -> None:
-    with pytest.raises(CheckpointError, match="the scheduler of owner/name cannot be read"):
+    with pytest.raises(CheckpointError, match=r"base owner/name is no folder here, .*hf download owner/name"):
         base_scheduler("owner/name")

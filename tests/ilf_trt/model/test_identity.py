@@ -9,8 +9,9 @@ import torch
 from torch import Tensor, nn
 
 from ilf_trt import attach, load_ilf, save_ilf
+from ilf_trt.contract.document import read_json
 from ilf_trt.errors import CheckpointError, InvalidRequest
-from ilf_trt.model.checkpoint import FACTS_FILE, fingerprint, read_checkpoint, read_json_object
+from ilf_trt.model.checkpoint import FACTS_FILE, fingerprint, read_checkpoint
 from ilf_trt.model.identity import differing_option, differing_weight
 from tests.conftest import LOOP, small_dit, small_pixart
 
@@ -147,8 +148,8 @@ def test_a_checkpoint_on_a_fine_tune_still_says_what_it_was_trained_on(
     dit_checkpoint: Path, tuned: Path, tmp_path: Path
 ) -> None:
     save_ilf(load_ilf(dit_checkpoint, base=tuned, base_differs=True), tmp_path / "saved")
-    wanted = read_json_object(dit_checkpoint / FACTS_FILE)["base"]["sha256"]
-    assert read_json_object(tmp_path / "saved" / FACTS_FILE)["base"]["sha256"] == wanted
+    wanted = read_json(dit_checkpoint / FACTS_FILE)["base"]["sha256"]
+    assert read_json(tmp_path / "saved" / FACTS_FILE)["base"]["sha256"] == wanted
     with pytest.raises(CheckpointError, match="--base-differs"):
         load_ilf(tmp_path / "saved")
     assert load_ilf(tmp_path / "saved", base_differs=True).trained_on == wanted

@@ -200,7 +200,7 @@ def change(path: Path, name: str, value: object) -> None:
         ),
         (lambda p: not_finite(p / "ilf.safetensors", "scales"), "NaN or infinity in scales"),
         (lambda p: change(p / "state.json", "schema", 9), "schema 9, this version reads 1 and 2"),
-        (lambda p: change(p / "state.json", "standing", {"odd": 1}), r"damaged: it has an unknown field .*remove 00000006"),
+        (lambda p: change(p / "state.json", "standing", {"odd": 1}), r"has an unknown field .*remove 00000006"),
         (lambda p: change(p / "state.json", "standing", 3), r"state\.json is damaged"),
         (lambda p: change(p / "state.json", "recipe", {}), r"state\.json is damaged .*seed is missing"),
     ],

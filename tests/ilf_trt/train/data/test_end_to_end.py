@@ -9,7 +9,8 @@ import pytest
 from diffusers import DPMSolverMultistepScheduler
 
 from ilf_trt import attach
-from ilf_trt.model.checkpoint import base_scheduler, fingerprint
+from ilf_trt.model.base import base_scheduler
+from ilf_trt.model.checkpoint import fingerprint
 from ilf_trt.train.batch_stream import BatchStream, StreamItem
 from ilf_trt.train.checkpoints import Base
 from ilf_trt.train.data import fit_stream, open_stream
@@ -151,7 +152,7 @@ def test_the_command_prepares_labels_from_shards_and_goes_on(run: Run, vae_folde
         (("--path", "{tmp}/images", "--size", 0), "size is 0"),
         (("--path", "{tmp}/images", "--batch", 0), "batch is 0"),
         (("--path", "{tmp}/images"), "--vae"),
-        (("--path", "{tmp}/images", "--vae", "{tmp}/images"), "cannot be loaded"),
+        (("--path", "{tmp}/images", "--vae", "{tmp}/images"), "config.json is missing"),
         (("--path", "{tmp}/images", "--device", "tpu"), "device 'tpu' cannot be used"),
     ],
 )

@@ -1,6 +1,7 @@
 """The adapter of the text encoder."""
 
 import sys
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -8,8 +9,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from ilf_trt.errors import InvalidRequest, MissingDependency
+from ilf_trt.errors import CheckpointError, MissingDependency
 from ilf_trt.train.data.text import Text
+from tests.small_tokenizer import unigram
 
 
 class Tokenizer:
@@ -38,27 +40,24 @@ def test_captions_are_cleaned_padded_and_embedded() -> None:
     assert mask.tolist() == [[1, 1, 1, 0], [1, 0, 0, 0]]
 
 
-def test_without_transformers_it_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_transformers_it_says_what_to_install(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setitem(sys.modules, "transformers", None)
-    with pytest.raises(MissingDependency, match=r"pip install 'ilf-trt\[prepare\]'"):
-        Text.load("somewhere", tokens=4, dtype=torch.float32)
+    with pytest.raises(MissingDependency, match=r"pip install 'ilf-trt\[pipeline\]'"):
+        Text.load(str(tmp_path), tokens=4, dtype=torch.float32)
 
 
 def test_a_real_t5_and_its_tokenizer_are_read_from_a_pipelines_folder(tmp_path: Any) -> None:
     transformers = pytest.importorskip("transformers")
-    tokenizers = pytest.importorskip("tokenizers")
-    vocabulary = {"<pad>": 0, "</s>": 1, "<unk>": 2, "a": 3, "cat": 4}
-    words = tokenizers.Tokenizer(tokenizers.models.WordLevel(vocabulary, unk_token="<unk>"))
-    words.pre_tokenizer = tokenizers.pre_tokenizers.Whitespace()
-    words.post_processor = tokenizers.processors.TemplateProcessing(single="$A </s>", special_tokens=[("</s>", 1)])
+    words = unigram(["a cat on a mat", "the cat"])
     fast = transformers.PreTrainedTokenizerFast(
         tokenizer_object=words, pad_token="<pad>", eos_token="</s>", unk_token="<unk>"
     )
     fast.save_pretrained(tmp_path / "tokenizer")
-    config = transformers.T5Config(vocab_size=5, d_model=16, d_kv=4, d_ff=32, num_layers=2, num_heads=4)
+    pieces = len(words.encode("a cat").tokens)
+    config = transformers.T5Config(vocab_size=len(fast), d_model=16, d_kv=4, d_ff=32, num_layers=2, num_heads=4)
     transformers.T5EncoderModel(config).save_pretrained(tmp_path / "text_encoder")
-    text, mask = Text.load(str(tmp_path), tokens=5, dtype=torch.float32).encode(["A cat", ""])
-    assert (text.shape, mask.tolist()) == ((2, 5, 16), [[1, 1, 1, 0, 0], [1, 0, 0, 0, 0]])
+    text, mask = Text.load(str(tmp_path), tokens=pieces + 2, dtype=torch.float32).encode(["A cat", ""])
+    assert (text.shape, mask.sum(1).tolist()) == ((2, pieces + 2, 16), [pieces, 1])
     assert bool(text.isfinite().all())
-    with pytest.raises(InvalidRequest, match=r"^tokenizer .* cannot be loaded"):
+    with pytest.raises(CheckpointError, match="holds no tokenizer that can be read: it has no words"):
         Text.load(str(tmp_path / "text_encoder"), tokens=5, dtype=torch.float32)
