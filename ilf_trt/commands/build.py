@@ -1,6 +1,5 @@
 """The command `build`: a checkpoint becomes a bundle."""
 
-import math
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -18,7 +17,8 @@ from ilf_trt.contract.spec import BatchRange, Calibrator, Precision
 from ilf_trt.errors import InvalidRequest
 
 from .build_view import print_build
-from .flags import EngineFlags, PipelineFlags, RatioName
+from .flags import EngineFlags, MaxError, PipelineFlags, RatioName
+from .numbers import OptionalWhole, Real, Whole
 from .progress_bar import progress_bar
 
 MIB = 1 << 20
@@ -32,14 +32,14 @@ def build(
     precision: Precision = Precision.FP32,
     residual: Literal["fp32"] | None = None,
     batch: str = str(DEFAULT_BATCH),
-    steps: int = 10,
+    steps: Whole = 10,
     feedback: str = DEFAULT_FEEDBACK,
     rule: Rule = Rule.ANNEAL,
     ratio: RatioName = "m/n",
     scheduler: str | None = None,
     guidance: bool = True,
-    guidance_scale: float = 1.5,
-    text_tokens: int | None = None,
+    guidance_scale: Real = 1.5,
+    text_tokens: OptionalWhole = None,
     pipeline: PipelineFlags = PipelineFlags(),  # noqa: B008
     hoist_text: Annotated[bool, Parameter(negative=())] = False,
     calibration: Path | None = None,
@@ -47,7 +47,7 @@ def build(
     fp8_exclude: Annotated[tuple[str, ...], Parameter(negative=())] = (),
     device: str = "cpu",
     verify: bool = True,
-    max_error: float | None = None,
+    max_error: MaxError = None,
     engines: EngineFlags = EngineFlags(),  # noqa: B008
     force: bool = False,
 ) -> None:
@@ -106,8 +106,6 @@ def build(
     """
     if text_tokens is not None and text_tokens < 1:
         raise InvalidRequest(f"text_tokens is {text_tokens}, it must be at least 1")
-    if not math.isfinite(guidance_scale):
-        raise InvalidRequest(f"guidance_scale is {guidance_scale}, it must be finite")
     options = BuildOptions(
         base=base,
         precision=precision,

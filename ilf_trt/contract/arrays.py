@@ -1,5 +1,6 @@
 """Arrays and lists of numbers as callers write them: in a file, in a text, as any sequence."""
 
+import re
 import zipfile
 import zlib
 from pathlib import Path
@@ -8,7 +9,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ilf_trt.errors import BundleError, InvalidRequest, one_line
+from ilf_trt.errors import BundleError, InvalidRequest, one_line, shown
+
+MOST_NUMBERS = 1 << 16
+SPAN = re.compile(r"(-?[0-9]{1,20})(?:-(-?[0-9]{1,20}))?")
+TEXT_CHARS = 60
 
 UNREADABLE_NPZ = (
     OSError,
@@ -50,16 +55,23 @@ def as_array(name: str, value: Any) -> NDArray[Any]:
 
 
 def numbers_of(text: str, what: str) -> list[int]:
-    """`"3,8"` -> [3, 8]; `"0-9"` -> 0 to 9; raises InvalidRequest, which calls them `what`."""
+    """`"3,8"` -> [3, 8]; `"0-9"` -> 0 to 9; `"-1,2"` -> [-1, 2], at most `MOST_NUMBERS`.
+
+    Raises InvalidRequest, which calls them `what`.
+    """
     numbers: list[int] = []
     for part in text.split(","):
-        first, dash, last = part.strip().partition("-")
-        if not first.isdecimal() or (dash and not last.isdecimal()):
-            raise InvalidRequest(f"{what} {text!r} is not a list of numbers; give 3,8 or 0-9")
-        span = range(int(first), int(last if dash else first) + 1)
+        ends = SPAN.fullmatch(part.strip())
+        if ends is None:
+            raise InvalidRequest(f"{what} {shown(text, TEXT_CHARS)!r} is not a list of numbers; give 3,8 or 0-9")
+        span = range(int(ends[1]), int(ends[2] or ends[1]) + 1)
         if not span:
-            raise InvalidRequest(f"{what} {text!r} is empty: {part} counts down; give 3,8 or 0-9")
+            raise InvalidRequest(
+                f"{what} {shown(text, TEXT_CHARS)!r} is empty: {part.strip()} counts down; give 3,8 or 0-9"
+            )
+        if span.stop - span.start > MOST_NUMBERS - len(numbers):
+            raise InvalidRequest(
+                f"{what} {shown(text, TEXT_CHARS)!r} are more than {MOST_NUMBERS} numbers; give fewer at once"
+            )
         numbers += span
-    if not numbers:
-        raise InvalidRequest(f"{what} {text!r} is empty; give 3,8 or 0-9")
     return numbers
