@@ -103,7 +103,7 @@ def _repair_streams() -> None:
         except OSError:
             os.open(os.devnull, os.O_RDWR)  # takes the lowest free number, this one
         if number and getattr(sys, name) is None:
-            setattr(sys, name, open(number, "w", errors="backslashreplace", closefd=False))  # noqa: SIM115, PTH123
+            setattr(sys, name, open(number, "w", errors="backslashreplace", closefd=False))  # noqa: SIM115
         elif number:
             getattr(sys, name).reconfigure(errors="backslashreplace")
 

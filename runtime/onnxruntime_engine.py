@@ -5,9 +5,10 @@ from pathlib import Path
 from typing import Any
 
 from ilf_trt.contract.ports import Graph
-from ilf_trt.errors import EngineError, MissingDependency, PortMismatch, one_line
+from ilf_trt.errors import EngineError, PortMismatch, one_line
 
 from .engine import Array, Launch
+from .onnxruntime_import import import_onnxruntime
 
 FATAL_ONLY = 4
 ORT_TYPES = {
@@ -31,10 +32,7 @@ class OnnxRuntimeEngine:
 
         With `threads` 0, the library chooses the number of threads.
         """
-        try:
-            import onnxruntime
-        except ImportError as error:
-            raise MissingDependency("onnxruntime is not installed; pip install onnxruntime") from error
+        onnxruntime = import_onnxruntime()
         options = onnxruntime.SessionOptions()
         options.log_severity_level = FATAL_ONLY
         options.intra_op_num_threads = threads

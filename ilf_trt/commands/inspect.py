@@ -49,12 +49,12 @@ def inspect(
         print(json.dumps(opened.manifest.as_json(), indent=2))  # noqa: T201
         return
     console, manifest, spec = Console(), opened.manifest, opened.manifest.spec
-    cell = manifest.picture.cell
+    side = manifest.picture.cell
     facts = {
         "model": f"{spec.kind}, {spec.blocks} blocks, width {spec.width}",
         "loop": f"blocks {spec.loop.begin} to {spec.loop.end}",
-        "latent": " x ".join(str(side) for side in spec.latent),
-        "sizes": ", ".join(f"{height * cell}x{width * cell}" for height, width in spec.sizes),
+        "latent": " x ".join(map(str, spec.latent)),
+        "sizes": ", ".join(f"{height * side}x{width * side}" for height, width in spec.sizes),
         **_parts(manifest),
         "precision": manifest.precision.value + (", residual fp32" if spec.wide_residual else ""),
         "batch": str(manifest.batch),

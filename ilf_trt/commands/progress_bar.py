@@ -13,7 +13,7 @@ from ilf_trt.interrupts import check_interrupted
 
 @contextmanager
 def progress_bar() -> Iterator[Tell]:
-    """A bar that goes when the block ends; gives what is called to move it, and what raises an interrupt that was lost."""
+    """A bar that goes when the block ends; gives what is called to move it. A call raises an interrupt that was lost."""
     with Progress(
         TextColumn("{task.description:<20}", markup=False),
         BarColumn(),

@@ -12,6 +12,7 @@ from ilf_trt.contract.ports import Graph
 from ilf_trt.errors import DeviceLost, EngineError, IlfError, MissingDependency, OutOfMemory, one_line
 from ilf_trt.runtime.engine import Launch
 from ilf_trt.runtime.onnxruntime_engine import FATAL_ONLY, check_border
+from ilf_trt.runtime.onnxruntime_import import import_onnxruntime
 
 from .cuda import Gpu, Memory, Stream
 from .errors import device_error
@@ -39,10 +40,7 @@ class OnnxRuntimeCudaEngine:
 
     def __init__(self, graph: Graph, path: Path, *, gpu: Gpu, stream: Stream) -> None:
         """Load `path`; raises MissingDependency without the CUDA provider, EngineError, PortMismatch, OutOfMemory."""
-        try:
-            import onnxruntime
-        except ImportError as error:
-            raise MissingDependency("onnxruntime is not installed; pip install 'ilf-trt[cuda]'") from error
+        onnxruntime = import_onnxruntime("'ilf-trt[cuda]'")
         if PROVIDER not in onnxruntime.get_available_providers():
             raise MissingDependency(
                 "this ONNX Runtime has no CUDA; pip uninstall onnxruntime, pip install 'onnxruntime-gpu[cuda,cudnn]'"
