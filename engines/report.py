@@ -8,6 +8,7 @@ from rich.table import Table
 from rich.text import Text
 
 from ilf_trt.contract.spec import Precision
+from ilf_trt.errors import shown
 
 from .listing import Kernel
 
@@ -75,26 +76,31 @@ def report_table(reports: tuple[EngineReport, ...]) -> Table:
         column.no_wrap = True
     for report in reports:
         cells = [
-            "\n".join(f"{count} {precision}" for (what, precision), count in report.by_kind.items() if what == kind)
+            _cell(*(f"{count} {precision}" for (what, precision), count in report.by_kind.items() if what == kind))
             for kind in COUNTED
         ]
         outside = [f"{kernel.precision or '?'} {', '.join(kernel.labels)}" for kernel in report.outside]
         table.add_row(
-            report.graph,
+            _cell(report.graph),
             str(len(report.kernels)) if report.kernels else "not listed",
             *cells,
             f"{report.engine_bytes / MIB:.1f}",
             f"{report.scratch_bytes / MIB:.1f}",
             f"{report.build_s:.1f}",
-            Text("\n".join(outside) or ("–" if report.kernels else "not known")),
+            _cell(*outside or ["–" if report.kernels else "not known"]),
         )
     return table
 
 
 def layer_table(report: EngineReport) -> Table:
     """A terminal table of the matrix products, attentions and convolutions of one engine, with their precision."""
-    table = Table("layer", "kind", "precision", title=report.graph, title_justify="left")
+    table = Table("layer", "kind", "precision", title=_cell(report.graph), title_justify="left")
     for kernel in report.kernels:
         if kernel.kind != "other":
-            table.add_row(Text("\n".join(kernel.labels)), kernel.kind, kernel.precision or "?")
+            table.add_row(_cell(*kernel.labels), _cell(kernel.kind), _cell(kernel.precision or "?"))
     return table
+
+
+def _cell(*lines: str) -> Text:
+    """Names from an engine or from a bundle's report: control characters are escaped, markup stays text."""
+    return Text("\n".join(map(shown, lines)))

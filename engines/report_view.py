@@ -5,7 +5,7 @@ import json
 from rich.console import Console
 
 from ilf_trt.contract.bundle import Bundle
-from ilf_trt.errors import InvalidRequest
+from ilf_trt.errors import InvalidRequest, shown
 
 from .compiler import read_report
 from .report import layer_table, report_table
@@ -23,7 +23,8 @@ def show_engines(bundle: Bundle, *, as_json: bool) -> None:
     console = Console()
     for target in dict.fromkeys(facts.target for facts in engines):
         first = next(facts for facts in engines if facts.target == target)
-        console.print(f"{target} {first.library_version} for {', '.join(first.gpus)}", highlight=False, markup=False)
+        title = shown(f"{target} {first.library_version} for {', '.join(first.gpus)}")
+        console.print(title, highlight=False, markup=False)
         of_target = tuple(report for facts, report in reports if facts.target == target)
         for report in of_target:
             console.print(layer_table(report))

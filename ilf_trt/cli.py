@@ -1,128 +1,132 @@
-"""The command line: names every command, loads it when it runs, turns errors into one line and exit code 2."""
+"""The entry of the command line: catches signals before it loads anything, and turns every end into an exit code.
+
+This file and what it imports are light, so that a signal finds its handler a few milliseconds after Python runs.
+"""
 
 import os
-import signal
 import sys
 from collections.abc import Sequence
-from types import FrameType
+from contextlib import suppress
 
-from cyclopts import App, CycloptsError, UnknownCommandError
-from rich.console import Console
-
-from ilf_trt import __version__, leaves
-
-from .errors import IlfError
+from . import interrupts
+from .errors import IlfError, one_line, shown
 
 FAILED = 2
 INTERRUPTED = 130
-TERMINATED = 143
+TRACEBACK = "ILF_TRT_TRACEBACK"
+"""With this set in the environment, the traceback of an error is printed before its line."""
 
-app = App(
-    name="ilf-trt",
-    help="Train one feedback block, compile a few graphs, serve diffusion transformers without PyTorch.",
-    version=__version__,
-    help_format="markdown",
-    suppress_keyboard_interrupt=False,
-)
-for _target, _name, _help, _example in (
-    (
-        "ilf_trt.commands.build:build",
-        "build",
-        "Build a bundle from an ILF checkpoint.",
-        "--checkpoint demo -o build/demo.ilf",
-    ),
-    (
-        leaves.GENERATE,
-        "generate",
-        "Make pictures from a bundle, without PyTorch.",
-        "build/demo.ilf --labels 0-9 --seed 7 -o build/demo.png",
-    ),
-    (
-        "ilf_trt.commands.plan:plan",
-        "plan",
-        "Print a step plan and its cost in block forwards.",
-        "--blocks 28 --loop 8:19 --steps 10 --feedback outer:2",
-    ),
-    (
-        "ilf_trt.commands.compile:compile",
-        "compile",
-        "Add engines to a bundle that was built elsewhere.",
-        "model.ilf --target tensorrt",
-    ),
-    ("ilf_trt.commands.inspect:inspect", "inspect", "Show what a bundle holds.", "build/demo.ilf"),
-    (
-        leaves.VERIFY,
-        "verify",
-        "Hold every graph and one trajectory of a bundle against its torch reference.",
-        "build/demo.ilf",
-    ),
-    (
-        "ilf_trt.commands.prepare:prepare",
-        "prepare",
-        "Make latents and embedded text from pictures, to train on.",
-        "--data-kind images --path photos --vae stabilityai/sd-vae-ft-ema -o build/latents",
-    ),
-    (
-        "ilf_trt.commands.train:train",
-        "train",
-        "Train the feedback block of a recipe.",
-        "--config demo --output build/demo-training",
-    ),
-    ("ilf_trt.commands.train_demo:train_demo", "train-demo", "Train the demo again.", "--output build/demo-checkpoint"),
-):
-    app.command(_target, name=_name, help=f"{_help}\n\nExample: `ilf-trt {_name} {_example}`")
-
-
-cache = App(name="cache", help="List or remove what earlier builds left in the build cache.")
-app.command(cache)
-for _target, _name, _help, _example in (
-    ("ilf_trt.commands.cache:list_cache", "ls", "List what the build cache holds.", ""),
-    ("ilf_trt.commands.cache:prune_cache", "prune", "Remove builds from the build cache.", " --days 30"),
-):
-    cache.command(_target, name=_name, help=f"{_help}\n\nExample: `ilf-trt cache {_name}{_example}`")
+BOLD_RED, PLAIN = "\x1b[1;31m", "\x1b[0m"
 
 
 def main(tokens: Sequence[str] | None = None) -> int:
-    """Run one command and return its exit code: 0, or 2 for an error that says what to do."""
+    """Run one command and return its exit code: 0; 2 for an error of one line; 130 or 143 after a signal.
+
+    Without `tokens` the process belongs to the command: it catches signals, and repairs standard streams.
+    """
     if tokens is None:
-        signal.signal(signal.SIGTERM, _terminate)
-        signal.signal(signal.SIGINT, _interrupt)
-    errors = Console(stderr=True, soft_wrap=True)
+        interrupts.catch_signals()
+    code = _run(tokens)
+    interrupted = interrupts.interrupted_code()
+    if interrupted is not None:  # also one that a callback lost, or that came out as another error
+        _say("interrupted; nothing half-written was left behind")
+        code = interrupted
+    if tokens is None:
+        interrupts.end_at_once()
+        _drop_unwritten()
+    return code
+
+
+def _run(tokens: Sequence[str] | None) -> int:
     try:
-        app(tokens, exit_on_error=False, print_error=False, result_action="return_value")
-    except UnknownCommandError as error:
-        known = ", ".join(name for name in error.app or app if not name.startswith("-"))
-        (word, *_) = error.unused_tokens or [""]
-        message = f"error: {word!r} is no command; it takes {known}"  # cyclopts' own message stops at eight
-        errors.print(message, style="bold red", markup=False, highlight=False)
-        return FAILED
-    except (CycloptsError, IlfError) as error:
-        errors.print("error:", str(error), style="bold red", markup=False, highlight=False)
-        return FAILED
-    except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 0
-    except OSError as error:
-        where = f"{error.filename}: " if error.filename else ""
-        errors.print(f"error: {where}{error.strerror or error}", style="bold red", markup=False, highlight=False)
-        return FAILED
+        if tokens is None:
+            _repair_streams()
+        from .commands.app import run
+
+        run(tokens)
+        if sys.stdout is not None:
+            sys.stdout.flush()
+    except SystemExit as left:
+        if isinstance(left.__context__, BrokenPipeError):  # rich's way of saying so
+            return 0
+        return left.code if isinstance(left.code, int) else FAILED if left.code else 0
     except KeyboardInterrupt:
-        errors.print("interrupted; nothing was left behind", style="bold red")
+        if interrupts.interrupted_code() is None:
+            _say("interrupted; nothing half-written was left behind")
         return INTERRUPTED
+    except BrokenPipeError as error:
+        return 0 if _reader_left() else _fail(error)
+    except BaseException as error:  # pyo3's panics are no Exception
+        return _fail(error)
     return 0
 
 
-class _Interrupt(KeyboardInterrupt):
-    """CPython ends a process by signal 2, whatever main returned, once a plain one has passed through an exec."""
+def _fail(error: BaseException) -> int:
+    if os.environ.get(TRACEBACK):
+        import traceback
+
+        with suppress(OSError, ValueError):
+            traceback.print_exception(error)
+    if interrupts.interrupted_code() is None:
+        _say(f"error: {_message(error)}")
+    return FAILED
 
 
-def _interrupt(signum: int, frame: FrameType | None) -> None:
-    raise _Interrupt
+def _message(error: BaseException) -> str:
+    if isinstance(error, IlfError):
+        return str(error)
+    if isinstance(error, OSError) and error.strerror:
+        where = f"{shown(str(error.filename))}: " if error.filename else ""
+        return f"{where}{shown(error.strerror)}"
+    if isinstance(error, MemoryError):
+        return f"out of memory ({one_line(error)}); use a smaller batch or size, or a machine with more memory"
+    return (
+        f"{type(error).__name__}: {one_line(error)}; this is a fault of ilf-trt, please report it with the traceback "
+        f"that {TRACEBACK}=1 prints"
+    )
 
 
-def _terminate(signum: int, frame: FrameType | None) -> None:
-    """Unwind like an interrupt, so that drafts are removed."""
-    sys.exit(TERMINATED)
+def _say(line: str) -> None:
+    """One line on standard error; if nobody can read it, the exit code says enough."""
+    stream = sys.stderr
+    with suppress(OSError, ValueError, AttributeError):
+        colour = stream.isatty() and not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb"
+        stream.write(f"{BOLD_RED}{line}{PLAIN}\n" if colour else f"{line}\n")
+        stream.flush()
+
+
+def _repair_streams() -> None:
+    """Let nothing but the terminal have the numbers 0 to 2, and escape what it cannot show."""
+    for number, name in enumerate(("stdin", "stdout", "stderr")):
+        try:
+            os.fstat(number)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)  # takes the lowest free number, this one
+        if number and getattr(sys, name) is None:
+            setattr(sys, name, open(number, "w", errors="backslashreplace", closefd=False))  # noqa: SIM115
+        elif number:
+            getattr(sys, name).reconfigure(errors="backslashreplace")
+
+
+def _reader_left() -> bool:
+    """Whether it is standard output that nobody reads any more, as after `| head`."""
+    import select
+
+    poll = select.poll()
+    with suppress(OSError, ValueError):  # a stream without a number
+        poll.register(sys.stdout.fileno(), 0)  # the end of the other side is told in any case
+        return bool(poll.poll(0))
+    return False
+
+
+def _drop_unwritten() -> None:
+    """Empty the standard streams, so that Python does not fail to at its end and change the exit code."""
+    for stream in (sys.stdout, sys.stderr):
+        try:
+            stream.flush()
+        except (OSError, ValueError):
+            with suppress(OSError, ValueError):
+                os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
 
 
 if __name__ == "__main__":

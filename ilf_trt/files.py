@@ -20,6 +20,8 @@ from pathlib import Path
 from typing import BinaryIO
 from uuid import uuid4
 
+from .interrupts import check_interrupted
+
 DRAFT = ".partial-"
 DRAFT_NAME = re.compile(r"\.partial-(?:[0-9a-f]{8}|(?:[0-9a-f]{8}-)?(?P<pid>[0-9]+))$")  # old: without pid
 AT_FDCWD, RENAME_EXCHANGE = -100, 2  # linux/fcntl.h, linux/fs.h
@@ -94,8 +96,30 @@ def whole_file(place: Path, *, mode: int | None = None) -> Iterator[Path]:
         yield draft
         draft.chmod(permissions)  # some writers let nobody but the owner read
         _sync(draft)
+        check_interrupted()
         draft.replace(place)
         _sync(place.parent)
+    finally:
+        draft.unlink(missing_ok=True)
+
+
+def write_whole(place: Path, content: bytes) -> None:
+    """Make the file `place` hold `content`, and the folders above it; follows a link. Raises OSError."""
+    place = Path(os.path.realpath(place))
+    place.parent.mkdir(parents=True, exist_ok=True)
+    with whole_file(place) as draft:
+        draft.write_bytes(content)
+
+
+def check_writable(place: Path) -> None:
+    """Raise OSError if `write_whole` cannot write at `place`; leaves nothing there."""
+    place = Path(os.path.realpath(place))
+    if place.exists() and not place.is_file():
+        raise OSError(errno.EINVAL, "exists and is not a regular file", str(place))
+    folder = next(above for above in place.parents if above.exists())
+    draft = _draft_of(folder / place.name)
+    try:
+        draft.touch()
     finally:
         draft.unlink(missing_ok=True)
 
@@ -119,6 +143,7 @@ def whole_folder(place: Path, *, replace: bool, sync: bool = False) -> Iterator[
         if sync:
             for path in (*draft.rglob("*"), draft):
                 _sync(path)
+        check_interrupted()
         if replace and place.exists():
             _exchange(place, draft)
         else:

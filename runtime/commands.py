@@ -2,24 +2,30 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from io import BytesIO
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import numpy as np
-from cyclopts import Parameter
+from cyclopts import Parameter, validators
 from numpy.typing import NDArray
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from ilf_trt.assembly.packaged_bundle import bundle_of
-from ilf_trt.commands.flags import CacheFolder, cache_folder, size_of
+from ilf_trt.commands.flags import CacheFolder, MaxError, cache_folder, size_of
+from ilf_trt.commands.log import log_to_terminal
+from ilf_trt.commands.numbers import OptionalReal, OptionalWhole, Whole
 from ilf_trt.commands.progress_bar import progress_bar
-from ilf_trt.contract.arrays import MOST_BYTES, UNREADABLE, numbers_of, read_conditions, read_npy
+from ilf_trt.commands.terminal import say
+from ilf_trt.contract.arrays import MOST_BYTES, MOST_NUMBERS, UNREADABLE, numbers_of, read_conditions, read_npy
 from ilf_trt.contract.document import DocumentError, read_json
+from ilf_trt.contract.packaged import find_packaged
 from ilf_trt.contract.plan import Rule, StepPlan
 from ilf_trt.contract.progress import Progress
-from ilf_trt.errors import InvalidRequest, one_line
-from ilf_trt.files import open_regular, read_bytes, whole_file
+from ilf_trt.errors import InvalidRequest, one_line, shown
+from ilf_trt.files import check_writable, open_regular, read_bytes, write_whole
 
 from .engine import EngineKind
 from .picture.png import grid, pixels_from_latents, save_png
@@ -47,20 +53,20 @@ def generate(
     size: str | None = None,
     seed: str = "0",
     noise: NoiseSource = NoiseSource.TORCH,
-    steps: int | None = None,
+    steps: OptionalWhole = None,
     feedback: str | None = None,
     rule: Rule | None = None,
     ratio: Literal["m/n", "n/m"] | None = None,
     plan: Path | None = None,
-    guidance_scale: float | None = None,
+    guidance_scale: OptionalReal = None,
     clean_captions: bool | None = None,
     binning: bool = True,
-    columns: int = 10,
+    columns: Annotated[Whole, Parameter(validator=validators.Number(gte=1))] = 10,
     device: str = "cpu",
     engine: EngineKind | None = None,
     profile: Annotated[bool, Parameter(negative=())] = False,
     low_memory: Annotated[bool, Parameter(negative=())] = False,
-    threads: int = 0,
+    threads: Whole = 0,
     cache: CacheFolder = None,
 ) -> None:
     """Make pictures from a bundle, without PyTorch.
@@ -90,7 +96,7 @@ def generate(
     size
         HEIGHTxWIDTH in pixels, of those that the bundle was built for.
     seed
-        One seed for the batch, as diffusers draws with one generator; or one for each picture, 1,2,3.
+        One seed for the batch, as diffusers draws with one generator; or one for each picture, 1,2,3 or 0-9.
     noise
         Whose generator the seed is for.
     steps
@@ -125,11 +131,15 @@ def generate(
     """
     if output is None and latents_out is None:
         raise InvalidRequest("nothing to write; pass -o PICTURE.png or --latents-out LATENTS.npy")
+    for option, place, suffix in (("--output", output, ".png"), ("--latents-out", latents_out, ".npy")):
+        if place is not None:
+            _check_place(option, place, suffix)
+    log_to_terminal()
     arrays: dict[str, Any] = {} if conditions is None else read_conditions(conditions)
     texts = (*prompts, *(_lines(prompts_file) if prompts_file else ()))
     seeds = numbers_of(seed, "seed")
     with Pipeline.load(
-        bundle_of(bundle, cache_folder(cache)),
+        Path(bundle) if find_packaged(bundle) is None else bundle_of(bundle, cache_folder(cache)),
         device=device,
         engine=engine,
         threads=threads,
@@ -174,7 +184,7 @@ def verify(
     *,
     device: str = "cpu",
     engine: EngineKind | None = None,
-    max_error: float | None = None,
+    max_error: MaxError = None,
 ) -> None:
     """Hold every graph and one whole trajectory of a bundle against the torch reference inside it.
 
@@ -200,7 +210,7 @@ def _print_result(result: Result, written: list[Path]) -> None:
     console, timings, steps = Console(), result.timings, result.plan.steps
     times = Table("graph", "ms", "share")
     for name, milliseconds in timings.graph_ms.items():
-        times.add_row(name, f"{milliseconds:.1f}", f"{milliseconds / timings.total_ms:.0%}")
+        times.add_row(Text(shown(name)), f"{milliseconds:.1f}", f"{milliseconds / timings.total_ms:.0%}")
     if timings.graph_ms:
         console.print(times)
     console.print(
@@ -208,8 +218,7 @@ def _print_result(result: Result, written: list[Path]) -> None:
         f"{result.plan.block_forwards} block forwards: {timings.total_ms:.0f} ms",
         highlight=False,
     )
-    for path in written:
-        console.print(f"wrote {path}", highlight=False, markup=False, soft_wrap=True)
+    say(*(f"wrote {path}" for path in written), console=console)
 
 
 @contextmanager
@@ -229,15 +238,29 @@ def _labels(text: str) -> list[int] | list[str]:
     return numbers_of(text, "labels")
 
 
+def _check_place(option: str, place: Path, suffix: str) -> None:
+    """Refuse a name of another format, and a place that cannot be written, before any work."""
+    if place.suffix.lower() != suffix:
+        raise InvalidRequest(f"{option} writes a {suffix} file, got {place}; give a name that ends in {suffix}")
+    try:
+        check_writable(place)
+    except OSError as error:
+        raise _unwritable(option, place, error) from error
+
+
+def _unwritable(option: str, place: Path, error: OSError) -> InvalidRequest:
+    return InvalidRequest(f"cannot write {place}: {one_line(error)}; choose another {option}")
+
+
 def _lines(path: Path) -> list[str]:
     try:
-        lines = read_bytes(path, most=MOST_TEXT_BYTES).decode("utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
+        lines = read_bytes(path, most=MOST_TEXT_BYTES).decode("utf-8-sig").splitlines()
+    except (OSError, ValueError) as error:
         reason = one_line(error)
         raise InvalidRequest(f"{path} is not a readable text file ({reason}); give one prompt a line") from error
     texts = [line.strip() for line in lines if line.strip()]
-    if not texts:
-        raise InvalidRequest(f"{path} holds no prompt; give one a line")
+    if not 0 < len(texts) <= MOST_NUMBERS:
+        raise InvalidRequest(f"{path} holds {len(texts)} prompts, expected 1 to {MOST_NUMBERS}; give one a line")
     return texts
 
 
@@ -250,6 +273,7 @@ def _plan(path: Path) -> StepPlan:
 
 
 def _array(path: Path) -> NDArray[Any]:
+    """One array of at most `MOST_NOISE_BYTES`, whose header says what the file really holds."""
     try:
         with open_regular(path) as file:
             return read_npy(file, size_bytes=min(path.stat().st_size, MOST_BYTES))
@@ -258,9 +282,9 @@ def _array(path: Path) -> NDArray[Any]:
 
 
 def _save(path: Path, latents: NDArray[np.float32]) -> None:
+    content = BytesIO()
+    np.save(content, latents, allow_pickle=False)
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with whole_file(path) as draft, draft.open("wb") as file:
-            np.save(file, latents, allow_pickle=False)
+        write_whole(path, content.getvalue())
     except OSError as error:
-        raise InvalidRequest(f"cannot write {path}: {error.strerror or error}; choose another --latents-out") from error
+        raise _unwritable("--latents-out", path, error) from error

@@ -1,14 +1,14 @@
 """Runs a graph in ONNX Runtime on the CPU, the default engine."""
 
-import os
 from collections.abc import Mapping
 from typing import Any
 
 from ilf_trt.contract.ports import Graph
-from ilf_trt.errors import EngineError, MissingDependency, PortMismatch, one_line
+from ilf_trt.errors import EngineError, PortMismatch, one_line
 
 from .engine import Array, Launch
 from .onnx_file import OnnxFile
+from .onnxruntime_import import import_onnxruntime
 
 FATAL_ONLY = 4
 ORT_TYPES = {
@@ -32,7 +32,7 @@ class OnnxRuntimeEngine:
 
         With `threads` 0, the library chooses the number of threads.
         """
-        onnxruntime = onnxruntime_module()
+        onnxruntime = import_onnxruntime()
         options = onnxruntime.SessionOptions()
         options.log_severity_level = FATAL_ONLY
         options.intra_op_num_threads = threads
@@ -65,20 +65,6 @@ class OnnxRuntimeEngine:
 
     def close(self) -> None:
         self._session = None
-
-
-def onnxruntime_module() -> Any:
-    """The library, whose telemetry is off before it is loaded: serving looks nothing up and writes nothing elsewhere.
-
-    Raises MissingDependency.
-    """
-    os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
-    try:
-        import onnxruntime
-    except ImportError as error:
-        raise MissingDependency("onnxruntime is not installed; pip install onnxruntime") from error
-    onnxruntime.disable_telemetry_events()
-    return onnxruntime
 
 
 def check_border(session: Any, graph: Graph) -> None:

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 from rich.table import Table
+from rich.text import Text
 
 from ilf_trt.contract.arrays import is_finite
 from ilf_trt.contract.bundle import REFERENCE_FILE, Bundle
@@ -26,7 +27,7 @@ from ilf_trt.contract.reference_cases import (
     cases_of,
 )
 from ilf_trt.contract.spec import Precision
-from ilf_trt.errors import BundleError, NonFinite, ParityError
+from ilf_trt.errors import BundleError, NonFinite, ParityError, shown
 
 from .batches import run_batches
 from .finite import remedy
@@ -91,7 +92,7 @@ def table(differences: tuple[Difference, ...]) -> Table:
     """The differences for a terminal."""
     rows = Table("graph and tensor", "max abs", "relative", "cosine")
     for row in differences:
-        rows.add_row(row.what, f"{row.max_abs:.2e}", f"{row.relative:.2e}", f"{row.cosine:.9f}")
+        rows.add_row(Text(shown(row.what)), f"{row.max_abs:.2e}", f"{row.relative:.2e}", f"{row.cosine:.9f}")
     return rows
 
 

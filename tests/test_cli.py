@@ -382,10 +382,10 @@ def test_a_bad_scheduler_file_is_refused(run: Run, tmp_path: Path, content: byte
         (("--labels", 1, "--seed", "1,2"), "2 seeds for 1 pictures"),
         (("--labels", 1, "--seed", "one"), "seed 'one' is not a list of numbers"),
         (("--labels", 1, "--noise", "cuda"), "--noise"),
-        (("--labels", 1, "--columns", 0), "columns is 0"),
+        (("--labels", 1, "--columns", 0), "--columns"),
         (("--labels", 1, "--steps", 0), "steps is 0"),
         (("--labels", 1, "--feedback", "never"), "feedback pattern 'never' is unknown"),
-        (("--labels", 1, "--guidance-scale", "nan"), "guidance_scale is nan"),
+        (("--labels", 1, "--guidance-scale", "nan"), "--guidance-scale"),
         (("--labels", 1, "--guidance-scale", "1e39"), "guidance_scale"),
         (("--labels", 1, "--plan", "none.json"), "none.json"),
         (("--labels", 1, "--latents-in", "none.npy"), "none.npy"),
@@ -409,11 +409,35 @@ def test_generate_of_latents_that_are_no_pixels_is_refused_before_it_starts(
     run("generate", pixart_bundle, "-o", tmp_path / "a.png").refused("latents of 4 channels are not pixels", "VAE")
 
 
-@pytest.mark.parametrize("option", ["-o", "--latents-out"])
+@pytest.mark.parametrize(("option", "name"), [("-o", "a.png"), ("--latents-out", "a.npy")])
 def test_generate_to_a_place_that_cannot_be_written_is_refused(
-    run: Run, dit_bundle: Path, below_a_file: Path, option: str
+    run: Run, dit_bundle: Path, below_a_file: Path, option: str, name: str
 ) -> None:
-    run("generate", dit_bundle, "--labels", 1, option, below_a_file / "a").refused("cannot write", "choose another")
+    run("generate", dit_bundle, "--labels", 1, option, below_a_file / name).refused("cannot write", "choose another")
+
+
+@pytest.mark.parametrize(("option", "name"), [("-o", "a.jpg"), ("-o", "a"), ("--latents-out", "a.png")])
+def test_a_name_of_another_format_is_refused(
+    run: Run, dit_bundle: Path, tmp_path: Path, option: str, name: str
+) -> None:
+    run("generate", dit_bundle, "--labels", 1, option, tmp_path / name).refused("writes a .", "give a name that ends")
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    "options",
+    [("--steps", "10.5"), ("--steps", "1e1"), ("--steps", "١"), ("--threads", "1.0"), ("--guidance-scale", "inf")],
+)
+def test_numbers_are_read_as_they_are_written(
+    run: Run, dit_bundle: Path, tmp_path: Path, options: tuple[str, str]
+) -> None:
+    run("generate", dit_bundle, "--labels", 1, "-o", tmp_path / "a.png", *options).refused(options[0])
+
+
+def test_a_seed_may_be_negative_as_in_torch(run: Run, dit_bundle: Path, tmp_path: Path) -> None:
+    out = tmp_path / "a.png"
+    assert run("generate", dit_bundle, "--labels", 1, "--seed", "-1", "-o", out).code == 0
+    assert out.is_file()
 
 
 NPY_HEADER = b"\x93NUMPY\x01\x00"

@@ -17,7 +17,8 @@ from ilf_trt.contract.spec import BatchRange, Calibrator, Precision
 from ilf_trt.errors import InvalidRequest
 
 from .build_view import print_build
-from .flags import EngineFlags, PipelineFlags, RatioName
+from .flags import EngineFlags, MaxError, PipelineFlags, RatioName
+from .numbers import OptionalReal, OptionalWhole, Whole
 from .progress_bar import progress_bar
 
 MIB = 1 << 20
@@ -32,15 +33,15 @@ def build(
     precision: Precision = Precision.FP32,
     residual: Literal["fp32"] | None = None,
     batch: str = str(DEFAULT_BATCH),
-    steps: int = 10,
+    steps: Whole = 10,
     feedback: str = DEFAULT_FEEDBACK,
     rule: Rule = Rule.ANNEAL,
     ratio: RatioName = "m/n",
     scheduler: str | None = None,
     guidance: bool = True,
-    guidance_scale: float | None = None,
+    guidance_scale: OptionalReal = None,
     clean_captions: bool | None = None,
-    text_tokens: int | None = None,
+    text_tokens: OptionalWhole = None,
     pipeline: PipelineFlags = PipelineFlags(),  # noqa: B008
     hoist_text: Annotated[bool, Parameter(negative=())] = False,
     calibration: Path | None = None,
@@ -48,7 +49,7 @@ def build(
     fp8_exclude: Annotated[tuple[str, ...], Parameter(negative=())] = (),
     device: str = "cpu",
     verify: bool = True,
-    max_error: float | None = None,
+    max_error: MaxError = None,
     engines: EngineFlags = EngineFlags(),  # noqa: B008
     force: bool = False,
 ) -> None:

@@ -7,6 +7,8 @@ from ilf_trt import leaves
 from ilf_trt.assembly.conductor import BuildResult
 from ilf_trt.contract.ports import Role
 
+from .terminal import cell, say
+
 MIB = 1 << 20
 
 
@@ -18,7 +20,7 @@ def print_build(result: BuildResult, console: Console) -> None:
         console.print(leaves.report_table(result.reports))
     times = Table("stage", "seconds")
     for stage, seconds in result.stage_s.items():
-        times.add_row(stage, f"{seconds:.1f}")
+        times.add_row(cell(stage), f"{seconds:.1f}")
     console.print(times)
     path, spec, text = result.bundle.path, result.bundle.manifest.spec, result.bundle.manifest.text
     has_labels = spec.conditioning.port(Role.LABEL) is not None
@@ -31,5 +33,4 @@ def print_build(result: BuildResult, console: Console) -> None:
         lines.insert(0, f"taken from the build cache: {', '.join(result.reused)}")
     if result.reports:
         following = f"inspect {path} --engines"
-    for line in (*lines, f"next: ilf-trt {following}"):
-        console.print(line, highlight=False, markup=False, soft_wrap=True)
+    say(*lines, f"next: ilf-trt {following}", console=console)

@@ -1,6 +1,5 @@
 """The commands `cache ls` and `cache prune`."""
 
-import math
 import time
 from typing import Annotated
 
@@ -13,6 +12,7 @@ from ilf_trt.contract.target import GIB
 from ilf_trt.errors import InvalidRequest
 
 from .flags import CacheFolder, cache_folder
+from .numbers import OptionalReal
 
 MIB = 1 << 20
 
@@ -46,8 +46,8 @@ def list_cache(*, cache_dir: CacheFolder = None) -> None:
 
 def prune_cache(
     *,
-    days: float | None = None,
-    max_gib: float | None = None,
+    days: OptionalReal = None,
+    max_gib: OptionalReal = None,
     all_: Annotated[bool, Parameter(name="--all", negative=())] = False,
     cache_dir: CacheFolder = None,
 ) -> None:
@@ -67,8 +67,8 @@ def prune_cache(
     if (days is None and max_gib is None) != all_:
         raise InvalidRequest("say what to remove: --days 30, --max-gib 20, or --all alone")
     for flag, value in (("--days", days), ("--max-gib", max_gib)):
-        if value is not None and not 0 <= value < math.inf:
-            raise InvalidRequest(f"{flag} is {value}, it must be finite and not negative")
+        if value is not None and value < 0:
+            raise InvalidRequest(f"{flag} is {value}, it must not be negative")
     cache = BuildCache(cache_folder(cache_dir))
     removed = cache.prune(
         max_age_s=None if days is None else days * DAY_S, max_bytes=None if max_gib is None else int(max_gib * GIB)

@@ -1,19 +1,24 @@
 """The command line's flags about engines, which `build` and `compile` share."""
 
-import math
+import re
 from dataclasses import dataclass
+from math import isfinite
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from cyclopts import Parameter
+from cyclopts import Parameter, validators
 from platformdirs import user_cache_path
 
 from ilf_trt.assembly.options import PipelinePart
 from ilf_trt.contract.spec import Precision
 from ilf_trt.contract.target import GIB, Architecture, EngineOptions, Library
-from ilf_trt.errors import InvalidRequest
+from ilf_trt.errors import InvalidRequest, shown
+
+from .numbers import OptionalReal, OptionalWhole, real_number
 
 RatioName = Literal["m/n", "n/m"]
+SIZE = re.compile(r"([1-9][0-9]{0,6})x([1-9][0-9]{0,6})")
+SIZE_CHARS = 60
 
 CacheFolder = Annotated[
     Path | None,
@@ -25,9 +30,26 @@ CacheFolder = Annotated[
 ]
 
 
+MaxError = Annotated[float | None, Parameter(converter=real_number, validator=validators.Number(gte=0))]
+
+
 def cache_folder(given: Path | None) -> Path:
-    """The build cache's folder."""
-    return user_cache_path("ilf-trt") if given is None else given
+    """The build cache's folder; raises InvalidRequest for a user without a home folder."""
+    if given is not None:
+        return given
+    try:
+        folder = user_cache_path("ilf-trt")
+    except (RuntimeError, KeyError, OSError) as error:
+        raise _homeless() from error
+    if not folder.is_absolute():
+        raise _homeless()
+    return folder
+
+
+def _homeless() -> InvalidRequest:
+    return InvalidRequest(
+        "this user has no home folder to keep the build cache in; set HOME, or pass --cache-dir FOLDER or --no-cache"
+    )
 
 
 @Parameter(name="*")
@@ -40,11 +62,11 @@ class EngineFlags:
     ] = None
     gpu: Annotated[str | None, Parameter(help="Architectures that tensorrt-rtx builds for: sm89,sm120.")] = None
     builder_level: Annotated[
-        int | None,
+        OptionalWhole,
         Parameter(help="How long the builder may search for faster kernels, 0 to 5; by default the library's."),
     ] = None
     workspace: Annotated[
-        float | None, Parameter(help="Most GPU memory that a kernel may work in, GiB; by default all of it.")
+        OptionalReal, Parameter(help="Most GPU memory that a kernel may work in, GiB; by default all of it.")
     ] = None
     hardware_compat: Annotated[
         bool, Parameter(negative=(), help="Let other cards of the same architecture run the engines (H100 and H200).")
@@ -71,7 +93,7 @@ class EngineFlags:
             if self.hardware_compat:
                 raise InvalidRequest("--hardware-compat is about engines: pass --target tensorrt too")
             return None
-        if self.workspace is not None and not math.isfinite(self.workspace):
+        if self.workspace is not None and not isfinite(self.workspace):
             raise InvalidRequest(f"--workspace is {self.workspace} GiB, it must be finite")
         options = EngineOptions(
             library=self.target,
@@ -116,7 +138,7 @@ class PipelineFlags:
         Precision, Parameter(help="What the image decoder runs in: fp32, fp16, or bf16 on a GPU.")
     ] = Precision.FP32
     decoder_tile: Annotated[
-        int | None,
+        OptionalWhole,
         Parameter(help="Side in pixels of the tiles that larger pictures are decoded in, to save memory."),
     ] = None
 
@@ -139,7 +161,7 @@ def sizes_of(text: str) -> tuple[tuple[int, int], ...]:
 
 def size_of(text: str) -> tuple[int, int]:
     """`"768x512"` -> (768, 512), (height, width); raises InvalidRequest."""
-    sides = text.strip().split("x")
-    if len(sides) != 2 or not all(side.isascii() and side.isdecimal() and int(side) > 0 for side in sides):
-        raise InvalidRequest(f"size {text!r} is not HEIGHTxWIDTH in pixels; give 512x768")
-    return int(sides[0]), int(sides[1])
+    sides = SIZE.fullmatch(text.strip())
+    if sides is None:
+        raise InvalidRequest(f"size {shown(text, SIZE_CHARS)!r} is not HEIGHTxWIDTH in pixels; give 512x768")
+    return int(sides[1]), int(sides[2])

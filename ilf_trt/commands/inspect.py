@@ -7,13 +7,13 @@ from typing import Annotated
 from cyclopts import Parameter
 from rich.console import Console
 from rich.table import Table
-from rich.text import Text
 
 from ilf_trt import leaves
 from ilf_trt.contract.bundle import Bundle, graph_file
 from ilf_trt.contract.manifest import Manifest
 
 from .plan import print_plan
+from .terminal import cell
 
 MIB = 1 << 20
 
@@ -49,14 +49,14 @@ def inspect(
         print(json.dumps(opened.manifest.as_json(), indent=2))  # noqa: T201
         return
     console, manifest, spec = Console(), opened.manifest, opened.manifest.spec
-    cell = manifest.picture.cell
+    side = manifest.picture.cell
     facts = {
         "model": f"{spec.kind}, {spec.blocks} blocks, width {spec.width}",
         "base": manifest.base_sha256[:12]
         + (", another than the feedback block was trained on" if manifest.base_differs else ""),
         "loop": f"blocks {spec.loop.begin} to {spec.loop.end}",
-        "latent": " x ".join(str(side) for side in spec.latent),
-        "sizes": ", ".join(f"{height * cell}x{width * cell}" for height, width in spec.sizes),
+        "latent": " x ".join(map(str, spec.latent)),
+        "sizes": ", ".join(f"{height * side}x{width * side}" for height, width in spec.sizes),
         **_parts(manifest),
         "precision": manifest.precision.value + (", residual fp32" if spec.wide_residual else ""),
         "batch": str(manifest.batch),
@@ -71,15 +71,15 @@ def inspect(
     }
     table = Table(show_header=False, box=None)
     for name, value in facts.items():
-        table.add_row(name, Text(value))
+        table.add_row(cell(name), cell(value))
     console.print(table)
     graphs = Table("graph", "inputs", "outputs", "MiB")
     for graph in manifest.graphs:
         size_bytes = sum(f.size_bytes for name, f in manifest.files.items() if name.startswith(graph_file(graph.name)))
         ports = (
-            "\n".join(f"{p.name} {p.dtype} {_shape(p.shape)}" for p in side) for side in (graph.inputs, graph.outputs)
+            cell(*(f"{p.name} {p.dtype} {_shape(p.shape)}" for p in side)) for side in (graph.inputs, graph.outputs)
         )
-        graphs.add_row(graph.name, *ports, f"{size_bytes / MIB:.2f}")
+        graphs.add_row(cell(graph.name), *ports, f"{size_bytes / MIB:.2f}")
     console.print(graphs)
     print_plan(manifest.plan, tuple(step.block_forwards for step in manifest.plan.steps), console)
 

@@ -20,19 +20,20 @@ from ilf_trt.contract.spec import Loop
 from ilf_trt.errors import InvalidRequest
 
 from .flags import RatioName
+from .numbers import OptionalWhole, Whole
 
 
 def plan(
     *,
-    blocks: int,
-    steps: int,
+    blocks: Whole,
+    steps: Whole,
     loop: str | None = None,
     feedback: str = DEFAULT_FEEDBACK,
     rule: Rule = Rule.ANNEAL,
     ratio: RatioName = "m/n",
     scheduler: str = "dpmsolver++",
-    cache_blocks: int | None = None,
-    cache_every: int = 2,
+    cache_blocks: OptionalWhole = None,
+    cache_every: Whole = 2,
     json_: Annotated[bool, Parameter(name="--json", negative=())] = False,
 ) -> None:
     """Print a step plan: times, which steps get feedback, and the cost in block forwards.

@@ -1,15 +1,16 @@
 """The command `prepare`: turns pictures into latents and embedded text that `train` reads."""
 
-import logging
 from pathlib import Path
 from typing import Annotated, Literal
 
 from cyclopts import Parameter
-from rich.console import Console
 
 from ilf_trt.leaves import prepare_data
 
+from .log import log_to_terminal
+from .numbers import Whole
 from .progress_bar import progress_bar
+from .terminal import say
 
 
 def prepare(
@@ -19,16 +20,16 @@ def prepare(
     output: Annotated[Path, Parameter(alias="-o")],
     vae: str | None = None,
     text_encoder: str | None = None,
-    size: int = 256,
-    text_tokens: int = 120,
-    batch: int = 8,
+    size: Whole = 256,
+    text_tokens: Whole = 120,
+    batch: Whole = 8,
     dtype: Literal["fp16", "bf16", "fp32"] = "fp16",
     sample: Annotated[bool, Parameter(negative=())] = False,
-    shard_size: int = 1000,
+    shard_size: Whole = 1000,
     device: str = "cpu",
-    workers: int = 2,
-    max_broken: int = 100,
-    seed: int = 0,
+    workers: Whole = 2,
+    max_broken: Whole = 100,
+    seed: Whole = 0,
 ) -> None:
     """Make latents and embedded text from pictures; run the same command again to resume.
 
@@ -67,7 +68,7 @@ def prepare(
     seed
         Seed of --sample.
     """
-    logging.basicConfig(level=logging.WARNING, format="%(message)s")
+    log_to_terminal()
     with progress_bar() as progress:
         index = prepare_data(
             output,
@@ -88,9 +89,8 @@ def prepare(
             progress=progress,
         )
     rows = sum(shard.rows for shard in index.shards)
-    Console(soft_wrap=True).print(
+    say(
         f"wrote {output}: {rows} samples of {'x'.join(map(str, index.shape))} with {index.condition}, "
-        f"{len(index.broken)} broken\nnext: ilf-trt train --config … --set data.kind=latents --set data.path={output}",
-        highlight=False,
-        markup=False,
+        f"{len(index.broken)} broken",
+        f"next: ilf-trt train --config … --set data.kind=latents --set data.path={output}",
     )

@@ -7,24 +7,27 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from ilf_trt.contract.progress import Progress as Tell
+from ilf_trt.errors import shown
+from ilf_trt.interrupts import check_interrupted
 
 
 @contextmanager
 def progress_bar() -> Iterator[Tell]:
-    """A bar that goes when the block ends; gives what is called to move it."""
+    """A bar that goes when the block ends; gives what moves it, and raises an interrupt that was lost."""
     with Progress(
-        TextColumn("{task.description:<20}"),
+        TextColumn("{task.description:<20}", markup=False),
         BarColumn(),
         TextColumn("{task.completed:.0f}/{task.total:.0f}"),
         TimeElapsedColumn(),
         TimeRemainingColumn(),
-        TextColumn("{task.fields[detail]}"),
+        TextColumn("{task.fields[detail]}", markup=False),
         console=Console(stderr=True),
         transient=True,
     ) as bar:
         task = bar.add_task("", total=1, visible=False, detail="")
 
         def tell(what: str, done: int, total: int, detail: str = "", /) -> None:
-            bar.update(task, description=what, completed=done, total=total, detail=detail, visible=True)
+            check_interrupted()
+            bar.update(task, description=shown(what), completed=done, total=total, detail=shown(detail), visible=True)
 
         yield tell

@@ -1,13 +1,9 @@
 """The command `train`: trains the feedback block of a recipe, or prints the cost with --dry-run."""
 
-import logging
 import os
 import signal
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
-from types import FrameType
 from typing import TYPE_CHECKING, Annotated
 
 from cyclopts import Parameter
@@ -15,15 +11,18 @@ from rich.console import Console
 from rich.table import Table
 
 from ilf_trt.errors import InvalidRequest
+from ilf_trt.interrupts import EXIT_BASE, hold_first_signal
 from ilf_trt.leaves import read_recipe, recipe_cost, train_recipe
 
+from .log import log_to_terminal
+from .numbers import Real, Whole
 from .progress_bar import progress_bar
+from .terminal import say
 
 if TYPE_CHECKING:
     from ilf_trt.leaves import Cost, Recipe
 
 GIB, MIB, TERA = 1 << 30, 1 << 20, 1e12
-EXIT_CODES = {signal.SIGTERM: 143, signal.SIGINT: 130}
 CUBLAS_WORKSPACE = ("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # without it cuBLAS is not deterministic
 
 
@@ -35,8 +34,8 @@ def train(
     resume: str = "auto",
     cpu: Annotated[bool, Parameter(negative=())] = False,
     dry_run: Annotated[bool, Parameter(negative=())] = False,
-    processes: int = 1,
-    rate: float = 400.0,
+    processes: Whole = 1,
+    rate: Real = 400.0,
 ) -> None:
     """Train the feedback block of a recipe; on several devices with `accelerate launch -m ilf_trt train …`.
 
@@ -70,20 +69,20 @@ def train(
     if output is None:
         raise InvalidRequest("--output is missing; give the folder of the training, or --dry-run")
     os.environ.setdefault(*CUBLAS_WORKSPACE)
-    logging.basicConfig(level=logging.WARNING, format="%(message)s")
-    with _stop_signals() as signals, progress_bar() as progress:
+    log_to_terminal()
+    with hold_first_signal() as signals, progress_bar() as progress:
         outcome = train_recipe(recipe, output, resume=resume, cpu=cpu, stop=lambda: bool(signals), progress=progress)
     if not outcome.main:
-        sys.exit(EXIT_CODES[signals[0]] if signals else 0)
+        sys.exit(EXIT_BASE + signals[0] if signals else 0)
     if outcome.stopped:
-        Console(stderr=True, soft_wrap=True).print(
+        say(
             f"stopped at iteration {outcome.iteration}, saved; run the same command with --resume auto to resume",
-            highlight=False,
+            console=Console(stderr=True),
         )
-        sys.exit(EXIT_CODES[signals[0]] if signals else EXIT_CODES[signal.SIGTERM])
-    Console(soft_wrap=True).print(
-        f"wrote {output}, mean loss {outcome.mean_loss:.4f}\nnext: ilf-trt build --checkpoint {output} -o {output}.ilf",
-        highlight=False,
+        sys.exit(EXIT_BASE + (signals[0] if signals else signal.SIGTERM))
+    say(
+        f"wrote {output}, mean loss {outcome.mean_loss:.4f}",
+        f"next: ilf-trt build --checkpoint {output} -o {output}.ilf",
     )
 
 
@@ -114,23 +113,3 @@ def _print_cost(recipe: "Recipe", cost: "Cost", processes: int, rate: float) -> 
 
 def _size(size_bytes: int) -> str:
     return f"{size_bytes / GIB:.3g} GiB" if size_bytes >= GIB else f"{size_bytes / MIB:.3g} MiB"
-
-
-@contextmanager
-def _stop_signals() -> Iterator[list[signal.Signals]]:
-    """The signals that asked for a stop, filled while the block runs; a second one ends the process at once."""
-    signals: list[signal.Signals] = []
-    handlers = {number: signal.getsignal(number) for number in EXIT_CODES}
-
-    def note(number: int, frame: FrameType | None) -> None:
-        signals.append(signal.Signals(number))
-        for each, handler in handlers.items():
-            signal.signal(each, handler)
-
-    for number in EXIT_CODES:
-        signal.signal(number, note)
-    try:
-        yield signals
-    finally:
-        for number, handler in handlers.items():
-            signal.signal(number, handler)

@@ -4,20 +4,21 @@ from pathlib import Path
 from typing import Annotated
 
 from cyclopts import Parameter, validators
-from rich.console import Console
 
 from ilf_trt import leaves
 
+from .numbers import OptionalWhole, Whole
 from .progress_bar import progress_bar
+from .terminal import say
 
 
 def train_demo(
     *,
     output: Annotated[Path, Parameter(alias="-o")],
-    seed: int = 0,
-    base_iterations: Annotated[int | None, Parameter(validator=validators.Number(gte=0))] = None,
-    feedback_iterations: Annotated[int | None, Parameter(validator=validators.Number(gte=1))] = None,
-    threads: Annotated[int, Parameter(validator=validators.Number(gte=1))] = 1,
+    seed: Whole = 0,
+    base_iterations: Annotated[OptionalWhole, Parameter(validator=validators.Number(gte=0))] = None,
+    feedback_iterations: Annotated[OptionalWhole, Parameter(validator=validators.Number(gte=1))] = None,
+    threads: Annotated[Whole, Parameter(validator=validators.Number(gte=1))] = 1,
 ) -> None:
     """Train the demo again: a small DiT on scikit-learn's real digits, then its feedback block.
 
@@ -45,4 +46,4 @@ def train_demo(
             threads=threads,
             progress=progress,
         )
-    Console().print(f"wrote {output}\nnext: ilf-trt build --checkpoint {output} --output {output}.ilf", highlight=False)
+    say(f"wrote {output}", f"next: ilf-trt build --checkpoint {output} --output {output}.ilf")

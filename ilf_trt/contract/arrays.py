@@ -1,5 +1,6 @@
 """Arrays and lists of numbers as callers write them: in a file, in a text, as any sequence."""
 
+import re
 import zipfile
 import zlib
 from collections.abc import Mapping
@@ -17,7 +18,9 @@ MOST_BYTES = 1 << 30
 MOST_ARRAYS = 4096
 MOST_DIMENSIONS = 8
 HEADER_CHARS = 2000
-MOST_NUMBERS, MOST_DIGITS = 65_536, 20
+MOST_NUMBERS, MOST_DIGITS = 1 << 16, 20
+SPAN = re.compile(r"(-?[0-9]{1,20})(?:-(-?[0-9]{1,20}))?")
+TEXT_CHARS = 60
 UNREADABLE = (
     OSError,
     ValueError,
@@ -118,18 +121,23 @@ def is_digits(text: str) -> bool:
 
 
 def numbers_of(text: str, what: str) -> list[int]:
-    """`"3,8"` -> [3, 8]; `"0-9"` -> 0 to 9, at most MOST_NUMBERS; raises InvalidRequest, which calls them `what`."""
+    """`"3,8"` -> [3, 8]; `"0-9"` -> 0 to 9; `"-1,2"` -> [-1, 2], at most `MOST_NUMBERS`.
+
+    Raises InvalidRequest, which calls them `what`.
+    """
     numbers: list[int] = []
     for part in text.split(","):
-        first, dash, last = part.strip().partition("-")
-        if not is_digits(first) or (dash and not is_digits(last)):
-            raise InvalidRequest(f"{what} {shown(text, 60)!r} is not a list of numbers; give 3,8 or 0-9")
-        span = range(int(first), int(last if dash else first) + 1)
-        if len(numbers) + len(span) > MOST_NUMBERS:
-            raise InvalidRequest(f"{what} {shown(text, 60)!r} is more than {MOST_NUMBERS} numbers; give fewer")
+        ends = SPAN.fullmatch(part.strip())
+        if ends is None:
+            raise InvalidRequest(f"{what} {shown(text, TEXT_CHARS)!r} is not a list of numbers; give 3,8 or 0-9")
+        span = range(int(ends[1]), int(ends[2] or ends[1]) + 1)
         if not span:
-            raise InvalidRequest(f"{what} {text!r} is empty: {part} counts down; give 3,8 or 0-9")
+            raise InvalidRequest(
+                f"{what} {shown(text, TEXT_CHARS)!r} is empty: {part.strip()} counts down; give 3,8 or 0-9"
+            )
+        if span.stop - span.start > MOST_NUMBERS - len(numbers):
+            raise InvalidRequest(
+                f"{what} {shown(text, TEXT_CHARS)!r} are more than {MOST_NUMBERS} numbers; give fewer at once"
+            )
         numbers += span
-    if not numbers:
-        raise InvalidRequest(f"{what} {text!r} is empty; give 3,8 or 0-9")
     return numbers

@@ -58,7 +58,7 @@ def labels_of(text: str, classes: int) -> tuple[int, ...]:
         labels = numbers_of(text, "labels")
     except InvalidRequest as error:
         raise InvalidRequest(f"logging.labels is {text!r}; give numbers and ranges, such as 0-9,207") from error
-    if max(labels) >= classes:
+    if not 0 <= min(labels) <= max(labels) < classes:
         raise InvalidRequest(f"logging.labels is {text!r}; this base has the classes 0 to {classes - 1}")
     return tuple(labels)
 

@@ -11,7 +11,8 @@ from ilf_trt.contract.ports import Graph
 from ilf_trt.errors import DeviceLost, EngineError, IlfError, MissingDependency, OutOfMemory, one_line
 from ilf_trt.runtime.engine import Launch
 from ilf_trt.runtime.onnx_file import OnnxFile
-from ilf_trt.runtime.onnxruntime_engine import FATAL_ONLY, check_border, onnxruntime_module
+from ilf_trt.runtime.onnxruntime_engine import FATAL_ONLY, check_border
+from ilf_trt.runtime.onnxruntime_import import import_onnxruntime
 
 from .cuda import Gpu, Memory, Stream
 from .errors import device_error
@@ -39,7 +40,7 @@ class OnnxRuntimeCudaEngine:
 
     def __init__(self, graph: Graph, file: OnnxFile, *, gpu: Gpu, stream: Stream) -> None:
         """Load `file`; raises MissingDependency without the CUDA provider, EngineError, PortMismatch, OutOfMemory."""
-        onnxruntime = onnxruntime_module()
+        onnxruntime = import_onnxruntime("'ilf-trt[cuda]'")
         if PROVIDER not in onnxruntime.get_available_providers():
             raise MissingDependency(
                 "this ONNX Runtime has no CUDA; pip uninstall onnxruntime, pip install 'onnxruntime-gpu[cuda,cudnn]'"

@@ -1,5 +1,6 @@
 """Turns latents of a pixel-space model into pixels, and pixels into a PNG grid."""
 
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
@@ -8,7 +9,7 @@ from numpy.typing import NDArray
 
 from ilf_trt.contract.arrays import is_finite
 from ilf_trt.errors import InvalidRequest, NonFinite, one_line
-from ilf_trt.files import whole_file
+from ilf_trt.files import write_whole
 
 TILE = 64
 GAP = 4
@@ -57,10 +58,10 @@ def image_of(pixels: NDArray[np.uint8]) -> Any:
 
 
 def save_png(path: Path, sheet: NDArray[np.uint8]) -> None:
-    """Write a picture (H, W, C) as PNG; raises InvalidRequest if the file cannot be written."""
+    """Write a picture (H, W, C) as PNG, whole or not at all; raises InvalidRequest if the file cannot be written."""
+    content = BytesIO()
+    image_of(sheet).save(content, format="PNG")
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with whole_file(path) as draft, draft.open("wb") as file:
-            image_of(sheet).save(file, format="PNG")
+        write_whole(path, content.getvalue())
     except OSError as error:
         raise InvalidRequest(f"cannot write {path}: {one_line(error)}; choose another --output") from error

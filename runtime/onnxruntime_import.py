@@ -1,0 +1,26 @@
+"""Imports ONNX Runtime without its telemetry."""
+
+import os
+from typing import Any
+
+from ilf_trt.errors import MissingDependency
+
+SWITCH = "ORT_DISABLE_TELEMETRY"
+
+
+def import_onnxruntime(package: str = "onnxruntime") -> Any:
+    """The module; raises MissingDependency, which says to install `package`.
+
+    ONNX Runtime reports to Microsoft by default: a session looks up a host, writes a device id and a database into the
+    user's cache folder, and leaves threads that keep a forked child from ending. The switch must be set before the
+    first import. The environment decides if it sets the switch itself. The call is for a process that imported the
+    library before.
+    """
+    os.environ.setdefault(SWITCH, "1")
+    try:
+        import onnxruntime
+    except ImportError as error:
+        raise MissingDependency(f"onnxruntime is not installed; pip install {package}") from error
+    if os.environ[SWITCH] != "0":
+        onnxruntime.disable_telemetry_events()
+    return onnxruntime
