@@ -426,7 +426,7 @@ def test_a_name_of_another_format_is_refused(
 
 @pytest.mark.parametrize(
     "options",
-    [("--steps", "10.5"), ("--steps", "1e1"), ("--steps", "١"), ("--threads", "1.0"), ("--guidance-scale", "inf")],
+    [("--steps", "10.5"), ("--steps", "1e1"), ("--steps", "\u0661"), ("--threads", "1.0"), ("--guidance-scale", "inf")],
 )
 def test_numbers_are_read_as_they_are_written(
     run: Run, dit_bundle: Path, tmp_path: Path, options: tuple[str, str]
