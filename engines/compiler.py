@@ -11,12 +11,13 @@ from typing import Any
 
 from ilf_trt.assembly.build_cache import BuildCache, entry_note, take_or_make
 from ilf_trt.contract.bundle import ENGINE_FOLDER, graph_file, write_manifest
+from ilf_trt.contract.document import DocumentError, as_type, read_json
 from ilf_trt.contract.manifest import EngineFacts, Manifest
 from ilf_trt.contract.ports import Graph
 from ilf_trt.contract.progress import Progress, no_progress
 from ilf_trt.contract.spec import Precision
 from ilf_trt.contract.target import Architecture, EngineOptions, Library, check_precision
-from ilf_trt.errors import BundleError, InvalidRequest, one_line
+from ilf_trt.errors import BundleError, InvalidRequest
 
 from .builder import BuildRequest
 from .job import ask
@@ -180,11 +181,9 @@ class Compiler:
 def read_report(path: Path) -> EngineReport:
     """The report of an engine; raises BundleError if the file is no report."""
     try:
-        return EngineReport.from_json(json.loads(path.read_text()))
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise BundleError(
-            f"{path} is not a readable engine report ({one_line(error)}); compile the bundle again"
-        ) from error
+        return as_type(read_json(path), EngineReport)
+    except DocumentError as error:
+        raise BundleError(f"{path} {error.reason}; compile the bundle again") from error
 
 
 def _digest(content: Any) -> str:

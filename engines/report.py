@@ -1,7 +1,7 @@
 """The report of one engine: the cost of its build, its kernels, and the kernels in another precision."""
 
 from collections import Counter
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass
 from typing import Any
 
 from rich.table import Table
@@ -31,15 +31,8 @@ class EngineReport:
     kernels: tuple[Kernel, ...]
 
     def as_json(self) -> dict[str, Any]:
-        """Plain data; `from_json` reads it back."""
+        """Plain data for a JSON file."""
         return asdict(self)
-
-    @classmethod
-    def from_json(cls, data: dict[str, Any]) -> "EngineReport":
-        """Raises TypeError or KeyError for other data."""
-        known = {field.name: data[field.name] for field in fields(cls)}
-        kernels = tuple(Kernel(**{**kernel, "layers": tuple(kernel["layers"])}) for kernel in data["kernels"])
-        return cls(**{**known, "expected": tuple(data["expected"]), "kernels": kernels})
 
     @property
     def by_kind(self) -> dict[tuple[str, str], int]:

@@ -1,6 +1,5 @@
 """The recipe of a training: every setting that decides the weights, read from a TOML file."""
 
-import tomllib
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from enum import StrEnum
@@ -8,8 +7,10 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
+from ilf_trt.contract.document import DocumentError, read_toml
 from ilf_trt.contract.spec import Initialisation, Loop
-from ilf_trt.errors import InvalidRequest
+from ilf_trt.errors import InvalidRequest, shown
+from ilf_trt.files import is_file
 
 from .table import check_at_least, did_you_mean, flat, parse, plain, set_field
 
@@ -22,6 +23,7 @@ FREE_ON_RESUME = (
     "data.max_broken",
     "data.verify",
 )
+NAME_CHARS = 80
 FREE_SECTIONS = ("checkpoint", "logging", "compute", "validation")
 
 
@@ -269,13 +271,15 @@ def recipe_names() -> list[str]:
 def read_table(name: str) -> dict[str, Any]:
     """The TOML table of a file, or of a recipe in the package by name; raises InvalidRequest."""
     path = Path(name)
-    if not path.is_file():
+    if not is_file(path):
         names = recipe_names()
         if name not in names:
             hint = did_you_mean(name, names)
-            raise InvalidRequest(f"recipe {name!r} is neither a file nor one of {', '.join(names)}{hint}")
+            raise InvalidRequest(
+                f"recipe {shown(name, NAME_CHARS)!r} is neither a file nor one of {', '.join(names)}{hint}"
+            )
         path = Path(str(files("ilf_trt") / "recipes" / f"{name}.toml"))
     try:
-        return tomllib.loads(path.read_text())
-    except (OSError, ValueError) as error:
-        raise InvalidRequest(f"recipe {name} is not readable TOML: {error}; mend that line") from error
+        return read_toml(path)
+    except DocumentError as error:
+        raise InvalidRequest(f"recipe {name} {error.reason}; mend that line") from error

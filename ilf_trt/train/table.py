@@ -1,6 +1,5 @@
 """TOML tables and the dataclasses that they describe: read with checks, change one field, write back as plain data."""
 
-import tomllib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import MISSING, fields, is_dataclass
 from difflib import get_close_matches
@@ -9,10 +8,12 @@ from math import isfinite
 from types import NoneType, UnionType
 from typing import Any, TypeVar, get_args, get_origin, get_type_hints
 
+from ilf_trt.contract.document import DocumentError, parse_toml
 from ilf_trt.contract.spec import Loop
-from ilf_trt.errors import InvalidRequest
+from ilf_trt.errors import InvalidRequest, shown
 
 TYPE_WORDS = {int: "a whole number", float: "a finite number", str: "text", bool: "true or false"}
+VALUE_CHARS = 60
 T = TypeVar("T")
 
 
@@ -27,7 +28,7 @@ def parse(kind: type[T], table: Mapping[str, Any], where: str = "") -> T:
     for name in table:
         if name not in by_name:
             hint = did_you_mean(name, list(by_name))
-            raise InvalidRequest(f"{where}{name} is unknown{hint}; it takes {', '.join(by_name)}")
+            raise InvalidRequest(f"{where}{shown(name, VALUE_CHARS)} is unknown{hint}; it takes {', '.join(by_name)}")
     values = {}
     for name, field in by_name.items():
         if name in table:
@@ -43,16 +44,18 @@ def set_field(table: dict[str, Any], change: str) -> None:
     """Apply `SECTION.KEY=VALUE` to a table in place; the value is TOML or else text. Raises InvalidRequest."""
     name, separator, text = change.partition("=")
     if not separator or not name.strip():
-        raise InvalidRequest(f"--set {change!r} is not SECTION.KEY=VALUE, such as optimisation.lr=1e-5")
+        raise InvalidRequest(f"--set {_shown(change)} is not SECTION.KEY=VALUE, such as optimisation.lr=1e-5")
     try:
-        value = tomllib.loads(f"value = {text}")["value"]
-    except tomllib.TOMLDecodeError:
+        value = parse_toml(f"value = {text}")["value"]
+    except DocumentError:
         value = text.strip()
     *sections, key = name.strip().split(".")
     for section in sections:
         table = table.setdefault(section, {})
         if not isinstance(table, dict):
-            raise InvalidRequest(f"--set {change!r}: {section} is no section; give SECTION.KEY=VALUE")
+            raise InvalidRequest(
+                f"--set {_shown(change)}: {shown(section, VALUE_CHARS)} is no section; give SECTION.KEY=VALUE"
+            )
     table[key] = value
 
 
@@ -100,7 +103,7 @@ def _value(kind: Any, value: Any, name: str) -> Any:
     if issubclass(kind, StrEnum):
         if value not in list(kind):
             hint = did_you_mean(str(value), [member.value for member in kind])
-            raise InvalidRequest(f"{name} is {value!r}, it must be one of {', '.join(kind)}{hint}")
+            raise InvalidRequest(f"{name} is {_shown(value)}, it must be one of {', '.join(kind)}{hint}")
         return kind(value)
     if kind is float and type(value) is int:
         value = float(value)
@@ -110,4 +113,8 @@ def _value(kind: Any, value: Any, name: str) -> Any:
 
 
 def _refuse_type(name: str, value: Any, expected: str) -> Any:
-    raise InvalidRequest(f"{name} is {value!r}, it must be {expected}")
+    raise InvalidRequest(f"{name} is {_shown(value)}, it must be {expected}")
+
+
+def _shown(value: Any) -> str:
+    return shown(repr(value), VALUE_CHARS)

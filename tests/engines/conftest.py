@@ -18,6 +18,7 @@ import torch
 from ilf_trt import load_ilf, save_ilf
 from ilf_trt.assembly.conductor import BuildResult, build, compile_bundle
 from ilf_trt.assembly.options import BuildOptions
+from ilf_trt.contract.document import as_type
 from ilf_trt.contract.spec import BatchRange, Precision
 from ilf_trt.contract.target import Architecture, EngineOptions, Library
 from ilf_trt.engines.builder import BuildRequest
@@ -170,7 +171,7 @@ def build_graph(folder: Path, text: str, progress: ProgressRecord | None = None,
     """The report of the engine at `folder`/graph.engine."""
     request = graph_request(folder, text, **changes)
     tell = (progress or ProgressRecord()).tell
-    return EngineReport.from_json(ask(Library(request.library), {"do": "build", "engine": request.as_json()}, tell))
+    return as_type(ask(Library(request.library), {"do": "build", "engine": request.as_json()}, tell), EngineReport)
 
 
 def workers() -> list[psutil.Process]:

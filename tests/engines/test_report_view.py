@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from ilf_trt.contract.bundle import Bundle
+from ilf_trt.contract.document import as_type
 from ilf_trt.contract.ports import GRAPHS
 from ilf_trt.engines.report import EngineReport
 from ilf_trt.engines.report_view import show_engines
@@ -29,7 +30,7 @@ def test_as_json_the_reports_can_be_read_back(dit_fp16: Built, capsys: pytest.Ca
     show_engines(Bundle.open(dit_fp16.path), as_json=True)
     rows = json.loads(capsys.readouterr().out)
     assert {row["target"] for row in rows} == {"tensorrt-rtx"}
-    assert tuple(EngineReport.from_json(row) for row in rows) == dit_fp16.result.reports
+    assert tuple(as_type(row, EngineReport) for row in rows) == dit_fp16.result.reports
 
 
 def test_a_bundle_without_engines_says_how_to_add_them(dit_bundle: Path) -> None:

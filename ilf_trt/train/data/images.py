@@ -1,17 +1,20 @@
 """A folder of pictures: one subfolder for each class, or metadata.jsonl with captions or labels."""
 
-import json
 import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from ilf_trt.errors import DataError, InvalidRequest
+from ilf_trt.contract.document import DocumentError, parse_json
+from ilf_trt.errors import DataError, InvalidRequest, shown
 
 from .picture import EXTENSIONS, pixels_of
 from .sample import Condition, Sample
 
 METADATA_FILE = "metadata.jsonl"
+MOST_CLASSES = 1 << 20
+VALUE_CHARS = 60
+SPLITS = frozenset(("train", "training", "val", "valid", "validation", "dev", "test", "testing"))
 FIELDS = {"label": Condition.LABEL, "text": Condition.CAPTION}
 
 
@@ -64,6 +67,11 @@ class ImageFolder:
     def _list_classes(self) -> None:
         with os.scandir(self.folder) as entries:
             classes = sorted(entry.name for entry in entries if entry.is_dir() and not entry.name.startswith("."))
+        if classes and {name.lower() for name in classes} <= SPLITS:
+            raise InvalidRequest(
+                f"{self.folder} holds {' and '.join(classes)}, which are parts of a data set and no classes; give one "
+                f"of them, such as {self.folder / classes[-1]}"
+            )
         self.classes = len(classes)
         for label, name in enumerate(classes):
             pictures = sorted(_pictures(self.folder / name, f"{name}/"))
@@ -111,18 +119,19 @@ def _utf8_lines(path: Path, lines: Iterator[str]) -> Iterator[str]:
 def _entry(where: str, line: str) -> tuple[str, str, Any]:
     """The file name of a line, the field that it has, and the value of the field."""
     try:
-        entry = json.loads(line)
-    except ValueError as error:
-        raise DataError(f"{where} is not JSON: {error}; correct that line") from error
-    if not isinstance(entry, dict) or not isinstance(entry.get("file_name"), str):
+        entry = parse_json(line)
+    except DocumentError as error:
+        raise DataError(f"{where} {error.reason}; correct that line") from error
+    if not isinstance(entry.get("file_name"), str):
         raise DataError(f"{where} has no file_name; give the picture's path below the folder")
     fields = [field for field in FIELDS if field in entry]
     if len(fields) != 1:
         raise DataError(f"{where} has {' and '.join(fields) or 'neither text nor label'}; give text or label")
     (field,) = fields
     value = entry[field]
-    if field == "label" and (type(value) is not int or value < 0):
-        raise DataError(f"{where}: label is {value!r}, it must be a whole number from 0 on")
+    found = shown(repr(value), VALUE_CHARS)
+    if field == "label" and (type(value) is not int or not 0 <= value < MOST_CLASSES):
+        raise DataError(f"{where}: label is {found}, it must be a whole number from 0 to {MOST_CLASSES - 1}")
     if field == "text" and not isinstance(value, str):
-        raise DataError(f"{where}: text is {value!r}, it must be text")
+        raise DataError(f"{where}: text is {found}, it must be text")
     return entry["file_name"], field, value

@@ -1,19 +1,23 @@
 """The index of prepared data: the settings that decide its content, and the shards with their hashes."""
 
 import json
+import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
+import msgspec
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
 
 from ilf_trt.contract.bundle import sha256_of
-from ilf_trt.errors import DataError, one_line
+from ilf_trt.contract.document import Count, DocumentError, Size, as_type, read_json
+from ilf_trt.contract.stamp import Sha256
+from ilf_trt.errors import DataError, one_line, shown
 from ilf_trt.files import whole_file
 
 from .sample import Condition
@@ -22,6 +26,8 @@ SCHEMA = 1
 INDEX_FILE = "index.json"
 NULL_FILE = "null.safetensors"
 KEYS = "keys"
+MOST_INDEX_BYTES = 1 << 28
+NAME_CHARS = 60
 DTYPES = {"fp16": torch.float16, "bf16": torch.bfloat16, "fp32": torch.float32}
 
 
@@ -29,10 +35,10 @@ DTYPES = {"fp16": torch.float16, "bf16": torch.bfloat16, "fp32": torch.float32}
 class ShardFacts:
     """One shard: its file, rows, bytes and hash, and the keys of its broken samples with their reasons."""
 
-    file: str
-    rows: int
-    size_bytes: int
-    sha256: str
+    file: Annotated[str, msgspec.Meta(pattern=r"^[\w-][\w.-]{0,200}$")]
+    rows: Count
+    size_bytes: Annotated[int, msgspec.Meta(ge=0, le=1 << 50)]
+    sha256: Sha256
     broken: Mapping[str, str] = field(default_factory=dict)
 
     def check(self, folder: Path, *, hashed: bool = False) -> None:
@@ -59,8 +65,8 @@ class Index:
 
     settings: Mapping[str, Any]
     condition: Condition
-    classes: int | None = None
-    shape: tuple[int, int, int] = (0, 0, 0)
+    classes: Size | None = None
+    shape: tuple[Count, Count, Count] = (0, 0, 0)
     shards: tuple[ShardFacts, ...] = ()
     null: ShardFacts | None = None
     complete: bool = False
@@ -69,29 +75,17 @@ class Index:
     def read(cls, folder: Path) -> "Index":
         """Read the index of a folder; raises DataError."""
         path = folder / INDEX_FILE
+        if not os.path.lexists(path):
+            raise DataError(f"{folder} is not prepared data: {INDEX_FILE} is missing; run `ilf-trt prepare`")
         try:
-            table = json.loads(path.read_text())
-        except FileNotFoundError as error:
-            raise DataError(f"{folder} is not prepared data: {INDEX_FILE} is missing; run `ilf-trt prepare`") from error
-        except (OSError, ValueError) as error:
-            raise DataError(f"{path} is not readable JSON: {error}; run `ilf-trt prepare` again") from error
-        try:
-            if table["schema"] != SCHEMA:
-                raise DataError(f"{path}: schema {table['schema']!r}, this version reads {SCHEMA}; upgrade ilf-trt")
-            channels, height, width = (int(length) for length in table["shape"])
-            return cls(
-                settings=dict(table["settings"]),
-                condition=Condition(table["condition"]),
-                classes=None if table["classes"] is None else int(table["classes"]),
-                shape=(channels, height, width),
-                shards=tuple(ShardFacts(**facts) for facts in table["shards"]),
-                null=None if table["null"] is None else ShardFacts(**table["null"]),
-                complete=bool(table["complete"]),
-            )
-        except (KeyError, TypeError, ValueError) as error:
-            raise DataError(
-                f"{path}: field missing or of the wrong type ({error!r}); prepare the data again"
-            ) from error
+            table = read_json(path, most=MOST_INDEX_BYTES)
+            schema = table.pop("schema", None)
+            if type(schema) is not int or schema != SCHEMA:
+                what = shown(repr(schema), NAME_CHARS)
+                raise DataError(f"{path}: schema {what}, this version reads {SCHEMA}; upgrade ilf-trt")
+            return as_type(table, cls)
+        except DocumentError as error:
+            raise DataError(f"{path} {error.reason}; run `ilf-trt prepare` again") from error
 
     def write(self, folder: Path) -> None:
         """Replace the index of a folder in one step; raises DataError."""

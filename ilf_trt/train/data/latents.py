@@ -1,6 +1,5 @@
 """Prepared data as a source: latents with labels or embedded text, read from safetensors shards on the disk."""
 
-import json
 from bisect import bisect_right
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -10,6 +9,7 @@ from pathlib import Path
 from threading import Lock
 from typing import Any
 
+import msgspec
 import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
@@ -94,7 +94,7 @@ class LatentShards:
         with _shard_errors(path):
             file: Any = safe_open(path, framework="pt")
             slices = {name: file.get_slice(name) for name in TENSORS[self.condition]}
-            keys = json.loads(file.metadata()[KEYS])
+            keys = msgspec.json.decode(file.metadata()[KEYS], type=list[str])
             shapes = {name: tuple(part.get_shape()) for name, part in slices.items()}
         if len(keys) != facts.rows or any(shape[0] != facts.rows for shape in shapes.values()):
             raise DataError(f"shard {path} holds {shapes}, expected {facts.rows} rows; prepare or copy it again")

@@ -9,6 +9,7 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
 from ilf_trt.errors import BrokenSample, one_line
+from ilf_trt.files import open_regular
 
 EXTENSIONS = ("png", "jpg", "jpeg", "webp")
 MODES = {1: "L", 3: "RGB"}
@@ -29,7 +30,10 @@ def pixels_of(key: str, data: bytes | Path, *, size: int, channels: int) -> Tens
     Transparent pixels become white. A picture of `size` x `size` keeps its pixels.
     """
     try:
-        with Image.open(BytesIO(data) if isinstance(data, bytes) else data) as image:
+        with (
+            BytesIO(data) if isinstance(data, bytes) else open_regular(data) as file,
+            Image.open(file) as image,
+        ):
             picture = _opaque(ImageOps.exif_transpose(image)).convert(MODES[channels])
     except UNREADABLE as error:
         raise BrokenSample(key, _reason(error)) from error

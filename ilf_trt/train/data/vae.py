@@ -27,6 +27,7 @@ class Vae:
             )
         self.model = model.to(device).eval()
         self.device, self.sample, self.seed = device, sample, seed
+        self.cell = 2 ** (len(model.config.block_out_channels) - 1)
         self.shift, self.scale = model.config.get("shift_factor") or 0.0, model.config.scaling_factor
 
     @classmethod
@@ -37,7 +38,16 @@ class Vae:
 
     @torch.inference_mode()
     def encode(self, pixels: Tensor, indices: Sequence[int]) -> Tensor:
-        """pixels (B, 3, H, W) in [-1, 1] of the samples `indices` -> latents (B, C, h, w) on the CPU."""
+        """pixels (B, 3, H, W) in [-1, 1] of the samples `indices` -> latents (B, C, h, w) on the CPU.
+
+        Raises InvalidRequest for sides that the VAE's cells do not divide.
+        """
+        height, width = pixels.shape[2:]
+        if height % self.cell or width % self.cell:
+            raise InvalidRequest(
+                f"pictures of {height}x{width} pixels do not fit the VAE's cells of {self.cell}; give a --size that "
+                f"{self.cell} divides, such as {max(height // self.cell, 1) * self.cell}"
+            )
         posterior = self.model.encode(pixels.to(self.device)).latent_dist
         latents: Tensor = posterior.mean.cpu()
         if self.sample:

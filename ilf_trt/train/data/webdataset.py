@@ -1,7 +1,6 @@
 """Webdataset shards: tar files; members with the same base name are one sample, and offsets give random access."""
 
 import glob
-import json
 import re
 import tarfile
 from collections.abc import Iterator
@@ -10,8 +9,12 @@ from pathlib import Path
 
 from torch import Tensor
 
+from ilf_trt.contract.arrays import is_digits
+from ilf_trt.contract.document import DocumentError, parse_json
 from ilf_trt.errors import BrokenSample, DataError, InvalidRequest, one_line
+from ilf_trt.files import open_regular
 
+from .images import MOST_CLASSES
 from .picture import EXTENSIONS, pixels_of
 from .sample import Condition, Sample
 
@@ -134,7 +137,7 @@ def _expand_braces(path: str) -> Iterator[str]:
 def _read_groups(shard: Path) -> list[Group]:
     groups: dict[str, Group] = {}
     try:
-        with shard.open("rb") as file, tarfile.open(fileobj=file, mode="r:") as members:
+        with open_regular(shard) as file, tarfile.open(fileobj=file, mode="r:") as members:
             for member in members:
                 if member.isreg():
                     _add(groups, shard, member)
@@ -168,7 +171,7 @@ def _label(group: Group) -> int:
     if LABEL not in group.members:
         raise BrokenSample(group.key, "has no label (.cls)")
     text = group.text_of(LABEL).strip()
-    if not text.isdecimal():
+    if not is_digits(text) or int(text) >= MOST_CLASSES:
         raise BrokenSample(group.key, f"its label is {text[:20]!r}, it must be a whole number")
     return int(text)
 
@@ -179,10 +182,10 @@ def _caption(group: Group) -> str:
     if "json" not in group.members:
         raise BrokenSample(group.key, "has no caption (.txt, .json)")
     try:
-        entry = json.loads(group.text_of("json"))
-    except ValueError as error:
-        raise BrokenSample(group.key, f".json is not JSON: {error}") from error
+        entry = parse_json(group.text_of("json"))
+    except DocumentError as error:
+        raise BrokenSample(group.key, f".json {error.reason}") from error
     for field in CAPTION_FIELDS:
-        if isinstance(entry, dict) and isinstance(entry.get(field), str):
+        if isinstance(entry.get(field), str):
             return str(entry[field])
     raise BrokenSample(group.key, f".json has no text under {' or '.join(CAPTION_FIELDS)}")

@@ -117,7 +117,7 @@ def test_a_list_is_a_loop_too_and_a_whole_number_a_float() -> None:
         ("model.initialisation=ends", r"must be one of end, begin, zero; did you mean end\?"),
         ("loss.second_pass=t/3", r"loss\.second_pass is 't/3'"),
         ("optimisation.lr=fast", r"optimisation\.lr is 'fast', it must be a finite number"),
-        ("optimisation.lr=nan", r"optimisation\.lr is nan, it must be a finite number"),
+        ("optimisation.lr=nan", r"optimisation\.lr is 'nan', it must be a finite number"),
         ("optimisation.iterations=1.5", r"optimisation\.iterations is 1\.5, it must be a whole number"),
         ("optimisation.iterations=true", r"optimisation\.iterations is True, it must be a whole number"),
         ("compute.compile=1", r"compute\.compile is 1, it must be true or false"),
@@ -166,7 +166,7 @@ def test_a_file_that_is_no_toml_is_refused(tmp_path: Path) -> None:
     path.write_text("seed = 0\n[model\n")
     refused([], r"mine\.toml is not readable TOML: .*line 2", str(path))
     path.write_bytes(b"\xff\xfe")
-    refused([], "is not readable TOML", str(path))
+    refused([], "is not UTF-8 text", str(path))
 
 
 def test_a_missing_field_is_named_with_the_way_to_set_it(tmp_path: Path) -> None:

@@ -17,6 +17,17 @@ def test_class_folders_sorted_by_name_are_the_labels(tmp_path: Path) -> None:
     assert (source.condition, source.classes, source.shape) == (Condition.LABEL, 3, (3, 8, 8))
 
 
+@pytest.mark.parametrize("parts", [("train", "test"), ("Train", "val", "test"), ("validation",)])
+def test_the_parts_of_a_data_set_are_no_classes(parts: tuple[str, ...], tmp_path: Path) -> None:
+    write_classes(tmp_path, dict.fromkeys(parts, 1))
+    with pytest.raises(InvalidRequest, match="parts of a data set and no classes; give one of them, such as"):
+        ImageFolder(tmp_path, size=8)
+
+
+def test_a_class_may_have_the_name_of_a_part(tmp_path: Path) -> None:
+    assert ImageFolder(write_classes(tmp_path, {"train": 1, "bus": 1}), size=8).classes == 2
+
+
 def test_hidden_and_other_files_are_passed_over_and_deeper_folders_read(tmp_path: Path) -> None:
     folder = write_classes(tmp_path / "a", {"cat": 1, ".git": 1})
     (folder / "cat" / "notes.txt").write_text("")
@@ -45,7 +56,7 @@ def test_metadata_gives_labels(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("line", "part"),
     [
-        ("{", "line 2 is not JSON"),
+        ("{", "line 2 is not readable JSON"),
         ("3", "line 2 has no file_name"),
         ('{"file_name": "a.png"}', "line 2 has neither text nor label"),
         ('{"file_name": "a.png", "text": "a", "label": 1}', "line 2 has label and text"),

@@ -246,7 +246,11 @@ def test_data_that_is_not_prepared_is_refused(out: Path, tmp_path: Path) -> None
     with pytest.raises(DataError, match=r"index\.json is missing; run `ilf-trt prepare`"):
         LatentShards(tmp_path / "images")
     index = json.loads((out / "index.json").read_text())
-    for change, part in (({"schema": 9}, "schema 9"), ({"shape": 3}, "wrong type"), ({"shards": [{}]}, "wrong type")):
+    for change, part in (
+        ({"schema": 9}, "schema 9"),
+        ({"shape": 3}, "missing or wrong"),
+        ({"shards": [{}]}, "missing or wrong"),
+    ):
         (out / "index.json").write_text(json.dumps(index | change))
         with pytest.raises(DataError, match=part):
             LatentShards(out)
@@ -260,6 +264,12 @@ def test_the_vae_gives_the_posteriors_mean_shifted_and_scaled(vae_folder: Path) 
     with torch.no_grad():
         want = (vae.model.encode(pixels).latent_dist.mean - 0.25) * 0.5
     torch.testing.assert_close(vae.encode(pixels, [0, 1]), want)
+
+
+def test_a_size_that_is_no_multiple_of_the_vaes_cells_is_refused(vae_folder: Path) -> None:
+    vae = Vae.load(str(vae_folder))
+    with pytest.raises(InvalidRequest, match=rf"cells of {vae.cell}; give a --size that {vae.cell} divides, such as 8"):
+        vae.encode(torch.zeros(1, 3, 9, 9), [0])
 
 
 def test_a_drawn_latent_depends_on_seed_and_sample_and_not_on_the_batch(vae_folder: Path) -> None:

@@ -89,7 +89,12 @@ def test_a_sample_that_cannot_be_read_is_named(members: dict[str, bytes], reason
 
 @pytest.mark.parametrize(
     ("members", "reason"),
-    [({}, "has no caption"), ({"b.json": b"{"}, "is not JSON"), ({"b.json": b"[]"}, "no text under caption or text")],
+    [
+        ({}, "has no caption"),
+        ({"b.json": b"{"}, "is not readable JSON"),
+        ({"b.json": b"[]"}, "expected an object"),
+        ({"b.json": b"{}"}, "no text under caption or text"),
+    ],
 )
 def test_a_caption_that_cannot_be_read_is_named(members: dict[str, bytes], reason: str, tmp_path: Path) -> None:
     shard = write_tar(tmp_path / "a.tar", {"a.png": encoded(0), "a.txt": b"a", "b.png": encoded(1), **members})
