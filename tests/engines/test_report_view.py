@@ -30,7 +30,10 @@ def test_as_json_the_reports_can_be_read_back(dit_fp16: Built, capsys: pytest.Ca
     show_engines(Bundle.open(dit_fp16.path), as_json=True)
     rows = json.loads(capsys.readouterr().out)
     assert {row["target"] for row in rows} == {"tensorrt-rtx"}
-    assert tuple(as_type(row, EngineReport) for row in rows) == dit_fp16.result.reports
+    assert (
+        tuple(as_type({k: v for k, v in row.items() if k != "target"}, EngineReport) for row in rows)
+        == dit_fp16.result.reports
+    )
 
 
 def test_a_bundle_without_engines_says_how_to_add_them(dit_bundle: Path) -> None:
@@ -44,5 +47,5 @@ def test_a_report_that_is_damaged_is_a_bundle_error(dit_fp16: Built, tmp_path: P
     report = tmp_path / opened.manifest.engines[0].report
     report.unlink()
     report.write_text("{}")
-    with pytest.raises(BundleError, match="is not a readable engine report"):
+    with pytest.raises(BundleError, match="has a field missing or wrong"):
         show_engines(Bundle(tmp_path, opened.manifest), as_json=False)

@@ -57,7 +57,8 @@ def test_metadata_gives_labels(tmp_path: Path) -> None:
     ("line", "part"),
     [
         ("{", "line 2 is not readable JSON"),
-        ("3", "line 2 has no file_name"),
+        ("3", "line 2 holds int"),
+        ("{}", "line 2 has no file_name"),
         ('{"file_name": "a.png"}', "line 2 has neither text nor label"),
         ('{"file_name": "a.png", "text": "a", "label": 1}', "line 2 has label and text"),
         ('{"file_name": "a.png", "label": "1"}', "line 2: label is '1'"),
