@@ -14,7 +14,7 @@ from rich.table import Table
 from rich.text import Text
 
 from ilf_trt.assembly.packaged_bundle import bundle_of
-from ilf_trt.commands.flags import CacheFolder, MaxError, cache_folder, size_of
+from ilf_trt.commands.flags import CacheFolder, MaxError, MaxMemory, bytes_of, cache_folder, size_of
 from ilf_trt.commands.log import log_to_terminal
 from ilf_trt.commands.numbers import OptionalReal, OptionalWhole, Whole
 from ilf_trt.commands.progress_bar import progress_bar
@@ -66,6 +66,7 @@ def generate(
     engine: EngineKind | None = None,
     profile: Annotated[bool, Parameter(negative=())] = False,
     low_memory: Annotated[bool, Parameter(negative=())] = False,
+    max_memory: MaxMemory = None,
     threads: Whole = 0,
     cache: CacheFolder = None,
 ) -> None:
@@ -126,6 +127,9 @@ def generate(
         Time every graph on a GPU. The GPU then launches the graphs one by one.
     low_memory
         Load text encoder, transformer and decoder one after another, and free each before the next.
+    max_memory
+        Most memory of the host that the bundle's files and the generation may take, GiB; by default a share of the
+        machine's.
     threads
         Engine threads of the CPU; 0 leaves the number to the library, 1 is faster for tiny models.
     """
@@ -145,6 +149,7 @@ def generate(
         threads=threads,
         sessions=1,
         low_memory=low_memory,
+        max_memory=None if max_memory is None else bytes_of(max_memory),
     ) as pipeline:
         manifest = pipeline.manifest
         if output is not None and manifest.decoder is None:

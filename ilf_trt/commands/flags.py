@@ -1,8 +1,9 @@
 """The command line's flags about engines, which `build` and `compile` share."""
 
 import re
+import sys
 from dataclasses import dataclass
-from math import isfinite
+from math import ceil, isfinite
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -31,6 +32,7 @@ CacheFolder = Annotated[
 
 
 MaxError = Annotated[float | None, Parameter(converter=real_number, validator=validators.Number(gte=0))]
+MaxMemory = Annotated[float | None, Parameter(converter=real_number, validator=validators.Number(gt=0))]
 
 
 def cache_folder(given: Path | None) -> Path:
@@ -152,6 +154,11 @@ class PipelineFlags:
             "decoder_precision": self.decoder_precision,
             "decoder_tile": self.decoder_tile,
         }
+
+
+def bytes_of(gib: float) -> int:
+    """GiB above 0 -> bytes, rounded up, at most what an address reaches."""
+    return ceil(min(gib * GIB, sys.maxsize))
 
 
 def sizes_of(text: str) -> tuple[tuple[int, int], ...]:
