@@ -38,8 +38,10 @@ def fit_digests(folder: Path) -> None:
     if facts.is_file():
         _stamp(facts, {"block_sha256": _sha256(weights)} if weights.is_file() else {})
     if state.is_file():
-        listed = json.loads(state.read_text()).get("files", {})
-        _stamp(state, {"files": {name: _sha256(folder / name) for name in listed if (folder / name).is_file()}})
+        listed = json.loads(state.read_text()).get("files")
+        known = listed if isinstance(listed, dict) and all(isinstance(entry, str) for entry in listed.values()) else {}
+        fitting = {name: _sha256(folder / name) for name in known if (folder / name).is_file()}
+        _stamp(state, {"files": fitting} if known else {})
 
 
 def _stamp(path: Path, changes: Mapping[str, Any]) -> None:
