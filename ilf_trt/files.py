@@ -107,6 +107,7 @@ def write_whole(place: Path, content: bytes) -> None:
     """Make the file `place` hold `content`, and the folders above it; follows a link. Raises OSError."""
     place = Path(os.path.realpath(place))
     place.parent.mkdir(parents=True, exist_ok=True)
+    sweep(place)
     with whole_file(place) as draft:
         draft.write_bytes(content)
 

@@ -97,7 +97,7 @@ def measure(command: Command, kills: int, moments: random.Random) -> list[dict[s
     if command.goes_on:
         _remove(command.output)
     for index in range(kills):
-        number = SIGNALS[index % len(SIGNALS)]
+        number, before = SIGNALS[index % len(SIGNALS)], drafts_in(command.output.parent)
         count = counts[number]
         code, sent = kill(command.words, number, moments.uniform(0, took_s))
         count["kills"] += 1
@@ -105,7 +105,7 @@ def measure(command: Command, kills: int, moments: random.Random) -> list[dict[s
         count["went on to the end"] += sent and code == 0
         count["other exit code"] += code not in (0, -number, 128 + number)
         count["died of the signal"] += number is not signal.SIGKILL and code == -number
-        count["drafts left"] += number is not signal.SIGKILL and bool(drafts_in(command.output.parent))
+        count["drafts left"] += bool(drafts_in(command.output.parent) - before)
         if command.goes_on:
             if code == 0:  # a whole run: hold it against the first one, and begin again
                 count["other result"] += digest_of(command.output) != wanted
@@ -113,6 +113,7 @@ def measure(command: Command, kills: int, moments: random.Random) -> list[dict[s
         else:
             count["output destroyed"] += digest_of(command.output) != wanted
     run(command.words)
+    left = len(drafts_in(command.output.parent))
     final = digest_of(command.output) != wanted
     return [
         {
@@ -121,6 +122,7 @@ def measure(command: Command, kills: int, moments: random.Random) -> list[dict[s
             "seconds": round(took_s, 2),
             **{name: counts[number][name] for name in COUNTED},
             "other result at the end": int(final),
+            "drafts left at the end": left,
         }
         for number in SIGNALS
     ]
@@ -147,8 +149,8 @@ def digest_of(path: Path) -> str:
     return hashlib.sha256(b"".join(hashlib.sha256(file.read_bytes()).digest() for file in files)).hexdigest()
 
 
-def drafts_in(folder: Path) -> list[Path]:
-    return [path for path in folder.rglob("*") if DRAFT in path.name]
+def drafts_in(folder: Path) -> set[Path]:
+    return {path for path in folder.rglob("*") if DRAFT in path.name}
 
 
 def _remove(path: Path) -> None:
