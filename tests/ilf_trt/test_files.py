@@ -1,12 +1,14 @@
 """Whole-or-nothing writing: what a reader sees, what a failure leaves, and what a sweep removes."""
 
 import os
+import resource
 import shutil
+import signal
 from pathlib import Path
 
 import pytest
 
-from ilf_trt.files import remove_folder, sweep, sweep_folder, whole_file, whole_folder, whole_link
+from ilf_trt.files import remove_folder, sweep, sweep_folder, whole_file, whole_folder, whole_link, write_whole
 
 NO_PROCESS = 2**22 + 1  # above the largest process id of Linux
 
@@ -138,3 +140,33 @@ def test_a_sweep_leaves_a_draft_that_is_being_written(tmp_path: Path) -> None:
     with whole_folder(tmp_path / "a", replace=False) as draft:
         sweep(tmp_path / "a")
         assert draft.is_dir()
+
+
+def test_a_full_disk_leaves_the_old_file_and_no_draft(tmp_path: Path) -> None:
+    """A limit of file sizes refuses a write half-way, as a full disk does."""
+    place = tmp_path / "a.png"
+    write_whole(place, b"old")
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    before = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 12, limits[1]))
+    try:
+        with pytest.raises(OSError, match="File too large"):
+            write_whole(place, bytes(1 << 16))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+        signal.signal(signal.SIGXFSZ, before)
+    assert place.read_bytes() == b"old"
+    assert names(tmp_path) == ["a.png"]
+
+
+def test_a_file_takes_the_drafts_of_killed_processes_with_it(tmp_path: Path) -> None:
+    (tmp_path / f".a.png.partial-12345678-{NO_PROCESS}").touch()
+    write_whole(tmp_path / "a.png", b"new")
+    assert names(tmp_path) == ["a.png"]
+
+
+def test_a_file_is_written_where_a_link_leads(tmp_path: Path) -> None:
+    (tmp_path / "link").symlink_to("far/a.png")
+    write_whole(tmp_path / "link", b"new")
+    assert (tmp_path / "far" / "a.png").read_bytes() == b"new"
+    assert (tmp_path / "link").is_symlink()
