@@ -7,6 +7,7 @@ from typing import Any
 
 from ilf_trt.errors import InvalidRequest, UnsupportedScheduler, one_line, shown
 
+from .arrays import is_digits
 from .document import DocumentError, Size, as_type, read_json
 from .solver import DEFAULT_SCHEDULER, MOST_STEPS, MOST_TIMES, table_from_scheduler
 from .spec import Loop
@@ -198,14 +199,14 @@ def feedback_steps(pattern: str, steps: int) -> tuple[bool, ...]:
     name, _, argument = pattern.partition(":")
     if not argument and name in ("all", "none", "alternate"):
         return tuple(name == "all" or (name == "alternate" and index % 2 == 0) for index in range(steps))
-    if name in ("first", "last", "outer", "inner") and argument.isdecimal():
+    if name in ("first", "last", "outer", "inner") and is_digits(argument):
         count = int(argument)
         first = [index < count for index in range(steps)]
         last = [index >= steps - count for index in range(steps)]
         outer = [a or b for a, b in zip(first, last, strict=True)]
         return tuple({"first": first, "last": last, "outer": outer, "inner": [not value for value in outer]}[name])
     numbers = pattern.split(",")
-    if all(number.strip().isdecimal() for number in numbers):
+    if all(is_digits(number.strip()) for number in numbers):
         chosen = {int(number) for number in numbers}
         if max(chosen) >= steps:
             raise InvalidRequest(f"feedback step {max(chosen)} does not exist; {steps} steps are 0 to {steps - 1}")

@@ -10,6 +10,7 @@ from enum import StrEnum
 
 from ilf_trt.errors import InvalidRequest
 
+from .arrays import is_digits
 from .conditioning import Conditioning
 from .document import Count, Size
 from .ports import DECODE, FEEDBACK, PICTURES, ROWS, TEXT, Dim, Graph, Port, Role, Shape
@@ -73,7 +74,7 @@ class Loop:
     def parse(cls, text: str) -> "Loop":
         """`"8:19"` -> Loop(8, 19)."""
         begin, separator, end = text.partition(":")
-        if not (separator and begin.strip().isdecimal() and end.strip().isdecimal()):
+        if not (separator and is_digits(begin.strip()) and is_digits(end.strip())):
             raise InvalidRequest(f"loop {text!r} is not BEGIN:END; give two block numbers, such as 8:19")
         return cls(int(begin), int(end))
 
@@ -103,7 +104,7 @@ class BatchRange:
     def parse(cls, text: str) -> "BatchRange":
         """`"1"` -> fixed, `"1:4:8"` -> min, opt, max."""
         parts = text.split(":")
-        if len(parts) not in (1, 3) or not all(part.isdecimal() for part in parts):
+        if len(parts) not in (1, 3) or not all(map(is_digits, parts)):
             raise InvalidRequest(f"batch {text!r} is neither N nor MIN:OPT:MAX; give 1 or 1:4:8")
         low, best, high = (int(part) for part in (parts * 3 if len(parts) == 1 else parts))
         if not 1 <= low <= best <= high:
@@ -240,7 +241,7 @@ class ModelSpec:
         if name.startswith(f"{FEEDBACK}."):
             return "loop_feedback"
         number = name.removeprefix(f"{self.block_path}.").partition(".")[0]
-        if not (name.startswith(f"{self.block_path}.") and number.isdecimal() and int(number) < self.blocks):
+        if not (name.startswith(f"{self.block_path}.") and is_digits(number) and int(number) < self.blocks):
             raise InvalidRequest(
                 f"{name!r} is no Linear of a block; Linears are {self.block_path}.0.attn1.to_q and so on, up to block "
                 f"{self.blocks - 1}, and {FEEDBACK}.attn1.to_q"
