@@ -24,11 +24,21 @@ def main(tokens: Sequence[str] | None = None) -> int:
 
     Without `tokens` the process belongs to the command: it catches signals, and repairs standard streams.
     """
-    if tokens is None:
-        interrupts.catch_signals()
-    code = _run(tokens)
+    code = INTERRUPTED
+    try:
+        if tokens is None:
+            interrupts.catch_signals()
+        code = _run(tokens)
+        if tokens is None and interrupts.interrupted_code() is None:
+            interrupts.end_at_once()
+    except KeyboardInterrupt:  # a signal between two lines of this file; it raises once
+        pass
     interrupted = interrupts.interrupted_code()
     if interrupted is not None:  # also one that a callback lost, or that came out as another error
+        if tokens is None:
+            from .files import drop_drafts
+
+            drop_drafts()
         _say("interrupted; nothing half-written was left behind")
         code = interrupted
     if tokens is None:

@@ -24,6 +24,8 @@ from .interrupts import check_interrupted
 
 DRAFT = ".partial-"
 DRAFT_NAME = re.compile(r"\.partial-(?:[0-9a-f]{8}|(?:[0-9a-f]{8}-)?(?P<pid>[0-9]+))$")  # old: without pid
+MOST_BEGUN = 1000
+_begun: dict[Path, None] = {}  # the last drafts of this process, most of them ended
 AT_FDCWD, RENAME_EXCHANGE = -100, 2  # linux/fcntl.h, linux/fs.h
 UNSYNCED_FOLDER = (errno.EACCES, errno.EINVAL, errno.ENOTSUP)  # one that cannot be read, and network file systems
 COPY_BYTES = 1 << 26  # of one call to the kernel, so that a signal does not wait for a whole file
@@ -205,8 +207,22 @@ def _remove_abandoned(drafts: Iterable[Path]) -> None:
             os.close(handle)
 
 
+def drop_drafts() -> None:
+    """Remove what this process began to write and did not end: a signal may come between two of Python's cleanups."""
+    for draft in list(_begun):
+        if draft.is_dir() and not draft.is_symlink():
+            shutil.rmtree(draft, ignore_errors=True)
+        else:
+            with suppress(OSError):
+                draft.unlink(missing_ok=True)
+
+
 def _draft_of(place: Path) -> Path:
-    return place.parent / f".{place.name}{DRAFT}{uuid4().hex[:8]}-{os.getpid()}"
+    draft = place.parent / f".{place.name}{DRAFT}{uuid4().hex[:8]}-{os.getpid()}"
+    _begun[draft] = None
+    while len(_begun) > MOST_BEGUN:
+        _begun.pop(next(iter(_begun)), None)
+    return draft
 
 
 def _exchange(place: Path, draft: Path) -> None:

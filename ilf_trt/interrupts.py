@@ -5,6 +5,7 @@ Python prints and drops an exception that is raised in a callback of C, in `__de
 Only the command line catches signals; elsewhere the note stays empty.
 """
 
+import atexit
 import os
 import signal
 import sys
@@ -13,7 +14,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
 
-SIGNALS = (signal.SIGTERM, signal.SIGINT)
+SIGNALS = (signal.SIGINT, signal.SIGTERM)
 EXIT_BASE = 128  # a shell's exit code for a process that a signal ended: 130 for SIGINT, 143 for SIGTERM
 SAME_S = 1.0  # timeout(1) and accelerate send one request twice
 
@@ -31,6 +32,7 @@ def catch_signals() -> None:
     """From now on SIGTERM and SIGINT raise Interrupted in the main thread; a second one ends the process at once."""
     for number in SIGNALS:
         signal.signal(number, _receive)
+    atexit.register(_ignore)  # Python ends in 10 ms and more, and takes its handlers down before
     drop = sys.unraisablehook
 
     def hook(lost: "sys.UnraisableHookArgs", /) -> None:
@@ -93,6 +95,11 @@ def _receive(number: int, frame: FrameType | None) -> None:
         raise Interrupted
     if now_s - _first[1] > SAME_S:
         _leave(number, frame)
+
+
+def _ignore() -> None:
+    for number in SIGNALS:
+        signal.signal(number, signal.SIG_IGN)
 
 
 def _leave(number: int, frame: FrameType | None) -> None:

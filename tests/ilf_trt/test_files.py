@@ -8,7 +8,16 @@ from pathlib import Path
 
 import pytest
 
-from ilf_trt.files import remove_folder, sweep, sweep_folder, whole_file, whole_folder, whole_link, write_whole
+from ilf_trt.files import (
+    drop_drafts,
+    remove_folder,
+    sweep,
+    sweep_folder,
+    whole_file,
+    whole_folder,
+    whole_link,
+    write_whole,
+)
 
 NO_PROCESS = 2**22 + 1  # above the largest process id of Linux
 
@@ -170,3 +179,16 @@ def test_a_file_is_written_where_a_link_leads(tmp_path: Path) -> None:
     write_whole(tmp_path / "link", b"new")
     assert (tmp_path / "far" / "a.png").read_bytes() == b"new"
     assert (tmp_path / "link").is_symlink()
+
+
+def test_what_an_interrupt_left_between_two_cleanups_is_dropped(tmp_path: Path) -> None:
+    file, folder = whole_file(tmp_path / "a"), whole_folder(tmp_path / "b", replace=False)
+    drafts = [file.__enter__(), folder.__enter__()]  # and no __exit__
+    assert all(draft.exists() for draft in drafts)
+    drop_drafts()
+    assert names(tmp_path) == []
+    del file, folder
+    with whole_file(tmp_path / "a") as draft:
+        draft.write_text("x")
+    drop_drafts()
+    assert names(tmp_path) == ["a"]
