@@ -18,6 +18,7 @@ from ilf_trt.contract.graphs import all_graphs
 from ilf_trt.contract.manifest import Calibration, Manifest
 from ilf_trt.contract.plan import StepPlan, make_plan, read_scheduler
 from ilf_trt.contract.spec import ModelSpec, Precision
+from ilf_trt.files import is_file, is_folder
 from ilf_trt.model.checkpoint import Checkpoint, fingerprint, read_checkpoint
 from ilf_trt.model.hub_folder import MODEL_INDEX
 from ilf_trt.model.identity import HALVES
@@ -145,7 +146,7 @@ def _reference(source: Source, folder: Path, options: BuildOptions) -> None:
 
 def _calibration(source: Source, options: BuildOptions) -> Calibration:
     """The largest inputs of the Linears that run in FP8: those of an FP8 bundle, or measured."""
-    if options.calibration is not None and options.calibration.is_dir():
+    if options.calibration is not None and is_folder(options.calibration):
         return calibration_of_bundle(options.calibration, source.model, source.spec, options.fp8_exclude)
     return calibrate(
         source.model,
@@ -223,13 +224,13 @@ def _pipeline_folder(checkpoint: Path, options: BuildOptions) -> PipelineFolder 
     """The folder of `--pipeline`, or the checkpoint's own if it is a pipeline's."""
     if options.pipeline is not None:
         return PipelineFolder.open(options.pipeline)
-    return PipelineFolder.open(checkpoint) if (checkpoint / MODEL_INDEX).is_file() else None
+    return PipelineFolder.open(checkpoint) if is_file(checkpoint / MODEL_INDEX) else None
 
 
 def _base(options: BuildOptions, facts: Checkpoint, folder: PipelineFolder | None) -> str:
     """The base of `--base`; else the pipeline's if the checkpoint's is missing or may differ; else the checkpoint's."""
     own = None if folder is None else folder.transformer
-    if options.base is None and own is not None and (options.base_differs or not Path(facts.base).is_dir()):
+    if options.base is None and own is not None and (options.base_differs or not is_folder(facts.base)):
         return str(own)
     return options.base or facts.base
 

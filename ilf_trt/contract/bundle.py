@@ -13,7 +13,7 @@ from typing import Any
 from numpy.typing import NDArray
 
 from ilf_trt.errors import BundleError, one_line, shown
-from ilf_trt.files import open_regular, sha256_of_open
+from ilf_trt.files import is_folder, open_regular, sha256_of_open
 
 from .arrays import UNREADABLE, is_finite, mismatch, read_npz
 from .document import DocumentError, read_json
@@ -50,10 +50,10 @@ class Bundle:
         files together, before any is read.
         """
         path = Path(path)
-        if not path.is_dir():
+        if not is_folder(path):
             raise BundleError(f"{path} is not a bundle: no such folder; make one with ilf-trt build --output {path}")
         manifest_path = path / MANIFEST_FILE
-        if not manifest_path.exists():
+        if not os.path.lexists(manifest_path):
             raise BundleError(f"{path} holds no {MANIFEST_FILE}: half-written or not a bundle; build it again")
         try:
             data = read_json(manifest_path)

@@ -136,13 +136,12 @@ def _texts(name: str, value: Prompt) -> tuple[str, ...]:
 
 
 def _heads(name: str, texts: tuple[str, ...]) -> tuple[str, ...]:
-    """What is read of each text; raises InvalidRequest for what is no Unicode."""
-    heads = tuple(text[:LONGEST_PROMPT] for text in texts)
-    for head in heads:
+    """What is read of each text; raises InvalidRequest if that, or the rest that is told, is no Unicode."""
+    for text in texts:
         try:
-            head.encode("utf-8")
+            text[: 2 * LONGEST_PROMPT].encode("utf-8")
         except UnicodeEncodeError as error:
             raise InvalidRequest(
-                f"{name} holds {head[error.start]!a} at place {error.start}, half of a character; give whole ones"
+                f"{name} holds {text[error.start]!a} at place {error.start}, half of a character; give whole ones"
             ) from error
-    return heads
+    return tuple(text[:LONGEST_PROMPT] for text in texts)

@@ -7,6 +7,7 @@ from typing import Any
 
 from ilf_trt.contract.document import DocumentError, parse_json
 from ilf_trt.errors import DataError, InvalidRequest, shown
+from ilf_trt.files import is_folder
 
 from .picture import EXTENSIONS, pixels_of
 from .sample import Condition, Sample
@@ -29,7 +30,7 @@ class ImageFolder:
 
     def __init__(self, folder: str | Path, *, size: int, channels: int = 3) -> None:
         self.folder, self.size, self.channels = Path(folder), size, channels
-        if not self.folder.is_dir():
+        if not is_folder(self.folder):
             raise InvalidRequest(
                 f"{folder} is not a folder; give one with a subfolder for every class, or {_METADATA_HINT}"
             )

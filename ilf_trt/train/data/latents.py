@@ -16,6 +16,7 @@ from torch import Tensor
 
 from ilf_trt.contract.ports import Role
 from ilf_trt.errors import BrokenSample, DataError, InvalidRequest, one_line
+from ilf_trt.files import is_folder
 
 from .index import KEYS, NULL_FILE, Index, ShardFacts
 from .sample import Condition, Sample
@@ -40,7 +41,7 @@ class LatentShards:
 
     def __init__(self, folder: str | Path, *, verify: bool = False) -> None:
         self.folder = Path(folder)
-        if not self.folder.is_dir():
+        if not is_folder(self.folder):
             raise InvalidRequest(f"{folder} is not a folder; give a folder that `ilf-trt prepare` wrote")
         index = Index.read(self.folder)
         if not index.complete:

@@ -12,7 +12,7 @@ from torch import Tensor
 from ilf_trt.contract.arrays import is_digits
 from ilf_trt.contract.document import DocumentError, parse_json
 from ilf_trt.errors import BrokenSample, DataError, InvalidRequest, one_line
-from ilf_trt.files import open_regular
+from ilf_trt.files import is_file, is_folder, open_regular
 
 from .images import MOST_CLASSES
 from .picture import EXTENSIONS, pixels_of
@@ -111,9 +111,9 @@ def shards_of(path: str) -> list[Path]:
     """The shards of a path: one file, all .tar of a folder, a glob, or `{000..009}`; raises InvalidRequest."""
     shards: list[Path] = []
     for name in _expand_braces(path):
-        if Path(name).is_dir():
+        if is_folder(name):
             shards += sorted(Path(name).glob("*.tar"))
-        elif Path(name).is_file():
+        elif is_file(name):
             shards.append(Path(name))
         elif glob.has_magic(name):
             shards += sorted(Path(each) for each in glob.glob(name))  # noqa: PTH207

@@ -2,10 +2,14 @@
 
 import random
 import sys
+import time
 import warnings
+from contextlib import suppress
 from types import ModuleType
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from ilf_trt.errors import InvalidRequest, MissingDependency
 from ilf_trt.runtime.text import caption as captions
@@ -179,3 +183,76 @@ def test_not_cleaning_needs_no_package(monkeypatch: pytest.MonkeyPatch) -> None:
     for package in ("bs4", "ftfy"):
         monkeypatch.setitem(sys.modules, package, None)
     assert prepare_caption("  A Cat&amp;Dog ", clean=False) == "a cat&amp;dog"
+
+
+# --- hostile captions
+
+HOSTILE_CHARS = 10_000
+HOSTILE_S = 0.5
+FRAGMENTS = (
+    *("<", "<a", "<a ", "<a b='", "</", "<!--", "<!", "<?", "<a>", "</a>", "<script>", "<person>", ">", "-->"),
+    *("http://", "https:", "www.", "www:", "a.com", "a.", "-.", "@", "@a", "/", "%", "%2", "%252525", "+"),
+    *("&", "&#", "&#1", "&#x", "&amp;", "&amp", "&quot", "&lt;", "＆＃"),
+    *("1", "1.", "#1", "1.1.1.", "1x", "1x1", "1:", "1:23 ", "a1", "1a", "a1a"),
+    *("_", "-", "a_", "\u2014", "'", '"', "`", "\\n", "\\", "(", "*", " ", "\t", "\n", " . ", " : ", ":", ",", "a,"),
+    *(".jpg", "a.jp", ".", "free ", "free shipping ", "worldwide  ", "download ", "click on ", "page ", "png "),
+    *("é", "Ã©", "â€™", "猫", "İ", "ß", "ﬁ", "\u200b", "\u0301", "🐈", "\x00", "\x85", "\u2028", "\u0640"),
+)  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def _warm() -> None:
+    """The packages that clean captions are loaded, so that no time is theirs."""
+    for package in ("bs4", "ftfy"):
+        pytest.importorskip(package)
+    prepare_caption("a caption", clean=True)
+
+
+def assert_soon(text: str) -> None:
+    """A caption is cleaned or refused within HOSTILE_S of this thread's own time."""
+    begin = time.thread_time()
+    with suppress(InvalidRequest):
+        prepare_caption(text, clean=True)
+    assert time.thread_time() - begin < HOSTILE_S
+
+
+@pytest.mark.parametrize("begin", ["", "<a ", "'", "<script>"])
+@pytest.mark.parametrize("fragment", FRAGMENTS, ids=ascii)
+@pytest.mark.usefixtures("_warm")
+def test_a_caption_of_one_thing_again_and_again_takes_no_time(fragment: str, begin: str) -> None:
+    assert_soon(f"{begin}{fragment * HOSTILE_CHARS}"[:HOSTILE_CHARS])
+
+
+@pytest.mark.fuzz
+@pytest.mark.usefixtures("_warm")
+@given(
+    runs=st.lists(
+        st.tuples(st.lists(st.sampled_from(FRAGMENTS), min_size=1, max_size=4), st.integers(1, HOSTILE_CHARS)),
+        min_size=1,
+        max_size=4,
+    ),
+    again=st.integers(1, 100),
+)
+def test_any_caption_is_cleaned_or_refused_soon(runs: list[tuple[list[str], int]], again: int) -> None:
+    text = "".join("".join(parts) * count for parts, count in runs) * again
+    assert_soon(text[:HOSTILE_CHARS])
+
+
+@pytest.mark.parametrize("tags", [captions.MOST_OPEN_TAGS, captions.MOST_OPEN_TAGS + 1])
+@pytest.mark.usefixtures("_warm")
+def test_a_caption_may_leave_so_many_tags_open_and_no_more(tags: int) -> None:
+    text = f"a cat {'<b ' * tags}"
+    if tags <= captions.MOST_OPEN_TAGS:
+        assert prepare_caption(text, clean=True).startswith("a cat")
+        return
+    with pytest.raises(InvalidRequest, match=rf"begins {tags} tags that it does not end, at most") as told:
+        prepare_caption(text, clean=True)
+    assert str(told.value).isprintable()
+
+
+@pytest.mark.fuzz
+@pytest.mark.usefixtures("_warm")
+@given(text=st.text(st.characters(exclude_categories=["Cs"]), max_size=200))
+def test_any_text_is_cleaned_or_refused(text: str) -> None:
+    with suppress(InvalidRequest):
+        prepare_caption(text, clean=True)

@@ -1,6 +1,7 @@
 """Prompts become the same tokens as by transformers' T5 tokenizer, at any length and from several threads."""
 
 import json
+import struct
 import sys
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -13,6 +14,7 @@ import pytest
 from ilf_trt.contract.spec import Precision, TextSpec
 from ilf_trt.errors import BundleError, InvalidRequest, MissingDependency
 from ilf_trt.runtime.text.tokenizer import Tokenizer
+from tests.ilf_trt.contract.test_tokenizer_file import charsmap, precompiled
 from tests.small_tokenizer import unigram
 
 VOCABULARY = 512
@@ -197,3 +199,85 @@ def test_without_tokenizers_it_says_what_to_install(monkeypatch: pytest.MonkeyPa
     monkeypatch.setitem(sys.modules, "tokenizers", None)
     with pytest.raises(MissingDependency, match=r"need tokenizers; pip install 'ilf-trt\[text\]'"):
         Tokenizer(tmp_path / "tokenizer.json", spec_of(9))
+
+
+class PanicException(BaseException):
+    """As pyo3 raises it: not an Exception, and of a class that cannot be imported."""
+
+
+class Raising:
+    """The tokenizers library with a method that raises."""
+
+    def __init__(self, inner: Any, method: str, error: BaseException) -> None:
+        self._inner, self._method, self._error = inner, method, error
+
+    def from_str(self, text: str) -> "Raising":
+        if self._method == "from_str":
+            raise self._error
+        return Raising(self._inner.from_str(text), self._method, self._error)
+
+    def __getattr__(self, name: str) -> Any:
+        if name == self._method:
+            raise self._error
+        return getattr(self._inner, name)
+
+
+LONG = "index out of bounds:\n\x1b[31m" + "x" * 10_000
+LOADING = ("from_str", "no_truncation", "enable_padding", "get_vocab")
+
+
+@pytest.fixture
+def raising(file: Path, t5: Any, monkeypatch: pytest.MonkeyPatch) -> Callable[[str, BaseException], Tokenizer]:
+    """Opens the file with a library of which one method raises; after loading, if loading calls it too."""
+
+    def tokenizer(method: str, error: BaseException) -> Tokenizer:
+        if method in LOADING:
+            monkeypatch.setattr("tokenizers.Tokenizer", Raising(type(t5), method, error))
+            return Tokenizer(file, spec_of(3))
+        made = Tokenizer(file, spec_of(3))
+        made._tokenizer = Raising(made._tokenizer, method, error)
+        return made
+
+    return tokenizer
+
+
+@pytest.mark.parametrize("method", LOADING)
+@pytest.mark.parametrize("error", [PanicException(LONG), ValueError(LONG), Exception(LONG), PanicException()], ids=repr)
+def test_a_panic_on_loading_is_the_bundles_error(
+    method: str, error: BaseException, raising: Callable[[str, BaseException], Tokenizer]
+) -> None:
+    with pytest.raises(BundleError, match=r"tokenizer\.json is no tokenizer \(.+\); build the bundle again") as told:
+        raising(method, error)
+    assert str(told.value).isprintable()
+    assert told.value.__cause__ is error
+
+
+@pytest.mark.parametrize(("method", "word"), [("encode", "is no text"), ("decode", "the end of a prompt")])
+@pytest.mark.parametrize("error", [PanicException(LONG), TypeError(LONG)], ids=["panic", "error"])
+def test_a_panic_on_a_prompt_is_refused_in_one_line(
+    method: str, word: str, error: BaseException, raising: Callable[[str, BaseException], Tokenizer]
+) -> None:
+    with pytest.raises(InvalidRequest, match=word) as told:
+        raising(method, error).encode(["the sea " * 20])
+    assert str(told.value).isprintable()
+    assert told.value.__cause__ is error
+
+
+@pytest.mark.parametrize("method", [*LOADING, "encode", "decode"])
+@pytest.mark.parametrize("error", [KeyboardInterrupt(), SystemExit(3), GeneratorExit()], ids=repr)
+def test_an_interrupt_inside_of_the_library_passes(
+    method: str, error: BaseException, raising: Callable[[str, BaseException], Tokenizer]
+) -> None:
+    with pytest.raises(type(error)) as passed:
+        raising(method, error).encode(["the sea " * 20])
+    assert passed.value is error
+
+
+def test_a_real_panic_of_the_library_is_translated(file: Path, changed: Callable[..., Path]) -> None:
+    """A charsmap whose trie leads out of itself; the check of the file does not follow tries."""
+    table = bytearray(charsmap({"A": "a"}))
+    struct.pack_into("<I", table, 4 + 4 * ord("B"), (1 << 31) - 256 | ord("B"))
+    tokenizer = Tokenizer(changed(normalizer=precompiled(bytes(table))), spec_of(9))
+    with pytest.raises(InvalidRequest, match="is no text"):
+        tokenizer.encode(["a B cat"])
+    assert tokenizer.encode(["a cat"]).ids.shape == (1, 9)
