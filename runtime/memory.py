@@ -14,7 +14,7 @@ from .trajectory import Job
 SHARE = 0.8  # of the machine's memory
 NUMPY_BYTES = {**ITEM_BYTES, "bfloat16": 4}  # numpy holds it as float32
 SHADE_COPIES = 3  # of one decoded picture in float32: the decoder's, the tiles put together, the scaled one
-GIB = 1 << 30
+MIB, GIB = 1 << 20, 1 << 30
 REMEMBERED = 1000
 CGROUP_LIMITS = ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes")
 
@@ -36,8 +36,8 @@ class MemoryLimit:
         if needed > self._most_bytes:
             height, width = size.requested
             raise InvalidRequest(
-                f"{pictures} pictures of {height}x{width} in {len(job.plan.steps)} steps need {needed / GIB:.1f} GiB, "
-                f"the limit is {self._most_bytes / GIB:.1f} GiB; ask for fewer, or pass a larger max_memory"
+                f"{pictures} pictures of {height}x{width} in {len(job.plan.steps)} steps need {_size(needed)}, "
+                f"the limit is {_size(self._most_bytes)}; ask for fewer, or pass a larger max_memory"
             )
         if len(self._allowed) >= REMEMBERED:
             self._allowed.clear()
@@ -49,6 +49,10 @@ class MemoryLimit:
         size = PictureSize.of(manifest, None, binning=True)
         pictures = manifest.batch.min
         self.check(Job(manifest.plan, pictures, size.cells, manifest.spec.guidance), pictures, size)
+
+
+def _size(size_bytes: int) -> str:
+    return f"{size_bytes / GIB:.3g} GiB" if size_bytes >= GIB else f"{size_bytes / MIB:.3g} MiB"
 
 
 def limit_bytes(max_memory: int | None) -> int:

@@ -74,7 +74,7 @@ def test_a_manifest_of_an_attacker_is_refused_in_time_and_memory(dit_bundle: Pat
     message = ""
     before, begin = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, time.monotonic()
     try:
-        manifest = Manifest.from_json(parse_json(json.dumps(stamped(content))))
+        manifest = Manifest.from_json(parse_json(json.dumps(stamped(json.loads(json.dumps(content))))))
         bundle = Bundle(dit_bundle, manifest)
         MemoryLimit(manifest, 1 << 30, on_gpu=False).check_smallest()
         for graph in manifest.graphs:

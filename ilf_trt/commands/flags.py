@@ -50,7 +50,7 @@ def cache_folder(given: Path | None) -> Path:
 
 def _homeless() -> InvalidRequest:
     return InvalidRequest(
-        "this user has no home folder to keep the build cache in; set HOME, or pass --cache-dir FOLDER or --no-cache"
+        "this user has no home folder to keep the build cache in; set HOME, or pass --cache-dir FOLDER"
     )
 
 

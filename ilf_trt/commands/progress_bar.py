@@ -13,7 +13,8 @@ from ilf_trt.interrupts import check_interrupted
 
 @contextmanager
 def progress_bar() -> Iterator[Tell]:
-    """A bar that goes when the block ends; gives what moves it, and raises an interrupt that was lost."""
+    """A bar on a terminal, gone when the block ends; gives what moves it, and raises an interrupt that was lost."""
+    console = Console(stderr=True)
     with Progress(
         TextColumn("{task.description:<20}", markup=False),
         BarColumn(),
@@ -21,8 +22,9 @@ def progress_bar() -> Iterator[Tell]:
         TimeElapsedColumn(),
         TimeRemainingColumn(),
         TextColumn("{task.fields[detail]}", markup=False),
-        console=Console(stderr=True),
+        console=console,
         transient=True,
+        disable=not console.is_terminal,  # it would print an empty line
     ) as bar:
         task = bar.add_task("", total=1, visible=False, detail="")
 
