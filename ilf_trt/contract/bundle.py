@@ -211,10 +211,10 @@ def _names(folder: Path) -> Iterator[str]:
         count += len(entries)
         if count >= MOST_ENTRIES:
             raise BundleError(f"{folder} holds {MOST_ENTRIES} files or more; it is no bundle of ilf-trt")
-        for name, is_folder in entries:
+        for name, deeper in entries:
             if name.startswith("."):
                 continue
-            if is_folder:
+            if deeper:
                 left.append(f"{below}{name}/")
             else:
                 yield f"{below}{name}"
