@@ -216,6 +216,35 @@ def text_export() -> str:
     return "\n".join(lines)
 
 
+def reliability_kills() -> str:
+    """What killed commands left."""
+    names = ("killed", "signal", "kills", "ended before", "went on to the end", "output destroyed")
+    titles = ("command", "signal", "kills", "ended before", "ended anyway", "output destroyed")
+    titles = (*titles, "other result", "other exit code", "drafts left at the end")
+    lines = [f"| {' | '.join(titles)} |", "|---" * len(titles) + "|"]
+    for row in read_rows("reliability-kills"):
+        other = int(row["other result"]) + int(row["other result at the end"])
+        codes = int(row["other exit code"]) + int(row["died of the signal"])
+        cells = [*(row[name] for name in names), str(other), str(codes), row["drafts left at the end"]]
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def reliability_soak() -> str:
+    """Many threads for some minutes."""
+    names = ("model", "minutes", "generations", "other bits", "cancelled", "timed out", "stopped by progress")
+    names = (*names, "warm-ups", "other errors", "threads that hang", "growth MiB", "growth descriptors")
+    rows = [" | ".join(row[name] for name in names) for row in read_rows("reliability-soak")]
+    return "\n".join(f"| {line} |" for line in (" | ".join(names), "|".join(["---"] * len(names)), *rows))
+
+
+def reliability_cost() -> str:
+    """The cost of the finite check and of the sealed cache."""
+    names = ("what", "model", "ratio", "lower quartile", "upper quartile", "ms", "MiB")
+    rows = [" | ".join(row[name] or "–" for name in names) for row in read_rows("reliability-cost")]
+    return "\n".join(f"| {line} |" for line in (" | ".join(names), "|".join(["---"] * len(names)), *rows))
+
+
 TABLES: dict[str, dict[str, Callable[[], str]]] = {
     "README.md": {"summary": summary},
     "docs/performance.md": {
@@ -225,6 +254,11 @@ TABLES: dict[str, dict[str, Callable[[], str]]] = {
         "build": full_size,
     },
     "docs/training.md": {"training": training},
+    "docs/reliability.md": {
+        "reliability-kills": reliability_kills,
+        "reliability-soak": reliability_soak,
+        "reliability-cost": reliability_cost,
+    },
     "docs/engines.md": {"hoisting": hoisting, "hoisting-text": text_gain},
     "docs/pipelines.md": {"serving": serving, "text-export": text_export},
 }
