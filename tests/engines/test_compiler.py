@@ -375,7 +375,5 @@ def test_the_graph_of_a_linear_is_that_of_its_block(dit_bundle: Path) -> None:
 @pytest.mark.parametrize("text", ["", "[]", "{}", '{"graph": "pre"}', "no JSON", '{"kernels": 1}'])
 def test_a_report_that_is_none_is_a_bundle_error(text: str, tmp_path: Path) -> None:
     (tmp_path / "pre.json").write_text(text)
-    with pytest.raises(
-        BundleError, match=r"pre\.json .*; compile the bundle again"
-    ):
+    with pytest.raises(BundleError, match=r"pre\.json .*; compile the bundle again"):
         read_report(tmp_path / "pre.json")
