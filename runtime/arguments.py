@@ -93,7 +93,7 @@ def listed(name: str, value: Any, expected: str) -> list[Any]:
 def array_of(name: str, value: Any) -> NDArray[Any]:
     """An array of numpy, of a library that gives its arrays to numpy, or of nested lists of numbers."""
     if isinstance(value, list | tuple | range):
-        _check_nested(name, value, MOST_LISTED, 1)
+        value, _ = _plain_lists(name, value, MOST_LISTED, 1)
     elif not _is_array(value):
         raise InvalidRequest(f"{name} is {told(value)}, expected an array or a list of numbers")
     try:
@@ -123,18 +123,24 @@ def _is_array(value: Any) -> bool:
         return False
 
 
-def _check_nested(name: str, value: Any, left: int, depth: int) -> int:
-    """Refuse lists that numpy would read for minutes, or for ever; how many more numbers there may be."""
+def _plain_lists(name: str, value: Any, left: int, depth: int) -> tuple[Any, int]:
+    """Lists of lists as Python's own kinds, and how many more numbers there may be.
+
+    Refuses what numpy would read for minutes, or for ever. A subclass counts as what it holds: numpy would ask it.
+    """
     if depth > MOST_DEEP:
         raise InvalidRequest(f"{name} has lists in lists, {MOST_DEEP} deep; give an array")
     kind = next(kind for kind in (list, tuple, range) if isinstance(value, kind))
-    left -= kind.__len__(value)  # what numpy reads, whatever a subclass says
+    left -= kind.__len__(value)
     if left >= 0 and not set(map(type, kind.__iter__(value))) <= PLAIN:
+        items = []
         for item in kind.__iter__(value):
             if isinstance(item, list | tuple | range):
-                left = _check_nested(name, item, left, depth + 1)
+                item, left = _plain_lists(name, item, left, depth + 1)
             elif not _is_array(item):
                 raise InvalidRequest(f"{name} holds {told(item)}, expected numbers")
+            items.append(item)
+        return items, left
     if left < 0:
         raise InvalidRequest(f"{name} lists more than {MOST_LISTED} numbers; give an array of numpy")
-    return left
+    return value if type(value) is kind else list(kind.__iter__(value)), left

@@ -10,7 +10,7 @@ from ilf_trt.errors import BundleError, IlfError, InvalidRequest, one_line, show
 from .document import Count, DocumentError, Size, as_type
 from .graphs import all_graphs
 from .plan import LARGEST, StepPlan
-from .ports import DECODE, TEXT, Graph
+from .ports import DECODE, PICTURES, TEXT, Graph
 from .spec import BatchRange, Calibrator, DecoderSpec, ModelSpec, Precision, TextSpec
 from .stamp import check_stamp, stamped
 
@@ -147,6 +147,10 @@ class Manifest:
             raise InvalidRequest(f"the default size {spec.latent[1:]} is not among {len(spec.sizes)} sizes")
         if any(side % spec.patch for size in spec.sizes for side in size):
             raise InvalidRequest(f"a size is not in steps of the patch, {spec.patch}")
+        for port in spec.conditions:
+            first, *others = port.shape or (0,)
+            if first != PICTURES or not all(isinstance(dim, int) for dim in others):
+                raise InvalidRequest(f"condition {shown(port.name, 60)!r} is not a row for each picture")
         spec.loop.check(spec.blocks)
         BatchRange.parse(f"{self.batch.min}:{self.batch.opt}:{self.batch.max}")
         if self.graphs != all_graphs(spec, self.precision, self.text, self.decoder):

@@ -23,6 +23,7 @@ from ilf_trt.contract.conditioning import Conditioning
 from ilf_trt.contract.plan import StepPlan
 from ilf_trt.contract.spec import Precision, TextSpec
 from ilf_trt.errors import MESSAGE_CHARS, BundleError, IlfError, InvalidRequest, PortMismatch, told
+from ilf_trt.runtime.arguments import array_of
 from ilf_trt.runtime.pipeline import Pipeline
 from ilf_trt.runtime.result import Result
 from ilf_trt.runtime.text.tokenizer import Tokenizer
@@ -427,3 +428,9 @@ def test_load_gives_an_error_for_any_value(name: str, value: Any, tmp_path: Path
         Pipeline.load(**{"path": tmp_path, name: value})
     assert str(refused.value).isprintable()
     assert len(str(refused.value)) <= MESSAGE_CHARS
+
+
+def test_a_subclass_of_a_list_counts_as_what_it_holds() -> None:
+    """numpy would ask the subclass, which may never end, also inside of a list."""
+    assert array_of("seeds", ([3], Endless([4]))).tolist() == [[3], [4]]
+    assert array_of("seeds", Endless([5])).tolist() == [5]
