@@ -4,6 +4,7 @@ A document becomes plain data first, then a type: `read_json` or `read_toml`, th
 """
 
 import json
+import re
 import tomllib
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -22,6 +23,7 @@ DEEPEST = 32
 LONGEST_NUMBER = 40
 LONGEST_TEXT = 1 << 20
 VALUE_CHARS = 60
+LONG_KEY = re.compile(rf"""(?:(?:(?<![\w-])[\w-]++|"[^"\n]*+"|'[^'\n]*+')[ \t]*+\.[ \t]*+){{{DEEPEST}}}""")
 
 Size = Annotated[int, msgspec.Meta(ge=1, le=1 << 20)]
 """A whole number of things that there is at least one of."""
@@ -70,6 +72,8 @@ def parse_json(text: str | bytes, *, foreign: bool = False) -> dict[str, Any]:
 
 def parse_toml(text: str) -> dict[str, Any]:
     """A TOML table; raises DocumentError for anything else, NaN, infinity, and what is too large."""
+    if LONG_KEY.search(text):
+        raise DocumentError(f"has a key of more than {DEEPEST} parts")  # tomllib takes the square of them in memory
     with _readable("TOML"):
         value = tomllib.loads(text, parse_float=_real)
     return _object(value)
