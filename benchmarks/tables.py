@@ -234,15 +234,18 @@ def reliability_soak() -> str:
     """Many threads for some minutes."""
     names = ("model", "minutes", "generations", "other bits", "cancelled", "timed out", "stopped by progress")
     names = (*names, "warm-ups", "other errors", "threads that hang", "growth MiB", "growth descriptors")
-    rows = [" | ".join(row[name] for name in names) for row in read_rows("reliability-soak")]
-    return "\n".join(f"| {line} |" for line in (" | ".join(names), "|".join(["---"] * len(names)), *rows))
+    return columns_of("reliability-soak", *names)
 
 
 def reliability_cost() -> str:
     """The cost of the finite check and of the sealed cache."""
-    names = ("what", "model", "ratio", "lower quartile", "upper quartile", "ms", "MiB")
-    rows = [" | ".join(row[name] or "–" for name in names) for row in read_rows("reliability-cost")]
-    return "\n".join(f"| {line} |" for line in (" | ".join(names), "|".join(["---"] * len(names)), *rows))
+    return columns_of("reliability-cost", "what", "model", "ratio", "lower quartile", "upper quartile", "ms", "MiB")
+
+
+def columns_of(name: str, *columns: str) -> str:
+    """Some columns of a CSV as they are."""
+    rows = [[row[column] or "–" for column in columns] for row in read_rows(name)]
+    return "\n".join(f"| {' | '.join(cells)} |" for cells in (columns, ["---"] * len(columns), *rows))
 
 
 TABLES: dict[str, dict[str, Callable[[], str]]] = {

@@ -1,9 +1,8 @@
 """Turns one segment into one ONNX file whose inputs and outputs bear the contract's names."""
 
 import logging
-import warnings
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any, cast
 
@@ -14,12 +13,14 @@ from torch.export import Dim
 from ilf_trt.contract.ports import PICTURES, ROWS, Graph, Port
 from ilf_trt.contract.spec import BatchRange, ModelSpec
 from ilf_trt.errors import PortMismatch
+from ilf_trt.model.foreign import quieted
 
 from .passes import check_operators, name_linears, share_equal, strip_metadata
 from .quantization import quantize_linears
 from .segments import Segment
 
 OPSET = 20
+EXPORTERS = ("torch.onnx", "onnxscript", "onnx_ir", "torch.export")
 MAX_TIMES = 1024
 TRACED_PICTURES = 2
 TRACED_TIMES = 3
@@ -95,17 +96,6 @@ def _dynamic_shapes(spec: ModelSpec, graph: Graph, batch: BatchRange) -> tuple[t
     )
 
 
-@contextmanager
-def quiet() -> Iterator[None]:
+def quiet() -> AbstractContextManager[None]:
     """Silence the exporter's log and warnings. Its errors still raise."""
-    loggers = [logging.getLogger(name) for name in ("torch.onnx", "onnxscript", "onnx_ir", "torch.export")]
-    levels = [logger.level for logger in loggers]
-    for logger in loggers:
-        logger.setLevel(logging.ERROR)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        for logger, level in zip(loggers, levels, strict=True):
-            logger.setLevel(level)
+    return quieted(EXPORTERS, logging.ERROR)

@@ -6,6 +6,7 @@ import resource
 import shutil
 import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -110,18 +111,38 @@ def flip(path: Path, bit: int) -> int:
     return bit
 
 
+@contextmanager
+def restored(path: Path) -> Iterator[Path]:
+    """A file that has its content again when the block ends."""
+    content = path.read_bytes()
+    try:
+        yield path
+    finally:
+        path.write_bytes(content)
+
+
+def check_flipped(path: Path, bit: int, load: Callable[[], dict[str, torch.Tensor]]) -> None:
+    """With a flipped bit, a load is refused or gives the same."""
+    wanted, found = load(), []
+    with restored(path):
+        flip(path, bit)
+        if soon(lambda: found.append(load())):
+            assert same(found[0], wanted)
+
+
+def check_replaced(path: Path, data: st.DataObject, load: Callable[[], object]) -> None:
+    """With a value replaced and digests that fit, a load goes well or is refused."""
+    place = data.draw(st.sampled_from(list(places(json.loads(path.read_text())))))
+    value = data.draw(VALUES)
+    with restored(path):
+        change_json(path, lambda table: put(table, place, value))
+        soon(load)
+
+
 @pytest.mark.fuzz
 @given(file=st.sampled_from(("ilf.json", "ilf.safetensors")), bit=st.integers(0, 1 << 40))
 def test_a_flipped_bit_of_a_checkpoint_never_gives_another_model(checkpoint: Path, file: str, bit: int) -> None:
-    wanted = load_ilf(checkpoint).feedback.state_dict()
-    path, content = checkpoint / file, (checkpoint / file).read_bytes()
-    flip(path, bit)
-    try:
-        found: list[dict[str, torch.Tensor]] = []
-        if soon(lambda: found.append(load_ilf(checkpoint).feedback.state_dict())):
-            assert same(found[0], wanted)
-    finally:
-        path.write_bytes(content)
+    check_flipped(checkpoint / file, bit, lambda: load_ilf(checkpoint).feedback.state_dict())
 
 
 @pytest.mark.fuzz
@@ -130,45 +151,19 @@ def test_a_flipped_bit_of_a_checkpoint_never_gives_another_model(checkpoint: Pat
     bit=st.integers(0, 1 << 40),
 )
 def test_a_flipped_bit_of_a_training_never_gives_another_training(stepped: Path, file: str, bit: int) -> None:
-    wanted = resume(stepped)
-    path = stepped / "steps" / "00000002" / file
-    content = path.read_bytes()
-    flip(path, bit)
-    try:
-        found: list[dict[str, torch.Tensor]] = []
-        if soon(lambda: found.append(resume(stepped))):
-            assert same(found[0], wanted)
-    finally:
-        path.write_bytes(content)
+    check_flipped(stepped / "steps" / "00000002" / file, bit, lambda: resume(stepped))
 
 
 @pytest.mark.fuzz
 @given(data=st.data())
 def test_facts_of_an_attacker_load_soon_or_are_refused(checkpoint: Path, data: st.DataObject) -> None:
-    path = checkpoint / "ilf.json"
-    content = path.read_text()
-    facts = json.loads(content)
-    place = data.draw(st.sampled_from(list(places(facts))))
-    value = data.draw(VALUES)
-    try:
-        change_json(path, lambda facts: put(facts, place, value))
-        soon(lambda: load_ilf(checkpoint))
-    finally:
-        path.write_text(content)
+    check_replaced(checkpoint / "ilf.json", data, lambda: load_ilf(checkpoint))
 
 
 @pytest.mark.fuzz
 @given(data=st.data())
 def test_a_state_of_an_attacker_resumes_soon_or_is_refused(stepped: Path, data: st.DataObject) -> None:
-    path = stepped / "steps" / "00000002" / "state.json"
-    content = path.read_text()
-    place = data.draw(st.sampled_from(list(places(json.loads(content)))))
-    value = data.draw(VALUES)
-    try:
-        change_json(path, lambda state: put(state, place, value))
-        soon(lambda: resume(stepped))
-    finally:
-        path.write_text(content)
+    check_replaced(stepped / "steps" / "00000002" / "state.json", data, lambda: resume(stepped))
 
 
 @pytest.mark.fuzz

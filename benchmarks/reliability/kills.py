@@ -12,14 +12,12 @@ import hashlib
 import os
 import random
 import shlex
-import shutil
 import signal
 import subprocess
 import sys
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -28,11 +26,12 @@ import numpy as np
 from PIL import Image
 
 from benchmarks.record import append_rows
-from ilf_trt.files import DRAFT
+from ilf_trt.files import DRAFT, remove_folder
 
 SIGNALS = (signal.SIGKILL, signal.SIGTERM, signal.SIGINT)
 PICTURES, SIDE = 40, 32
 MOST_S = 120.0
+DECIDING = (".safetensors", ".onnx", ".data", ".npz")
 TRAINING = (
     "--set=optimisation.iterations=60",
     "--set=checkpoint.every=5",
@@ -90,12 +89,11 @@ def kill(words: tuple[str, ...], number: signal.Signals, after_s: float) -> tupl
 
 def measure(command: Command, kills: int, moments: random.Random) -> list[dict[str, Any]]:
     """One row for each signal."""
-    shutil.rmtree(command.output, ignore_errors=True)
     took_s = run(command.words)
     wanted = digest_of(command.output)
     counts: dict[signal.Signals, Counter[str]] = {number: Counter() for number in SIGNALS}
     if command.goes_on:
-        _remove(command.output)
+        remove_folder(command.output)
     for index in range(kills):
         number, before = SIGNALS[index % len(SIGNALS)], drafts_in(command.output.parent)
         count = counts[number]
@@ -109,7 +107,7 @@ def measure(command: Command, kills: int, moments: random.Random) -> list[dict[s
         if command.goes_on:
             if code == 0:  # a whole run: hold it against the first one, and begin again
                 count["other result"] += digest_of(command.output) != wanted
-                _remove(command.output)
+                remove_folder(command.output)
         else:
             count["output destroyed"] += digest_of(command.output) != wanted
     run(command.words)
@@ -144,20 +142,12 @@ def digest_of(path: Path) -> str:
     """sha256 of a file, or of the files of a folder that decide what it is good for."""
     if path.is_file():
         return hashlib.sha256(path.read_bytes()).hexdigest()
-    kept: Callable[[Path], bool] = lambda file: file.suffix in (".safetensors", ".onnx", ".data", ".npz")  # noqa: E731
-    files = sorted(file for file in path.rglob("*") if file.is_file() and kept(file) and "steps" not in file.parts)
+    files = sorted(file for file in path.rglob("*") if file.suffix in DECIDING and "steps" not in file.parts)
     return hashlib.sha256(b"".join(hashlib.sha256(file.read_bytes()).digest() for file in files)).hexdigest()
 
 
 def drafts_in(folder: Path) -> set[Path]:
     return {path for path in folder.rglob("*") if DRAFT in path.name}
-
-
-def _remove(path: Path) -> None:
-    if path.is_dir():
-        shutil.rmtree(path)
-    else:
-        path.unlink(missing_ok=True)
 
 
 def _line(words: tuple[str, ...]) -> list[str]:

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.export import Dim
 
 from ilf_trt.contract.spec import DecoderSpec, Precision
-from ilf_trt.errors import CheckpointError, InvalidRequest, shown
+from ilf_trt.errors import CheckpointError, InvalidRequest, shown, told
 from ilf_trt.export.graph import OPSET, quiet
 from ilf_trt.export.passes import check_operators, share_equal, strip_metadata
 from ilf_trt.model.pretrained import diffusers_weights, load_diffusers, model_config
@@ -139,7 +139,7 @@ def _channels(folder: PipelineFolder) -> int:
     for name, low in (("scaling_factor", 1e-6), ("shift_factor", -LARGEST)):
         value = config.get(name)
         if value is not None and not (type(value) in (int, float) and low <= value <= LARGEST):
-            raise CheckpointError(f"{source}: {name} is {shown(repr(value), VALUE_CHARS)}; restore its config.json")
+            raise CheckpointError(f"{source}: {name} is {told(value)}; restore its config.json")
     channels = config.get("latent_channels")
     if type(channels) is not int:
         raise CheckpointError(f"{source}: config.json names no latent_channels; copy it again")

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from ilf_trt.contract.class_names import names_of
-from ilf_trt.errors import CheckpointError, shown
+from ilf_trt.errors import CheckpointError, shown, told
 from ilf_trt.files import is_folder
 from ilf_trt.model.backbone import PipelineKind
 from ilf_trt.model.backbones import pipeline_kinds
@@ -123,7 +123,7 @@ def _cell(path: Path, parts: set[str]) -> int:
         channels = config.get("block_out_channels", config.get("decoder_block_out_channels"))
         if not isinstance(channels, list) or not 1 <= len(channels) <= MOST_LEVELS:
             raise CheckpointError(
-                f"{path / 'vae'}: block_out_channels is {shown(repr(channels), VALUE_CHARS)}, expected 1 to "
+                f"{path / 'vae'}: block_out_channels is {told(channels)}, expected 1 to "
                 f"{MOST_LEVELS} numbers; restore its config.json"
             )
         return int(2 ** (len(channels) - 1))

@@ -8,10 +8,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ilf_trt.contract.document import DocumentError, Size, as_type
-from ilf_trt.errors import CheckpointError, shown
+from ilf_trt.errors import CheckpointError, told
 
 ACTIVATIONS = {"relu": ("relu", False), "gated-gelu": ("gelu_new", True), "gated-silu": ("silu", True)}
-FEWEST_BUCKETS, VALUE_CHARS = 4, 60
+FEWEST_BUCKETS = 4
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,7 +33,7 @@ class T5Shape:
     def of(cls, config: dict[str, Any], where: str) -> "T5Shape":
         """From a config.json; raises CheckpointError for another model and for an option that is not known."""
         if config.get("model_type") != "t5":
-            kind = shown(repr(config.get("model_type")), VALUE_CHARS)
+            kind = told(config.get("model_type"))
             raise CheckpointError(f"{where} is a {kind} text encoder, supported is 't5'")
         filled = {"relative_attention_max_distance": 128, "feed_forward_proj": "relu", **config}
         try:
@@ -41,12 +41,12 @@ class T5Shape:
         except DocumentError as error:
             raise CheckpointError(f"{where}: config.json: {error}; restore it") from error
         if shape.feed_forward_proj not in ACTIVATIONS:
-            known, got = ", ".join(ACTIVATIONS), shown(repr(shape.feed_forward_proj), VALUE_CHARS)
+            known, got = ", ".join(ACTIVATIONS), told(shape.feed_forward_proj)
             raise CheckpointError(f"{where} has feed_forward_proj {got}, supported are {known}")
         stored = config.get("dense_act_fn", ACTIVATIONS[shape.feed_forward_proj][0])  # transformers takes this if both
         if stored != ACTIVATIONS[shape.feed_forward_proj][0]:
             raise CheckpointError(
-                f"{where} has dense_act_fn {shown(repr(stored), VALUE_CHARS)} and feed_forward_proj "
+                f"{where} has dense_act_fn {told(stored)} and feed_forward_proj "
                 f"{shape.feed_forward_proj!r}, which differ; correct its config.json"
             )
         if not FEWEST_BUCKETS <= shape.relative_attention_num_buckets < 4 * shape.relative_attention_max_distance:

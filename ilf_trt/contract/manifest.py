@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from ilf_trt.errors import BundleError, IlfError, InvalidRequest, one_line, shown
+from ilf_trt.errors import BundleError, IlfError, InvalidRequest, one_line, shown, told
 
 from .document import Count, DocumentError, Size, as_type
 from .graphs import all_graphs
@@ -121,7 +121,7 @@ class Manifest:
         if schema != SCHEMA:
             newer = isinstance(schema, int) and schema > SCHEMA
             hint = "upgrade ilf-trt" if newer else "build the bundle again"
-            raise BundleError(f"manifest schema is {shown(repr(schema), 40)}, this version reads {SCHEMA}; {hint}")
+            raise BundleError(f"manifest schema is {told(schema, 40)}, this version reads {SCHEMA}; {hint}")
         try:
             content = check_stamp(data)
         except DocumentError as error:

@@ -5,7 +5,7 @@ import json
 import logging
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, TypeVar
 
 import msgspec
 import torch
@@ -16,7 +16,7 @@ from ilf_trt.contract.document import Count, DocumentError, as_type, read_json
 from ilf_trt.contract.packaged import find_packaged
 from ilf_trt.contract.spec import Loop
 from ilf_trt.contract.stamp import Sha256, check_stamp, stamped_text
-from ilf_trt.errors import CheckpointError, InvalidRequest, shown
+from ilf_trt.errors import CheckpointError, InvalidRequest, told
 from ilf_trt.files import is_file, is_folder, whole_file
 
 from .base import BASE_FOLDER, default_scheduler, load_base, read_scheduler_of, stored_scheduler
@@ -31,7 +31,7 @@ log = logging.getLogger(__name__)
 SCHEMA, UNSTAMPED_SCHEMA = 2, 1
 FACTS_FILE = "ilf.json"
 WEIGHTS_FILE = "ilf.safetensors"
-VALUE_CHARS = 60
+T = TypeVar("T")
 COPY_AGAIN = f"copy it again, with the {FACTS_FILE} beside it"
 
 
@@ -101,8 +101,8 @@ class Checkpoint:
         for name, value in self.config.items():
             if name in config and config[name] != value:
                 raise CheckpointError(
-                    f"base {source} is another model: its {name} is {_brief(config[name])}, the checkpoint was "
-                    f"trained on {_brief(value)}; pass the base it was trained on with --base"
+                    f"base {source} is another model: its {name} is {told(config[name])}, the checkpoint was "
+                    f"trained on {told(value)}; pass the base it was trained on with --base"
                 )
         try:
             model = attach(backbone, self.loop)
@@ -197,20 +197,28 @@ def read_checkpoint(folder: str | Path) -> Checkpoint:
 
 def _read_facts(path: Path) -> Facts:
     try:
-        data = read_json(path)
-        schema = data.get("schema")
-        if type(schema) is not int or schema not in (UNSTAMPED_SCHEMA, SCHEMA):
-            raise CheckpointError(
-                f"{path}: schema {_brief(schema)}, this version reads {UNSTAMPED_SCHEMA} and {SCHEMA}; upgrade ilf-trt"
-            )
-        facts = as_type(check_stamp(data) if schema == SCHEMA else data, Facts)
+        facts = read_stamped(path, Facts, schema=SCHEMA, unstamped=UNSTAMPED_SCHEMA)
     except DocumentError as error:
         raise CheckpointError(f"{path} {error.reason}; copy the checkpoint again") from error
-    if schema == UNSTAMPED_SCHEMA:
+    if facts.schema == UNSTAMPED_SCHEMA:
         log.warning("%s has no digest of its own, so damage may stay unseen; write it again with save_ilf", path)
     elif facts.block_sha256 is None:
         raise CheckpointError(f"{path} lacks block_sha256; copy the checkpoint again")
     return facts
+
+
+def read_stamped(path: Path, kind: type[T], *, schema: int, unstamped: int) -> T:
+    """A document of `schema`, which carries its digest, or of the older schema `unstamped`, which does not.
+
+    Raises CheckpointError for another schema, and DocumentError for one that is damaged.
+    """
+    data = read_json(path)
+    found = data.get("schema")
+    if type(found) is not int or found not in (unstamped, schema):
+        raise CheckpointError(
+            f"{path}: schema {told(found)}, this version reads {unstamped} and {schema}; upgrade ilf-trt"
+        )
+    return as_type(check_stamp(data) if found == schema else data, kind)
 
 
 def plain_config(backbone: Any) -> dict[str, Any]:
@@ -256,7 +264,3 @@ def load_feedback(model: ILFModel, path: Path, *, sha256: str | None, advice: st
     state = read_tensors(path, wanted, sha256=sha256, advice=advice)
     check_finite(state, str(path))
     model.feedback.load_state_dict(state)
-
-
-def _brief(value: Any) -> str:
-    return shown(repr(value), VALUE_CHARS)

@@ -2,7 +2,7 @@
 
 import logging
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 
 from ilf_trt.errors import CheckpointError, IlfError, one_line
@@ -20,7 +20,7 @@ def foreign(what: str, advice: str) -> Iterator[None]:
     KeyboardInterrupt, passes.
     """
     try:
-        with _quiet():
+        with quieted(LOGGERS, logging.CRITICAL):
             yield
     except IlfError:
         raise
@@ -34,15 +34,16 @@ def foreign(what: str, advice: str) -> Iterator[None]:
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
-    loggers = [logging.getLogger(name) for name in LOGGERS]
+def quieted(names: Iterable[str], level: int) -> Iterator[None]:
+    """Silence warnings, and what the loggers of these names say below `level`."""
+    loggers = [logging.getLogger(name) for name in names]
     levels = [logger.level for logger in loggers]
     for logger in loggers:
-        logger.setLevel(logging.CRITICAL)
+        logger.setLevel(level)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             yield
     finally:
-        for logger, level in zip(loggers, levels, strict=True):
-            logger.setLevel(level)
+        for logger, before in zip(loggers, levels, strict=True):
+            logger.setLevel(before)

@@ -9,7 +9,7 @@ from typing import Any
 
 from torch import nn
 
-from ilf_trt.errors import CheckpointError, shown
+from ilf_trt.errors import CheckpointError, shown, told
 
 from .foreign import foreign
 from .hub_folder import CONFIG, read_config, refuse_remote_code
@@ -79,7 +79,7 @@ def options_of(model_type: Any, config: Mapping[str, Any], folder: Path) -> dict
     for name, value in config.items():
         if name not in (*known, *REGISTERED) and not name.startswith("_") and value not in NEUTRAL:
             raise CheckpointError(
-                f"{folder / CONFIG}: {shown(name, VALUE_CHARS)} is {shown(repr(value), VALUE_CHARS)}, which "
+                f"{folder / CONFIG}: {shown(name, VALUE_CHARS)} is {told(value)}, which "
                 f"{model_type.__name__} does not know; upgrade diffusers, or give another model"
             )
     return {name: value for name, value in config.items() if name in known}

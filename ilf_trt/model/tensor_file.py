@@ -4,6 +4,7 @@ import hashlib
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
+from io import BytesIO
 from math import prod
 from pathlib import Path
 from typing import Annotated, BinaryIO
@@ -43,7 +44,7 @@ def read_header(path: Path) -> dict[str, TensorFacts]:
     Raises OSError, also for a pipe, and DocumentError, also for a tensor that the file is too short for.
     """
     with open_regular(path) as file:
-        return _header(file)
+        return _header(file, os.fstat(file.fileno()).st_size)
 
 
 def read_tensors(
@@ -64,10 +65,9 @@ def read_tensors(
                     "loop or backbone"
                 )
             data = file.read(most)
-            if sha256 is not None and hashlib.sha256(data).hexdigest() != sha256:
-                raise CheckpointError(f"{path} is damaged or cut short (its sha256 is not {sha256[:12]}…); {advice}")
-            file.seek(0)
-            _check_tensors(path, _header(file), wanted)
+        if sha256 is not None and hashlib.sha256(data).hexdigest() != sha256:
+            raise CheckpointError(f"{path} is damaged or cut short (its sha256 is not {sha256[:12]}…); {advice}")
+        _check_tensors(path, _header(BytesIO(data), len(data)), wanted)
         return load(data)
     except FileNotFoundError as error:
         raise CheckpointError(f"{path} is missing; {advice}") from error
@@ -83,8 +83,7 @@ def write_tensors(tensors: dict[str, Tensor], path: Path) -> str:
     return hashlib.sha256(data).hexdigest()
 
 
-def _header(file: BinaryIO) -> dict[str, TensorFacts]:
-    size_bytes = os.fstat(file.fileno()).st_size
+def _header(file: BinaryIO, size_bytes: int) -> dict[str, TensorFacts]:
     length = int.from_bytes(file.read(LENGTH_BYTES), "little")
     if not 2 <= length <= MOST_HEADER_BYTES:
         raise DocumentError(f"its header claims {length} bytes")

@@ -22,11 +22,18 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from ilf_trt.contract.bundle import sha256_of
-from ilf_trt.contract.document import MOST_BYTES, DocumentError, as_type, read_json
-from ilf_trt.contract.stamp import Sha256, check_stamp, stamped_text
-from ilf_trt.errors import CheckpointError, InvalidRequest, one_line, shown
+from ilf_trt.contract.document import MOST_BYTES, DocumentError
+from ilf_trt.contract.stamp import Sha256, stamped_text
+from ilf_trt.errors import CheckpointError, InvalidRequest, one_line, shown, told
 from ilf_trt.files import is_file, read_bytes, remove_folder, sweep_folder, whole_file, whole_folder, whole_link
-from ilf_trt.model.checkpoint import FACTS_FILE, WEIGHTS_FILE, load_feedback, save_feedback, save_ilf
+from ilf_trt.model.checkpoint import (
+    FACTS_FILE,
+    WEIGHTS_FILE,
+    load_feedback,
+    read_stamped,
+    save_feedback,
+    save_ilf,
+)
 from ilf_trt.model.ilf_model import ILFModel
 from ilf_trt.model.tensor_file import read_tensors, write_tensors
 
@@ -183,7 +190,7 @@ class Checkpoints:
             raise CheckpointError(f"{path / STATE_FILE} is damaged ({error}); {advice_on(path)}") from error
         for name, mine, theirs in self.recipe.differences(recipe):
             raise CheckpointError(
-                f"{path} is of another recipe: {name} is {_brief(theirs)} there and {_brief(mine)} here; set {name} "
+                f"{path} is of another recipe: {name} is {told(theirs)} there and {told(mine)} here; set {name} "
                 "back, or start again in another --output"
             )
         if file.base_sha256 != self.base.sha256:
@@ -238,13 +245,7 @@ def _read_state(path: Path) -> StateFile:
     """What `state.json` of a checkpoint says, checked against its own digest; raises CheckpointError."""
     place = path / STATE_FILE
     try:
-        data = read_json(place)
-        schema = data.get("schema")
-        if type(schema) is not int or schema not in (UNSTAMPED_SCHEMA, SCHEMA):
-            raise CheckpointError(
-                f"{place}: schema {_brief(schema)}, this version reads {UNSTAMPED_SCHEMA} and {SCHEMA}; upgrade ilf-trt"
-            )
-        return as_type(check_stamp(data) if schema == SCHEMA else data, StateFile)
+        return read_stamped(place, StateFile, schema=SCHEMA, unstamped=UNSTAMPED_SCHEMA)
     except DocumentError as error:
         raise CheckpointError(f"{place} is damaged: it {error.reason}; {advice_on(path)}") from error
 
@@ -305,7 +306,3 @@ def _load_optimizer(path: Path, sha256: str | None, optimizer: Optimizer, model:
             raise CheckpointError(f"{place} holds NaN or infinity in {names[parameter]}; {advice_on(path)}")
         table["state"][index] = moments
     optimizer.load_state_dict(table)
-
-
-def _brief(value: Any) -> str:
-    return shown(repr(value), VALUE_CHARS)

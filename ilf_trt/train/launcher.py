@@ -5,7 +5,7 @@ configuration file. A setting that would change the weights must agree with the 
 """
 
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -45,29 +45,6 @@ REFUSED = (
     Setting("USE_PARALLELISM_CONFIG", LAUNCH),
     Setting("USE_SAGEMAKER", LAUNCH),
 )
-HONOURED = (
-    "USE_CPU",  # as --cpu
-    "TORCH_DEVICE",
-    "CPU_AFFINITY",
-    "DEBUG_MODE",
-    "DEBUG_RDV_FILE",
-    "LOG_LEVEL",
-    "ENABLE_RICH",
-    "NUM_PROCESSES",
-    "BYPASS_DEVICE_MAP",
-    "IN_TPU_POD",
-    "INIT_INCLUDE_BUFFERS",
-)
-"""Settings that choose devices, the start of processes and the log, and leave the weights alone."""
-ONLY_WITH = {
-    "DEEPSPEED_": "USE_DEEPSPEED",
-    "CONFIG_DS_FIELDS": "USE_DEEPSPEED",
-    "ALLOW_CP_STANDALONE": "USE_PARALLELISM_CONFIG",
-    "SAGEMAKER_DISTRIBUTED_TYPE": "USE_SAGEMAKER",
-    "FP8_": "FP8_BACKEND",
-    "DYNAMO_": "DYNAMO_BACKEND",
-}
-"""The beginnings of settings that accelerate reads only with another one, which is refused."""
 
 
 def start_accelerator(recipe: Recipe, *, cpu: bool) -> Accelerator:
@@ -94,16 +71,6 @@ def check_settings(recipe: Recipe, environment: Mapping[str, str], *, cpu: bool)
     device = environment.get(f"{PREFIX}TORCH_DEVICE", "")
     if device and not (_usable(device) and (not cpu or torch.device(device).type == "cpu")):
         _refuse(f"{PREFIX}TORCH_DEVICE", device, "unset it, and choose devices with CUDA_VISIBLE_DEVICES or --cpu")
-
-
-def settings_without_a_rule(names: Iterable[str]) -> list[str]:
-    """Those names of accelerate's settings that this file does not know; a new version of accelerate may have some."""
-    known = {setting.name for setting in REFUSED} | set(HONOURED)
-    return sorted(
-        name
-        for name in {name.removeprefix(PREFIX) for name in names}
-        if name not in known and not name.startswith(tuple(ONLY_WITH))
-    )
 
 
 def _usable(device: str) -> bool:

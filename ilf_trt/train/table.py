@@ -10,7 +10,7 @@ from typing import Any, TypeVar, get_args, get_origin, get_type_hints
 
 from ilf_trt.contract.document import DocumentError, parse_toml
 from ilf_trt.contract.spec import Loop
-from ilf_trt.errors import InvalidRequest, shown
+from ilf_trt.errors import InvalidRequest, shown, told
 
 TYPE_WORDS = {int: "a whole number", float: "a finite number", str: "text", bool: "true or false"}
 VALUE_CHARS = 60
@@ -44,7 +44,7 @@ def set_field(table: dict[str, Any], change: str) -> None:
     """Apply `SECTION.KEY=VALUE` to a table in place; the value is TOML or else text. Raises InvalidRequest."""
     name, separator, text = change.partition("=")
     if not separator or not name.strip():
-        raise InvalidRequest(f"--set {_shown(change)} is not SECTION.KEY=VALUE, such as optimisation.lr=1e-5")
+        raise InvalidRequest(f"--set {told(change)} is not SECTION.KEY=VALUE, such as optimisation.lr=1e-5")
     try:
         value = parse_toml(f"value = {text}")["value"]
     except DocumentError:
@@ -54,7 +54,7 @@ def set_field(table: dict[str, Any], change: str) -> None:
         table = table.setdefault(section, {})
         if not isinstance(table, dict):
             raise InvalidRequest(
-                f"--set {_shown(change)}: {shown(section, VALUE_CHARS)} is no section; give SECTION.KEY=VALUE"
+                f"--set {told(change)}: {shown(section, VALUE_CHARS)} is no section; give SECTION.KEY=VALUE"
             )
     table[key] = value
 
@@ -103,7 +103,7 @@ def _value(kind: Any, value: Any, name: str) -> Any:
     if issubclass(kind, StrEnum):
         if value not in list(kind):
             hint = did_you_mean(str(value), [member.value for member in kind])
-            raise InvalidRequest(f"{name} is {_shown(value)}, it must be one of {', '.join(kind)}{hint}")
+            raise InvalidRequest(f"{name} is {told(value)}, it must be one of {', '.join(kind)}{hint}")
         return kind(value)
     if kind is float and type(value) is int:
         value = float(value)
@@ -113,8 +113,4 @@ def _value(kind: Any, value: Any, name: str) -> Any:
 
 
 def _refuse_type(name: str, value: Any, expected: str) -> Any:
-    raise InvalidRequest(f"{name} is {_shown(value)}, it must be {expected}")
-
-
-def _shown(value: Any) -> str:
-    return shown(repr(value), VALUE_CHARS)
+    raise InvalidRequest(f"{name} is {told(value)}, it must be {expected}")

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from ilf_trt.contract.document import DocumentError, parse_json
-from ilf_trt.errors import DataError, InvalidRequest, shown
+from ilf_trt.errors import DataError, InvalidRequest, told
 from ilf_trt.files import is_folder
 
 from .picture import EXTENSIONS, pixels_of
@@ -14,7 +14,6 @@ from .sample import Condition, Sample
 
 METADATA_FILE = "metadata.jsonl"
 MOST_CLASSES = 1 << 20
-VALUE_CHARS = 60
 SPLITS = frozenset(("train", "training", "val", "valid", "validation", "dev", "test", "testing"))
 FIELDS = {"label": Condition.LABEL, "text": Condition.CAPTION}
 
@@ -130,7 +129,7 @@ def _entry(where: str, line: str) -> tuple[str, str, Any]:
         raise DataError(f"{where} has {' and '.join(fields) or 'neither text nor label'}; give text or label")
     (field,) = fields
     value = entry[field]
-    found = shown(repr(value), VALUE_CHARS)
+    found = told(value)
     if field == "label" and (type(value) is not int or not 0 <= value < MOST_CLASSES):
         raise DataError(f"{where}: label is {found}, it must be a whole number from 0 to {MOST_CLASSES - 1}")
     if field == "text" and not isinstance(value, str):

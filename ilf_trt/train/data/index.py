@@ -17,7 +17,7 @@ from torch import Tensor
 from ilf_trt.contract.bundle import sha256_of
 from ilf_trt.contract.document import Count, DocumentError, Size, as_type, read_json
 from ilf_trt.contract.stamp import Sha256
-from ilf_trt.errors import DataError, one_line, shown
+from ilf_trt.errors import DataError, one_line, told
 from ilf_trt.files import whole_file
 
 from .sample import Condition
@@ -27,7 +27,6 @@ INDEX_FILE = "index.json"
 NULL_FILE = "null.safetensors"
 KEYS = "keys"
 MOST_INDEX_BYTES = 1 << 28
-NAME_CHARS = 60
 DTYPES = {"fp16": torch.float16, "bf16": torch.bfloat16, "fp32": torch.float32}
 
 
@@ -81,7 +80,7 @@ class Index:
             table = read_json(path, most=MOST_INDEX_BYTES)
             schema = table.pop("schema", None)
             if type(schema) is not int or schema != SCHEMA:
-                what = shown(repr(schema), NAME_CHARS)
+                what = told(schema)
                 raise DataError(f"{path}: schema {what}, this version reads {SCHEMA}; upgrade ilf-trt")
             return as_type(table, cls)
         except DocumentError as error:
