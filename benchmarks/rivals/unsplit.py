@@ -4,6 +4,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from pathlib import Path
+from threading import Lock
 from typing import Any, cast
 
 from torch import Tensor, nn
@@ -26,6 +27,7 @@ from ilf_trt.runtime.gpu.cuda import Gpu, upload
 from ilf_trt.runtime.gpu.onnxruntime_cuda import OnnxRuntimeCudaEngine
 from ilf_trt.runtime.gpu.tensorrt import TensorRT
 from ilf_trt.runtime.gpu.trajectory import DeviceTrajectory
+from ilf_trt.runtime.gpu.workspace import Workspace
 from ilf_trt.runtime.host import HostTrajectory
 from ilf_trt.runtime.onnx_file import OnnxFile
 from ilf_trt.runtime.onnxruntime_engine import OnnxRuntimeEngine
@@ -150,12 +152,9 @@ def _on_gpu(
         constants[name] = gpu.allocate(array.nbytes, stream)
         stack.callback(constants[name].close)
         upload(gpu, stream, constants[name], array)
-    scratch = None
-    scratch_bytes = max(engine.scratch_bytes for engine in engines.values())
-    if scratch_bytes:
-        scratch = gpu.allocate(scratch_bytes, stream)
-        stack.callback(scratch.close)
-    return DeviceTrajectory(gpu, engines, constants, route, stream, scratch)
+    space = Workspace(gpu, engines, constants, Lock(), stream=stream)
+    stack.callback(space.close)
+    return space.bind_route(route)
 
 
 def _route(route: Route, graph: Graph) -> Route:

@@ -1,22 +1,22 @@
 """A single graph on a GPU, bound once; the host reads and writes its tensors in pinned memory."""
 
 from collections.abc import Mapping
-from contextlib import ExitStack, suppress
+from contextlib import ExitStack
 from math import prod
 
 import numpy as np
 
 from ilf_trt.contract.ports import ITEM_BYTES, Graph, Port
-from ilf_trt.errors import DeviceError
 from ilf_trt.runtime.engine import Array
 
 from .bfloat16 import BFLOAT16, bfloat16_from_float32, float32_from_bfloat16
-from .cuda import Gpu, Memory, Stream
+from .cuda import Gpu, Stream
+from .current import Allocated
 from .engine import DeviceEngine
-from .errors import translate_errors
+from .scratch import Scratch
 
 
-class DeviceCall:
+class DeviceCall(Allocated):
     """Fill `inputs`, call it, read `outputs`, which the next call overwrites.
 
     A call returns when the outputs are complete. The arrays of a bfloat16 port are float32: each call rounds the inputs
@@ -27,13 +27,13 @@ class DeviceCall:
         self,
         gpu: Gpu,
         stream: Stream,
-        scratch: Memory | None,
+        scratch: Scratch,
         engines: Mapping[str, DeviceEngine],
         graph: Graph,
         sizes: Mapping[str, int],
     ) -> None:
         """All work on `stream` shares `scratch`. Raises OutOfMemory, EngineError, InvalidRequest."""
-        self._gpu, self._stream = gpu, stream
+        self._gpu, self._stream, self._scratch = gpu, stream, scratch
         ports = (*graph.inputs, *graph.outputs)
         shapes = {port.name: port.resolve(sizes) for port in ports}
         size_bytes = {port.name: prod(shapes[port.name]) * ITEM_BYTES[port.dtype] for port in ports}
@@ -45,9 +45,10 @@ class DeviceCall:
                 self._memory[port.name] = gpu.allocate(size_bytes[port.name], stream)
                 stack.callback(self._memory[port.name].close)
             engine = engines[graph.name]
-            context = engine.context({port.name: shapes[port.name] for port in graph.inputs}, stream, scratch)
-            stack.callback(context.close)
-            self._launch = context.bind({name: memory.address for name, memory in self._memory.items()}, shapes)
+            self._context = engine.context({port.name: shapes[port.name] for port in graph.inputs}, stream, scratch)
+            stack.callback(self._context.close)
+            scratch.reserve(self._context.scratch_bytes)
+            self._launch = self._context.bind({name: memory.address for name, memory in self._memory.items()}, shapes)
             self._bits = {
                 port.name: self._pinned_array(port.name, shapes[port.name], "uint16")
                 for port in ports
@@ -57,10 +58,10 @@ class DeviceCall:
                 {port.name: self._host_array(port, shapes[port.name]) for port in side}
                 for side in (graph.inputs, graph.outputs)
             )
-            self._close = stack.pop_all().close
+            self._closing = stack.pop_all()
 
     def __call__(self) -> None:
-        self._gpu.use()
+        self._scratch.reserve(self._context.scratch_bytes)
         for name, array in self.inputs.items():
             if name in self._bits:
                 self._bits[name][...] = bfloat16_from_float32(array)
@@ -72,12 +73,9 @@ class DeviceCall:
         for name in self.outputs.keys() & self._bits.keys():
             self.outputs[name][...] = float32_from_bfloat16(self._bits[name])
 
-    def close(self) -> None:
-        """Free the memory, after the work that still runs; a lost GPU has nothing left to free."""
-        with suppress(DeviceError), translate_errors("a graph call could not be freed"):
-            self._gpu.use()
-            self._stream.sync()
-            self._close()
+    def _free(self) -> None:
+        self._stream.sync()
+        self._closing.close()
 
     def _host_array(self, port: Port, shape: tuple[int, ...]) -> Array:
         if port.dtype == BFLOAT16:

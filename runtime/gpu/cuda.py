@@ -4,7 +4,7 @@ Tests without a GPU cannot prove what cuda.core and the driver do, so only this 
 """
 
 import ctypes
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from importlib import import_module
 from typing import Any, Self
@@ -15,15 +15,18 @@ from numpy.typing import NDArray
 from ilf_trt.contract.target import Architecture
 from ilf_trt.errors import DeviceError, MissingDependency, one_line
 
+from .collection import no_collection
+from .current import OnGpu
 from .errors import translate_errors
 
 ALIGNMENT = 256  # bytes, of every address that an engine reads or writes
 
 
-class Gpu:
-    """One GPU. Several threads may share it; each thread calls `use` first."""
+class Gpu(OnGpu):
+    """One GPU, which several threads may share."""
 
     def __init__(self, device: Any, ordinal: int, driver: tuple[int, ...]) -> None:
+        self._gpu = self
         self._device = device
         self.ordinal = ordinal
         self.name = str(device.name)
@@ -83,6 +86,14 @@ class Gpu:
         memory.host_bytes().fill(0)
         return memory
 
+    def trim(self) -> None:
+        """Give memory that is free, and that CUDA keeps for later allocations of this process, back to the GPU."""
+        with translate_errors("free memory could not be given back"):
+            driver = import_module("cuda.bindings.driver")
+            (result,) = driver.cuMemPoolTrimTo(self._device.memory_resource.handle, 0)
+            if result:
+                raise DeviceError(f"free memory could not be given back: {result.name}")
+
     def event(self) -> Any:
         """An event that records a time: `last - first` is in ms, after the GPU has passed both."""
         with translate_errors("no event could be created"):
@@ -108,9 +119,16 @@ class Memory:
         """The bytes of pinned memory as an array on the host; valid until `close`."""
         return np.ctypeslib.as_array((ctypes.c_uint8 * self.size_bytes).from_address(self.address))
 
-    def close(self) -> None:
-        """Free the memory."""
-        self.core.close()
+    def close(self, after: Sequence["Stream"] = ()) -> None:
+        """Free the memory after the work that is now on the streams of `after`, by default on its own stream."""
+        if not after:
+            self.core.close()
+            return
+        *others, last = after
+        with translate_errors("memory could not be freed"):
+            for other in others:
+                last.core.wait(other.core)
+            self.core.close(last.core)
 
 
 class Stream:
@@ -119,6 +137,11 @@ class Stream:
     def __init__(self, core: Any) -> None:
         self.core = core
         self.handle = int(core.handle)
+
+    @classmethod
+    def of_handle(cls, handle: int) -> Self:
+        """Another library's stream, which must live as long as this one is used."""
+        return cls(import_module("cuda.core").Stream.from_handle(handle))
 
     def copy(self, target: Memory, source: Memory) -> None:
         """Copy memory to memory of the same size; each is on the GPU or in pinned memory of the host."""
@@ -145,7 +168,7 @@ class Stream:
 
         Raises what `enqueue` raises, and DeviceError if CUDA cannot capture the work. The stream stays usable.
         """
-        with translate_errors("the trajectory could not be captured"):
+        with translate_errors("the trajectory could not be captured"), no_collection():
             builder = self.core.create_graph_builder()
             try:
                 builder.begin_building("thread_local")

@@ -1,32 +1,27 @@
 """A bundle on one GPU: one copy of its engines and constants, and sessions that run them on separate streams."""
 
 from collections.abc import Mapping, Sequence
-from contextlib import ExitStack, suppress
+from contextlib import ExitStack
 from functools import partial
 from threading import Lock
 
 from ilf_trt.contract.bundle import Bundle
 from ilf_trt.contract.manifest import Manifest
-from ilf_trt.contract.ports import Graph
 from ilf_trt.contract.target import Library
-from ilf_trt.errors import DeviceError
 from ilf_trt.runtime.engine import EngineKind
 from ilf_trt.runtime.onnx_file import OnnxFile
-from ilf_trt.runtime.route import route_of
 from ilf_trt.runtime.session import KEPT_TRAJECTORIES, Session
-from ilf_trt.runtime.trajectory import Job
 
-from .call import DeviceCall
 from .compatibility import library_for
 from .cuda import Gpu, Memory, Stream, upload
+from .current import Allocated
 from .engine import DeviceEngine
-from .errors import translate_errors
 from .onnxruntime_cuda import OnnxRuntimeCudaEngine
 from .tensorrt import TensorRT
-from .trajectory import DeviceTrajectory
+from .workspace import Workspace
 
 
-class Device:
+class Device(Allocated):
     """Engines on one GPU; all sessions share them."""
 
     on_gpu = True
@@ -43,7 +38,7 @@ class Device:
         library: str,
         one_stream: bool,
     ) -> None:
-        """`closing` frees all the other arguments. `one_stream` says that the engines run only on `stream`."""
+        """`closing` frees `engines` and `constants`. `one_stream` says that the engines run only on `stream`."""
         self.engines = engines
         self.description = f"{gpu.description}, {library}"
         self.max_sessions = 1 if one_stream else None
@@ -72,9 +67,9 @@ class Device:
             return runtimes[library].version
 
         library = library_for(manifest, gpu, kind, version_of)
-        with ExitStack() as stack:
-            stream = gpu.stream()
-            stack.callback(stream.close)
+        stream = gpu.stream()
+        with ExitStack() as failure, ExitStack() as stack:
+            failure.callback(stream.close)
             engines: dict[str, DeviceEngine] = {}
             files = {facts.graph: facts.file for facts in manifest.engines if facts.target == library}
             for graph in manifest.graphs:
@@ -94,6 +89,7 @@ class Device:
                 stack.callback(constants[name].close)
                 upload(gpu, stream, constants[name], array)
             name = "ONNX Runtime" if library is None else f"{library} {runtimes[library].version}"
+            failure.pop_all()
             return cls(
                 gpu,
                 engines,
@@ -106,41 +102,16 @@ class Device:
             )
 
     def session(self, max_trajectories: int = KEPT_TRAJECTORIES) -> Session:
-        """A new session; the last `max_trajectories` trajectories stay bound.
+        """A new session with a stream and scratch memory of its own; the last `max_trajectories` stay bound."""
+        stream = None if self.max_sessions is None else self._stream
+        space = Workspace(self._gpu, self.engines, self._constants, self._binding, stream=stream)
+        return Session(
+            partial(space.bind, self._manifest), space.bind_call, space.close, max_trajectories=max_trajectories
+        )
 
-        The session has its own stream and its own scratch memory, as large as the neediest engine requires.
-        """
-        self._gpu.use()
-        with ExitStack() as stack:
-            stream = self._stream
-            if self.max_sessions is None:
-                stream = self._gpu.stream()
-                stack.callback(stream.close)
-            scratch = None
-            scratch_bytes = max(engine.scratch_bytes for engine in self.engines.values())
-            if scratch_bytes:
-                scratch = self._gpu.allocate(scratch_bytes, stream)
-                stack.callback(scratch.close)
-            return Session(
-                partial(self._bind, stream, scratch),
-                partial(self._bind_call, stream, scratch),
-                stack.pop_all().close,
-                max_trajectories=max_trajectories,
-            )
-
-    def close(self) -> None:
+    def _free(self) -> None:
         """Free engines and constants; the sessions must be closed."""
-        with suppress(DeviceError), translate_errors("the GPU could not be freed"):
-            self._gpu.use()
-            self._closing.close()
-
-    def _bind(self, stream: Stream, scratch: Memory | None, job: Job) -> DeviceTrajectory:
-        self._gpu.use()
-        with self._binding:
-            route = route_of(self._manifest, job)
-            return DeviceTrajectory(self._gpu, self.engines, self._constants, route, stream, scratch)
-
-    def _bind_call(self, stream: Stream, scratch: Memory | None, graph: Graph, sizes: Mapping[str, int]) -> DeviceCall:
-        self._gpu.use()
-        with self._binding:
-            return DeviceCall(self._gpu, stream, scratch, self.engines, graph, sizes)
+        self._closing.close()
+        self._stream.sync()
+        self._stream.close()
+        self._gpu.trim()

@@ -6,14 +6,14 @@ from typing import Protocol
 from ilf_trt.contract.ports import Graph
 from ilf_trt.runtime.engine import Launch
 
-from .cuda import Memory, Stream
+from .cuda import Stream
+from .scratch import Scratch
 
 
 class DeviceEngine(Protocol):
     """One graph on a GPU, with one copy of its weights; several sessions may share it.
 
-    `scratch_bytes` is the most memory that a run needs in addition to its ports. `capturable` says whether the library
-    allows its runs in a CUDA graph.
+    `capturable` says whether the library allows its runs in a CUDA graph.
     """
 
     capturable: bool
@@ -22,11 +22,7 @@ class DeviceEngine(Protocol):
     def graph(self) -> Graph:
         """The ports that the engine was checked against."""
 
-    @property
-    def scratch_bytes(self) -> int:
-        """Bytes of scratch memory that `context` needs."""
-
-    def context(self, shapes: Mapping[str, tuple[int, ...]], stream: Stream, scratch: Memory | None) -> "DeviceContext":
+    def context(self, shapes: Mapping[str, tuple[int, ...]], stream: Stream, scratch: Scratch) -> "DeviceContext":
         """A context that runs the graph on `stream`, in `scratch`, with inputs of exactly these shapes."""
 
     def close(self) -> None:
@@ -35,6 +31,9 @@ class DeviceEngine(Protocol):
 
 class DeviceContext(Protocol):
     """An engine with fixed shapes."""
+
+    scratch_bytes: int
+    """Scratch memory that its runs need; whoever runs it has reserved as much."""
 
     def bind(self, addresses: Mapping[str, int], shapes: Mapping[str, tuple[int, ...]]) -> Launch:
         """A call that puts one run on the stream, with every port at its address; the call does not wait."""

@@ -6,6 +6,7 @@ from contextlib import suppress
 from importlib import import_module
 from typing import Any
 
+from ilf_trt.contract.driver import extra_to_install
 from ilf_trt.contract.held_file import HeldFile
 from ilf_trt.contract.ports import Graph
 from ilf_trt.contract.target import Library
@@ -21,8 +22,9 @@ from ilf_trt.errors import (
 )
 from ilf_trt.runtime.engine import Launch
 
-from .cuda import ALIGNMENT, Memory, Stream
+from .cuda import ALIGNMENT, Stream
 from .errors import device_error
+from .scratch import Scratch
 
 log = logging.getLogger(__name__)
 
@@ -47,7 +49,7 @@ class TensorRT:
         except (ImportError, OSError) as error:
             raise MissingDependency(
                 f"the bundle's {library} engines need {library.module} ({one_line(error)}); pip install "
-                f"'ilf-trt[{library}]'"
+                + extra_to_install(library)
             ) from error
         self.library = library
         self.version = str(self.module.__version__)
@@ -99,13 +101,11 @@ class TensorRTEngine:
         self._engine = engine
         self._library = library
         self._check_ports()
-        self.scratch_bytes = int(engine.device_memory_size_v2)
 
-    def context(
-        self, shapes: Mapping[str, tuple[int, ...]], stream: Stream, scratch: Memory | None
-    ) -> "TensorRTContext":
+    def context(self, shapes: Mapping[str, tuple[int, ...]], stream: Stream, scratch: Scratch) -> "TensorRTContext":
         """A context that runs the engine on `stream`, in `scratch`, with inputs of exactly these shapes.
 
+        It needs as much scratch memory as these shapes do, which may be far less than the engine's largest need.
         Raises InvalidRequest for a shape outside the engine's profile, EngineError, OutOfMemory.
         """
         if self._engine is None:
@@ -122,9 +122,10 @@ class TensorRTEngine:
         missing = context.infer_shapes()
         if missing:
             raise self.error(f"shapes of {', '.join(missing)} are not known", stream)
-        if scratch is not None:
-            context.set_device_memory(scratch.address, scratch.size_bytes)
-        return TensorRTContext(self, context, stream)
+        scratch_bytes = int(context.update_device_memory_size_for_shapes())
+        if scratch_bytes < 0:
+            raise self.error("the scratch memory for these shapes is not known", stream)
+        return TensorRTContext(self, context, stream, scratch, scratch_bytes)
 
     def error(self, what: str, stream: Stream) -> EngineError | DeviceError:
         """The library's error about this engine."""
@@ -181,13 +182,18 @@ class TensorRTEngine:
 
 
 class TensorRTContext:
-    """One engine with fixed shapes; the addresses may change from run to run."""
+    """One engine with fixed shapes; the addresses of ports and of scratch memory may change from run to run."""
 
-    def __init__(self, engine: TensorRTEngine, context: Any, stream: Stream) -> None:
+    def __init__(
+        self, engine: TensorRTEngine, context: Any, stream: Stream, scratch: Scratch, scratch_bytes: int
+    ) -> None:
+        self.scratch_bytes = scratch_bytes
         self._engine = engine
         self._context: Any = context
         self._stream = stream
+        self._scratch = scratch
         self._addresses: dict[str, int] = {}
+        self._scratch_address = 0
 
     def bind(self, addresses: Mapping[str, int], shapes: Mapping[str, tuple[int, ...]]) -> Launch:
         """A call that puts one run on the stream; raises PortMismatch if an address is not 256-byte aligned."""
@@ -198,6 +204,9 @@ class TensorRTContext:
 
         def launch() -> None:
             context, current = self._context, self._addresses
+            if self.scratch_bytes and self._scratch_address != self._scratch.address:
+                context.set_device_memory(self._scratch.address, self._scratch.size_bytes)
+                self._scratch_address = self._scratch.address
             for name, address in addresses.items():
                 if current.get(name) != address:
                     if not context.set_tensor_address(name, address):

@@ -3,7 +3,7 @@
 import logging
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack, suppress
-from time import perf_counter_ns
+from time import monotonic, perf_counter_ns
 from typing import Any
 
 import numpy as np
@@ -22,19 +22,24 @@ from .arena import arena_of
 from .array import DeviceArray, memory_from_dlpack
 from .bfloat16 import BFLOAT16, float32_from_bfloat16
 from .cuda import CapturedGraph, Gpu, Memory, Stream, upload
+from .current import Allocated
 from .engine import DeviceContext, DeviceEngine
-from .errors import translate_errors
 from .nvtx import nvtx_range
+from .scratch import Scratch
 
 log = logging.getLogger(__name__)
 
+CAPTURE_TRIES = 2
+CAPTURE_AGAIN_S = 60.0
+REFUSED = "this plan runs without a CUDA graph, run by run, for at least %g s, because it could not be captured: %s"
 
-class DeviceTrajectory:
+
+class DeviceTrajectory(Allocated):
     """A route in one allocation of a GPU, with pinned memory for its inputs and its result.
 
     The first generation enqueues run by run, because the libraries need that before a capture. Then CUDA captures all
-    runs as one graph, and every later generation is one launch. If CUDA refuses the capture, later generations enqueue
-    run by run too.
+    runs as one graph, and every later generation is one launch. If CUDA refuses the capture twice, generations enqueue
+    run by run, and a minute later CUDA is asked again. If the scratch memory moves, the graph is captured again.
     """
 
     def __init__(
@@ -44,15 +49,18 @@ class DeviceTrajectory:
         constants: Mapping[str, Memory],
         route: Route,
         stream: Stream,
-        scratch: Memory | None,
+        scratch: Scratch,
     ) -> None:
         """Raises OutOfMemory, EngineError, and InvalidRequest if the plan or the batch does not fit an engine."""
         self._gpu = gpu
         self._route = route
         self._stream = stream
+        self._scratch = scratch
         arena = arena_of(route)
         self._slots = arena.slots
         self._graph: CapturedGraph | None = None
+        self._graph_scratch = 0
+        self._capture_from_s = 0.0
         self._marks: list[Any] = []
         with ExitStack() as stack:
             self._memory = gpu.allocate(arena.size_bytes, stream)
@@ -89,9 +97,11 @@ class DeviceTrajectory:
                 nvtx_range(run.graph if run.step is None else f"step {run.step} {run.graph}") for run in route.runs
             ]
             self._range = nvtx_range(f"trajectory of {len(route.plan.steps)} steps")
+            self._scratch_bytes = max(context.scratch_bytes for context in self._contexts.values())
+            scratch.reserve(self._scratch_bytes)
             self._capturable = all(engines[graph].capturable for graph in self._contexts)
             stack.callback(self._close_graph)
-            self._close = stack.pop_all().close
+            self._closing = stack.pop_all()
 
     def run(
         self,
@@ -109,7 +119,7 @@ class DeviceTrajectory:
         """
         begin = perf_counter_ns()
         on_device, watch = options.on_device, options.watch
-        self._gpu.use()
+        self._scratch.reserve(self._scratch_bytes)
         foreign = None
         if is_on_gpu(noise):
             foreign = memory_from_dlpack(noise, self._latent_shape, self._gpu, self._stream)
@@ -119,7 +129,7 @@ class DeviceTrajectory:
                 noise, foreign = self._download_noise(foreign), None
             self._write_inputs(noise, conditions, guidance_scale)
             self._upload_inputs(foreign)
-            graph = None if options.profile or watch is not None else self._graph
+            graph = None if options.profile or watch is not None else self._graph_here()
             marks = self._events_of_profile() if options.profile else []
             self._stream.record(self._first)
             launch_begin = perf_counter_ns()
@@ -150,17 +160,21 @@ class DeviceTrajectory:
         timings = Timings(
             total_ms, graph_ms, step_ms, len(self._route.plan.steps), device_ms, launch_us, captured=graph is not None
         )
-        if self._capturable and self._graph is None and watch is None:
+        if self._capturable and self._graph is None and watch is None and monotonic() >= self._capture_from_s:
             self._capture()
         return latents, timings
 
-    def close(self) -> None:
-        """Free everything, after the work that still runs; a lost GPU has nothing left to free."""
-        with suppress(DeviceError), translate_errors("a trajectory could not be freed"):
-            self._gpu.use()
-            self._stream.sync()
-            self._runs.clear()
-            self._close()
+    def _free(self) -> None:
+        self._stream.sync()
+        self._runs.clear()
+        self._closing.close()
+
+    def _graph_here(self) -> CapturedGraph | None:
+        """The captured graph; none if its runs work where the scratch memory no longer is."""
+        if self._graph is not None and self._graph_scratch != self._scratch.address:
+            self._graph.close()
+            self._graph = None
+        return self._graph
 
     def _close_graph(self) -> None:
         """Free what exists only after the first generations: the CUDA graph and the events of a profile."""
@@ -242,15 +256,23 @@ class DeviceTrajectory:
             self._stream.copy(target, source)
 
     def _capture(self) -> None:
-        try:
-            for context in self._contexts.values():
-                context.check_capturable()
-            self._graph = self._stream.capture(self._enqueue)
-        except DeviceLost:
-            raise
-        except (DeviceError, EngineError) as error:
-            self._capturable = False
-            log.warning("this plan runs without a CUDA graph, run by run, because it could not be captured: %s", error)
+        """Capture all runs; what refuses once may not refuse twice, for another thread may have got in the way."""
+        for tries_left in reversed(range(CAPTURE_TRIES)):
+            try:
+                for context in self._contexts.values():
+                    context.check_capturable()
+                self._graph = self._stream.capture(self._enqueue)
+            except DeviceLost:
+                raise
+            except (DeviceError, EngineError) as error:
+                if tries_left:
+                    continue
+                known = self._capture_from_s > 0
+                log.log(logging.DEBUG if known else logging.WARNING, REFUSED, CAPTURE_AGAIN_S, error)
+                self._capture_from_s = monotonic() + CAPTURE_AGAIN_S
+            else:
+                self._graph_scratch = self._scratch.address
+                return
 
     def _events_of_profile(self) -> list[Any]:
         while len(self._marks) <= len(self._runs):

@@ -42,6 +42,7 @@ __all__ = [
 ]
 
 CUDA_VERSION = (13, 0)
+POOL = 0x9001_0000
 NO_DRIVER = (
     '"{}" is an NVIDIA driver library and can only be found via system search. Ensure the NVIDIA display driver is '
     "installed."
@@ -84,7 +85,7 @@ def modules() -> dict[str, ModuleType]:
         "cuda.core.utils": (StridedMemoryView,),
         "cuda.core.system": (get_kernel_mode_driver_version, get_user_mode_driver_version, get_num_devices),
         "cuda.bindings": (),
-        "cuda.bindings.driver": (cuDriverGetVersion,),
+        "cuda.bindings.driver": (cuDriverGetVersion, cuMemPoolTrimTo),
         "cuda.core._utils": (),
         "cuda.core._utils.cuda_utils": (CUDAError, ComputeCapability),
     }
@@ -152,6 +153,15 @@ def cuDriverGetVersion() -> tuple[int, int]:  # noqa: N802
     if _gpu().driver is None:
         raise DynamicLibNotFoundError(NO_DRIVER.format("cuda"))
     return 0, CUDA_VERSION[0] * 1000 + CUDA_VERSION[1] * 10
+
+
+def cuMemPoolTrimTo(pool: "Handle", minBytesToKeep: int) -> tuple[int]:  # noqa: N802, N803
+    """Of cuda.bindings; the pool of a GPU is the handle of its memory resource."""
+    cuda = _gpu()
+    if minBytesToKeep:
+        raise NotImplementedError("the fake gives everything back, or nothing")
+    cuda.trim(int(pool) - POOL)
+    return (0,)
 
 
 class Device:
@@ -424,6 +434,10 @@ class DeviceMemoryResource(MemoryResource):
         if size == 0:
             raise cuda_error("CUDA_ERROR_INVALID_VALUE")
         return Buffer._of(cuda, self, cuda.allocate("buffer", size, self._ordinal, state), state)
+
+    @property
+    def handle(self) -> "Handle":
+        return Handle(POOL + self._ordinal)
 
     @property
     def device_id(self) -> int:

@@ -148,6 +148,7 @@ class FakeCuda:
         self._live: dict[object, str] = {}
         self._allocations: dict[int, Allocation] = {}
         self._freed: deque[Allocation] = deque()
+        self._kept: list[Allocation] = []
         self._captures: list[Capture] = []
         self._streams: dict[int, StreamState] = {}
         for device in range(len(self.devices)):
@@ -189,6 +190,18 @@ class FakeCuda:
     def allocated_bytes(self) -> int:
         """Memory of all GPUs that is not closed."""
         return sum(each.size for each in self._allocations.values() if each.kind == "buffer")
+
+    def reserved_bytes(self, device: int = 0) -> int:
+        """Memory of a GPU that this process holds: allocations, and what CUDA keeps for the next ones."""
+        with self.lock:
+            held = [*self._allocations.values(), *self._kept]
+            return sum(each.size for each in held if (each.kind, each.device) == ("buffer", device))
+
+    def trim(self, device: int) -> None:
+        """Give back what CUDA keeps, as far as no stream still has to free it."""
+        with self.lock:
+            self.enter("trim")
+            self._kept = [each for each in self._kept if each.device != device or not each.freed]
 
     def live(self) -> list[str]:
         """What was made and not closed."""
@@ -274,6 +287,8 @@ class FakeCuda:
                 if used + size > self.devices[device].memory_bytes:
                     raise cuda_error("CUDA_ERROR_OUT_OF_MEMORY")
             allocation = Allocation(kind, device, size)
+            if kind == "buffer":
+                self._reuse(device, size)
             self.counts["allocations"] += 1
             self._allocations[allocation.address] = allocation
             self._live[allocation] = f"{kind} of {size} bytes"
@@ -302,6 +317,8 @@ class FakeCuda:
                 allocation.freed = True
 
             self._keep(allocation)
+            if allocation.kind == "buffer":
+                self._kept.append(allocation)
             if stream is None or self.lost:
                 release()
             else:
@@ -319,6 +336,13 @@ class FakeCuda:
             if 0 <= address - allocation.address < allocation.size:
                 self.break_rule(f"{who}: {address:#x} lies in a {allocation} that was closed")
         return self.break_rule(f"{who}: {address:#x} lies in no memory of CUDA")  # type: ignore[return-value]
+
+    def _reuse(self, device: int, size: int) -> None:
+        for kept in [each for each in self._kept if each.device == device and each.freed]:
+            if size <= 0:
+                break
+            self._kept.remove(kept)
+            size -= kept.size
 
     def _all_of(self, allocation: Allocation) -> Span:
         return Span(allocation, 0, allocation.size)

@@ -388,6 +388,7 @@ class IExecutionContext:
         self._memory: tuple[int, int] | None = None
         self._inferred: dict[str, tuple[int, ...]] | None = None
         self._last: Op | None = None
+        self._needed: int = engine.device_memory_size_v2
         self._warmed: set[tuple[tuple[str, tuple[int, ...]], ...]] = set()
         weakref.finalize(self, _dropped, self._fake.cuda, self._token, engine.name)
 
@@ -406,6 +407,7 @@ class IExecutionContext:
                 f"does not satisfy any optimization profiles. Valid range for profile 0: {list(low)}..{list(high)}.",
             )
         if self._shapes.get(name) != wanted:
+            self._needed = self.engine.device_memory_size_v2
             if self._fake.cuda.owns_captured_work(self._token):
                 self._break(f"the shape of {name} changes while an open graph holds runs of the context")
             self._shapes[name] = wanted
@@ -437,7 +439,12 @@ class IExecutionContext:
     def update_device_memory_size_for_shapes(self) -> int:
         if any(name not in self._shapes for name in self.engine._inputs):
             self._break("scratch memory was asked for before every input had a shape")
-        return self.engine.device_memory_size_v2
+        largest = max(math.prod(high) / max(math.prod(self._shapes[name]), 1) for name, high in self._largest())
+        self._needed = math.ceil(self.engine.device_memory_size_v2 / largest)
+        return self._needed
+
+    def _largest(self) -> list[tuple[str, tuple[int, ...]]]:
+        return [(name, shapes[-1]) for name, shapes in self.engine._profile.items()]
 
     def set_device_memory(self, memory: int, size: int) -> None:
         if not self._managed:
@@ -518,7 +525,7 @@ class IExecutionContext:
         return self._fake.cuda.span(address or 0, nbytes, f"engine {self.engine.name}, {name}")
 
     def _checked_scratch(self) -> list[Span]:
-        needed = self.engine.device_memory_size_v2
+        needed = self._needed
         if not needed or not self._managed:
             return []
         address, size = self._memory or (0, 0)

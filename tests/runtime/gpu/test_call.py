@@ -18,6 +18,7 @@ from ilf_trt.runtime.engine import Launch
 from ilf_trt.runtime.gpu.bfloat16 import bfloat16_from_float32, float32_from_bfloat16
 from ilf_trt.runtime.gpu.call import DeviceCall
 from ilf_trt.runtime.gpu.cuda import Gpu, Memory, Stream
+from ilf_trt.runtime.gpu.scratch import Scratch
 from tests.runtime.conftest import Compiled, Machine
 
 DEVICE = "cuda:0"
@@ -38,7 +39,7 @@ class EchoEngine:
     scratch_bytes = 0
     capturable = True
 
-    def context(self, shapes: Mapping[str, tuple[int, ...]], stream: Stream, scratch: Memory | None) -> "EchoEngine":
+    def context(self, shapes: Mapping[str, tuple[int, ...]], stream: Stream, scratch: Scratch) -> "EchoEngine":
         self._stream = stream
         return self
 
@@ -78,7 +79,7 @@ def test_bfloat16_is_rounded_as_torch_rounds_it() -> None:
 def test_a_bfloat16_port_is_float32_on_the_host_and_other_ports_keep_their_dtype(machine: Machine) -> None:
     gpu = Gpu.open(0)
     stream = gpu.stream()
-    call = DeviceCall(gpu, stream, None, {"echo": EchoEngine()}, ECHO, {"B": 2})
+    call = DeviceCall(gpu, stream, Scratch(gpu, stream), {"echo": EchoEngine()}, ECHO, {"B": 2})
     for seed in range(2):
         x = np.random.default_rng(seed).standard_normal((2, 3)).astype(np.float32)
         for name, array in call.inputs.items():
