@@ -4,6 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --no-input --disable-pip-version-check --constraint constraints.txt
 FILES := pyproject.toml constraints.txt
+comma := ,
 
 CPU_INDEX := https://download.pytorch.org/whl/cpu
 TORCH := PyTorch ($(if $(findstring whl/cpu,$(PIP_EXTRA_INDEX_URL)),200 MB,3 GB; 200 MB with PIP_EXTRA_INDEX_URL=$(CPU_INDEX)))
@@ -55,7 +56,7 @@ format: $(VENV)/.dev
 	$(BIN)/ruff format .
 
 bench: $(VENV)/.dev
-	$(call install,.[dev,bench])
+	$(call install,.[dev$(comma)bench])
 	$(BIN)/python -m benchmarks.speed.cpu
 	$(BIN)/python -m benchmarks.study.served_quality
 	$(BIN)/python -m benchmarks.speed.training_speed
@@ -71,6 +72,7 @@ bench: $(VENV)/.dev
 	$(BIN)/python -m benchmarks.emoji.poster
 	$(BIN)/python -m benchmarks.speed.full_size_build
 	$(BIN)/python -m benchmarks.speed.full_size_build --precisions fp8 --models dit-xl-256 pixart-alpha-512
+	$(BIN)/python -m benchmarks.speed.roofline
 	$(BIN)/python -m benchmarks.overview
 	$(BIN)/python -m benchmarks.tables
 
@@ -83,7 +85,7 @@ $(BIN)/python:
 
 $(VENV)/.build: $(FILES) | $(BIN)/python
 	@echo "[2/3] installing $(TORCH), diffusers, transformers, onnx: some minutes the first time"
-	$(call install,.[pipeline])
+	$(call install,.[cpu$(comma)pipeline])
 	@touch $@
 
 $(VENV)/.dev: $(FILES) | $(BIN)/python

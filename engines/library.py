@@ -5,9 +5,11 @@ from dataclasses import asdict, dataclass
 from importlib import import_module
 from typing import Any
 
+from ilf_trt.contract.driver import check_driver, driver_advice, extra_to_install
 from ilf_trt.contract.target import Architecture, Library
-from ilf_trt.errors import EngineError, MissingDependency, one_line
+from ilf_trt.errors import DeviceError, EngineError, MissingDependency, one_line
 
+NAME_CHARS = 100  # of an error of CUDA; its explanation would push the advice out of the message
 VERSIONS = {Library.TENSORRT: ((10, 13), (12, 0)), Library.TENSORRT_RTX: ((1, 5), (2, 0))}
 
 
@@ -35,7 +37,7 @@ class LibraryFacts:
 
 def open_library(library: Library) -> Any:
     """The module of the library; raises MissingDependency if it is missing, too old or too new."""
-    install = f"pip install 'ilf-trt[{library}]'"
+    install = f"pip install {extra_to_install(library)}"
     try:
         import_module("polygraphy")
         module = import_module(library.module)
@@ -58,7 +60,8 @@ def open_library(library: Library) -> Any:
 def probe(library: Library) -> LibraryFacts:
     """Facts of the library and, for TensorRT, of this machine's GPU.
 
-    Raises MissingDependency without the library or cuda-core, EngineError if TensorRT finds no GPU.
+    Raises MissingDependency without the library or cuda-core. For TensorRT, raises DeviceError if the driver does not
+    fit the installed packages, EngineError if there is no GPU.
     """
     module = open_library(library)
     if library is Library.TENSORRT_RTX:
@@ -67,26 +70,36 @@ def probe(library: Library) -> LibraryFacts:
     try:
         from cuda.core import Device, system
     except ImportError as error:
-        install = f"pip install 'ilf-trt[{library}]'"
         raise MissingDependency(
-            f"--target {library} needs cuda-core and cuda-bindings ({one_line(error)}); {install}"
+            f"--target {library} needs cuda-core and cuda-bindings ({one_line(error)}); pip install "
+            + extra_to_install(library)
         ) from error
+    driver = _driver_version(system)
+    check_driver(f"--target {library}", driver, _cuda_of_driver(), library)
     try:
         device = Device()
         capability = device.compute_capability
-        driver = ".".join(map(str, _driver_version(system)))
     except Exception as error:
+        if advice := driver_advice(str(error), library):
+            raise DeviceError(f"--target {library}: {one_line(error, NAME_CHARS)}; {advice}") from error
         raise EngineError(
             "--target tensorrt builds on the GPU that will run the engines, and this machine has no usable GPU "
             f"({one_line(error)}); build on a machine with that GPU, or pass --target tensorrt-rtx --gpu sm89"
         ) from error
-    return LibraryFacts(
-        module.__version__, (Architecture(int(capability.major), int(capability.minor)),), device.name, driver
-    )
+    architecture = Architecture(int(capability.major), int(capability.minor))
+    return LibraryFacts(module.__version__, (architecture,), device.name, ".".join(map(str, driver)))
 
 
 def _driver_version(system: Any) -> tuple[int, ...]:
     try:
-        return system.get_kernel_mode_driver_version()
-    except RuntimeError:  # a container that has a GPU, but not NVML
+        return tuple(system.get_kernel_mode_driver_version())
+    except RuntimeError:  # a machine without a driver, or a container that has a GPU, but not NVML
         return ()
+
+
+def _cuda_of_driver() -> int:
+    """The major release of CUDA that the driver supports; 0 if it does not say."""
+    try:
+        return int(import_module("cuda.bindings.driver").cuDriverGetVersion()[1]) // 1000
+    except (ImportError, RuntimeError):
+        return 0

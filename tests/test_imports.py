@@ -74,6 +74,7 @@ def test_a_name_of_the_package_loads_torch_when_it_is_asked_for() -> None:
         ["--version"],
         ["build", "--help"],
         ["generate", "--help"],
+        ["replay", "--help"],
         ["verify", "--help"],
         ["compile", "--help"],
         ["cache", "--help"],
@@ -100,7 +101,9 @@ def test_generate_runs_where_torch_cannot_be_imported(dit_bundle: Path, tmp_path
     assert "loaded []" in done.stderr
     assert np.load(latents).shape == (2, 1, 8, 8)
     assert np.isfinite(np.load(latents)).all()
-    assert picture.read_bytes().startswith(b"\x89PNG")
+    again = command_without(["replay", str(picture), "--bundle", str(dit_bundle)], (*HEAVY, *ENGINE_LIBRARIES))
+    assert (again.returncode, again.stdout) == (0, "the same to the bit\n"), again.stderr
+    assert "loaded []" in again.stderr
 
 
 @pytest.mark.parametrize("command", ["verify", "inspect"])
@@ -145,7 +148,14 @@ def test_generate_without_onnxruntime_says_what_to_install(dit_bundle: Path, tmp
     arguments = ["generate", str(dit_bundle), "--labels", "3", "-o", str(tmp_path / "picture.png")]
     done = command_without(arguments, (*HEAVY, "onnxruntime"))
     assert done.returncode == 2, done.stderr
-    assert "pip install onnxruntime" in done.stderr
+    assert "pip install 'ilf-trt[cpu]'" in done.stderr
+
+
+def test_a_build_that_cannot_verify_says_what_to_install_before_it_exports(tmp_path: Path) -> None:
+    done = command_without(["build", "--checkpoint", "demo", "-o", str(tmp_path / "a.ilf")], (*HEAVY, "onnxruntime"))
+    assert done.returncode == 2, done.stderr
+    assert "pip install 'ilf-trt[cpu]'" in done.stderr
+    assert list(tmp_path.iterdir()) == []
 
 
 # --- what the source says

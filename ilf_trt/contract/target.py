@@ -16,7 +16,7 @@ BF16_FROM = 80
 class Library(StrEnum):
     """An engine library: TensorRT builds on the GPU that serves, TensorRT-RTX ahead of time and without one.
 
-    The extra that installs it bears the same name.
+    The extra that installs it for the newest CUDA bears the same name; `driver.py` has the others.
     """
 
     TENSORRT = "tensorrt"

@@ -12,6 +12,7 @@ from typing import Any, Self
 import numpy as np
 from numpy.typing import NDArray
 
+from ilf_trt.contract.driver import check_driver
 from ilf_trt.contract.target import Architecture
 from ilf_trt.errors import DeviceError, MissingDependency, one_line
 
@@ -49,6 +50,8 @@ class Gpu(OnGpu):
                 "'ilf-trt[cuda]'"
             ) from error
         with translate_errors(f"device 'cuda:{ordinal}' cannot be used", "check nvidia-smi, or pass device='cpu'"):
+            driver = _driver(system)
+            check_driver(f"device 'cuda:{ordinal}' cannot be used", driver, _cuda_of_driver())
             count = len(core.Device.get_all_devices())
             if ordinal >= count:
                 raise DeviceError(
@@ -57,7 +60,7 @@ class Gpu(OnGpu):
                 )
             device = core.Device(ordinal)
             device.set_current()
-            return cls(device, ordinal, _driver(system))
+            return cls(device, ordinal, driver)
 
     @property
     def description(self) -> str:
@@ -221,3 +224,11 @@ def _driver(system: Any) -> tuple[int, ...]:
         return tuple(system.get_kernel_mode_driver_version())
     except RuntimeError:  # a container that has a GPU, but not NVML
         return ()
+
+
+def _cuda_of_driver() -> int:
+    """The major release of CUDA that the driver supports; 0 if it does not say."""
+    try:
+        return int(import_module("cuda.bindings.driver").cuDriverGetVersion()[1]) // 1000
+    except (ImportError, RuntimeError):
+        return 0

@@ -3,8 +3,10 @@
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+from ilf_trt.contract.driver import driver_advice
 from ilf_trt.errors import DeviceError, DeviceLost, IlfError, OutOfMemory, one_line
 
+NAME_CHARS = 100  # enough for the name of an error; its explanation would push the advice out of the message
 FULL = ("CUDA_ERROR_OUT_OF_MEMORY", "OutOfMemory", "out of memory", "Out of memory")
 STICKY = (
     "CUDA_ERROR_ILLEGAL_ADDRESS",
@@ -49,4 +51,6 @@ def device_error(what: str, error: BaseException | str, hint: str = "") -> Devic
         return DeviceLost(f"{what}: {reason}; CUDA is unusable in this process from now on; start it again")
     if "DEVICE_UNAVAILABLE" in text:
         hint = "another process holds the GPU: end it, or set the GPU's compute mode to default"
+    if advice := driver_advice(text):
+        return DeviceError(f"{what}: {one_line(error, NAME_CHARS)}; {advice}")
     return DeviceError(f"{what}: {reason}" + (f"; {hint}" if hint else ""))

@@ -1,23 +1,23 @@
 """Runs a graph in ONNX Runtime on a GPU: for a GPU without engines in the bundle, and to cross-check engines."""
 
 from collections.abc import Mapping
-from contextlib import redirect_stdout
-from io import StringIO
 from typing import Any
 
 import numpy as np
 
+from ilf_trt.contract.driver import extra_to_install
 from ilf_trt.contract.ports import Graph
-from ilf_trt.errors import DeviceLost, EngineError, IlfError, MissingDependency, OutOfMemory, one_line
+from ilf_trt.errors import DeviceLost, EngineError, IlfError, OutOfMemory, one_line
 from ilf_trt.runtime.engine import Launch
 from ilf_trt.runtime.onnx_file import OnnxFile
 from ilf_trt.runtime.onnxruntime_engine import FATAL_ONLY, check_border
 from ilf_trt.runtime.onnxruntime_import import import_onnxruntime
 
-from .cuda import Gpu, Memory, Stream
+from .cuda import Gpu, Stream
+from .cuda_provider import use_cuda
 from .errors import device_error
+from .scratch import Scratch
 
-PROVIDER = "CUDAExecutionProvider"
 BFLOAT16 = 16  # TensorProto.DataType; numpy has no such type
 ELEMENT_TYPES: dict[str, Any] = {
     "float32": np.float32,
@@ -35,29 +35,22 @@ class OnnxRuntimeCudaEngine:
     allocates during a run.
     """
 
-    scratch_bytes = 0
     capturable = False
 
     def __init__(self, graph: Graph, file: OnnxFile, *, gpu: Gpu, stream: Stream) -> None:
         """Load `file`; raises MissingDependency without the CUDA provider, EngineError, PortMismatch, OutOfMemory."""
-        onnxruntime = import_onnxruntime("'ilf-trt[cuda]'")
-        if PROVIDER not in onnxruntime.get_available_providers():
-            raise MissingDependency(
-                "this ONNX Runtime has no CUDA; pip uninstall onnxruntime, pip install 'onnxruntime-gpu[cuda,cudnn]'"
-            )
-        with redirect_stdout(StringIO()):  # it prints the missing libraries; the session reports them better
-            onnxruntime.preload_dlls()
+        install = extra_to_install("onnxruntime-cuda")
+        onnxruntime = import_onnxruntime(install)
         options = onnxruntime.SessionOptions()
         options.log_severity_level = FATAL_ONLY
-        on_gpu = {"device_id": str(gpu.ordinal), "user_compute_stream": str(stream.handle), "use_tf32": "0"}
+        settings = {"user_compute_stream": str(stream.handle), "use_tf32": "0"}
+        provider, providers = use_cuda(onnxruntime, options, gpu.ordinal, settings)
         try:
-            self._session: Any = file.session(onnxruntime, options, [(PROVIDER, on_gpu), "CPUExecutionProvider"])
+            self._session: Any = file.session(onnxruntime, options, providers)
         except Exception as error:
             raise _foreign_error(f"ONNX Runtime refused {file.path}", error, "build the bundle again") from error
-        if PROVIDER not in self._session.get_providers():
-            raise EngineError(
-                "ONNX Runtime could not start CUDA; pip install 'onnxruntime-gpu[cuda,cudnn]' for its libraries"
-            )
+        if provider not in self._session.get_providers():
+            raise EngineError(f"ONNX Runtime could not start CUDA; pip install {install} for its libraries")
         self._options = onnxruntime.RunOptions()
         self._options.add_run_config_entry("disable_synchronize_execution_providers", "1")
         self._gpu = gpu
@@ -65,7 +58,7 @@ class OnnxRuntimeCudaEngine:
         check_border(self._session, graph)
 
     def context(
-        self, shapes: Mapping[str, tuple[int, ...]], stream: Stream, scratch: Memory | None
+        self, shapes: Mapping[str, tuple[int, ...]], stream: Stream, scratch: Scratch
     ) -> "OnnxRuntimeCudaContext":
         """A context for the session, which takes any shapes; `stream` must be the stream of the constructor."""
         if self._session is None:
@@ -78,6 +71,8 @@ class OnnxRuntimeCudaEngine:
 
 class OnnxRuntimeCudaContext:
     """Runs one session on memory addresses."""
+
+    scratch_bytes = 0
 
     def __init__(self, session: Any, options: Any, graph: Graph, ordinal: int) -> None:
         self._session = session

@@ -17,6 +17,7 @@ class FakeBackend:
     """Latents are twice the noise. `faults` says what went wrong: two threads in a session, or use after the end."""
 
     on_gpu, description, max_sessions = False, "fake", None
+    device_name, library = "fake", "fake 1.0"
 
     def __init__(self, step_s: float = 0.0) -> None:
         self.step_s = step_s

@@ -41,7 +41,7 @@ __all__ = [
     "install",
 ]
 
-CUDA_VERSION = (13, 0)
+CUDA_VERSION, OLDER_CUDA_VERSION = (13, 0), (12, 2)
 POOL = 0x9001_0000
 NO_DRIVER = (
     '"{}" is an NVIDIA driver library and can only be found via system search. Ensure the NVIDIA display driver is '
@@ -150,9 +150,11 @@ def get_num_devices() -> int:
 
 def cuDriverGetVersion() -> tuple[int, int]:  # noqa: N802
     """Of cuda.bindings, which asks the driver itself: an error code and 13000 for CUDA 13.0."""
-    if _gpu().driver is None:
+    driver = _gpu().driver
+    if driver is None:
         raise DynamicLibNotFoundError(NO_DRIVER.format("cuda"))
-    return 0, CUDA_VERSION[0] * 1000 + CUDA_VERSION[1] * 10
+    major, minor = CUDA_VERSION if not driver or driver >= (580,) else OLDER_CUDA_VERSION
+    return 0, major * 1000 + minor * 10
 
 
 def cuMemPoolTrimTo(pool: "Handle", minBytesToKeep: int) -> tuple[int]:  # noqa: N802, N803

@@ -1,8 +1,11 @@
 """ONNX Runtime with a CUDA provider, on top of `fake_gpu`: the real library's CPU runs what the stream is given."""
 
+import sys
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -11,22 +14,63 @@ import onnxruntime
 import pytest
 from fake_errors import cuda_error
 from fake_gpu import FakeCuda, Op
-from onnxruntime.capi.onnxruntime_pybind11_state import Fail
+from onnxruntime.capi.onnxruntime_pybind11_state import Fail, InvalidArgument
 
 CUDA, CPU = "CUDAExecutionProvider", "CPUExecutionProvider"
+PLUG_IN_MODULE = "onnxruntime_ep_cuda"
+PLUG_IN_PATH = "/site-packages/onnxruntime_ep_cuda/libonnxruntime_providers_cuda.so"
 NO_SYNC = "disable_synchronize_execution_providers"
+REAL_SESSION = onnxruntime.InferenceSession
 ELEMENT_TYPES: dict[Any, Any] = {1: np.float32, 6: np.int32, 7: np.int64, 9: np.bool_, 10: np.float16}
 
 
 def install(monkeypatch: pytest.MonkeyPatch, cuda: FakeCuda, *, provider: bool = True) -> "FakeOnnxRuntime":
     """The real module with sessions on the GPU; without `provider` it is the CPU's wheel."""
-    fake = FakeOnnxRuntime(cuda, onnxruntime.InferenceSession)
+    fake = FakeOnnxRuntime(cuda, REAL_SESSION)
+    monkeypatch.setitem(sys.modules, PLUG_IN_MODULE, None)
     if provider:
         monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: [CUDA, CPU])
         monkeypatch.setattr(onnxruntime, "InferenceSession", fake.session)
     else:
         monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: [CPU])
     return fake
+
+
+def install_plug_in(monkeypatch: pytest.MonkeyPatch, cuda: FakeCuda, *, name: str = CUDA) -> "FakeOnnxRuntime":
+    """The CPU's wheel, and a plug-in that brings the provider `name` once somebody registers it."""
+    fake = install(monkeypatch, cuda, provider=False)
+    fake.plug_in = name
+    module = ModuleType(PLUG_IN_MODULE)
+    module.__dict__.update(get_ep_name=lambda: name, get_library_path=lambda: PLUG_IN_PATH)
+    monkeypatch.setitem(sys.modules, PLUG_IN_MODULE, module)
+    monkeypatch.setattr(onnxruntime, "register_execution_provider_library", fake.register)
+    monkeypatch.setattr(onnxruntime, "get_ep_devices", fake.devices)
+    monkeypatch.setattr(onnxruntime, "SessionOptions", PlugInOptions)
+    monkeypatch.setattr(onnxruntime, "InferenceSession", fake.session)
+    return fake
+
+
+@dataclass(frozen=True)
+class EpDevice:
+    """What OrtEpDevice is for one GPU of the plug-in."""
+
+    ep_name: str
+    ep_options: Mapping[str, str]
+    ep_vendor: str = "Microsoft"
+    ep_metadata: Mapping[str, str] = field(default_factory=dict)
+
+
+class PlugInOptions(onnxruntime.SessionOptions):  # type: ignore[misc]
+    """SessionOptions that keep the devices of the plug-in, because the real library knows none."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.chosen: tuple[Sequence[EpDevice], Mapping[str, str]] | None = None
+
+    def add_provider_for_devices(self, devices: Sequence[EpDevice], options: Mapping[str, str]) -> None:
+        if len(devices) != 1 or not all(isinstance(text, str) for each in options.items() for text in each):
+            raise InvalidArgument("CUDA EP factory currently supports exactly one device per EP instance.")
+        self.chosen = (devices, options)
 
 
 class FakeOnnxRuntime:
@@ -38,12 +82,19 @@ class FakeOnnxRuntime:
         self.loaded: list[str] = []
         self.runs: Counter[str] = Counter()
         self.starts = True
+        self.plug_in = CUDA
+        self.registered: list[tuple[str, str]] = []
+        self._load_failure: str | None = None
         self._failure: str | None = None
         self._run_failure: str | None = None
 
     def fail_load(self, message: str) -> None:
         """Let the next session with CUDA fail."""
         self._failure = message
+
+    def fail_register(self, message: str) -> None:
+        """Let the next registration of the plug-in fail."""
+        self._load_failure = message
 
     def fail_run(self, message: str) -> None:
         """Let the next run with CUDA fail."""
@@ -52,6 +103,20 @@ class FakeOnnxRuntime:
     def cannot_start(self) -> None:
         """Let sessions fall back to the CPU, as where cuDNN is missing."""
         self.starts = False
+
+    def register(self, registration_name: str, library_path: str) -> None:
+        """In the place of register_execution_provider_library."""
+        if self._load_failure is not None:
+            message, self._load_failure = self._load_failure, None
+            raise Fail(f"[ONNXRuntimeError] : 1 : FAIL : Failed to load library {library_path} with error: {message}")
+        if registration_name in (name for name, _ in self.registered):
+            raise Fail(f"[ONNXRuntimeError] : 1 : FAIL : library {registration_name} is already registered")
+        self.registered.append((registration_name, library_path))
+
+    def devices(self) -> list[EpDevice]:
+        """In the place of get_ep_devices."""
+        gpus = range(len(self.cuda.devices)) if self.registered else ()
+        return [EpDevice(CPU, {}), *(EpDevice(self.plug_in, {"device_id": str(ordinal)}) for ordinal in gpus)]
 
     def session(
         self,
@@ -63,6 +128,11 @@ class FakeOnnxRuntime:
     ) -> Any:
         """In the place of InferenceSession."""
         wanted = _options_of(providers or (), provider_options)
+        chosen = getattr(sess_options, "chosen", None)
+        if chosen is not None:
+            if providers:
+                self.cuda.break_rule("a session with providers ignores the devices of its options")
+            wanted = {**chosen[0][0].ep_options, **chosen[1]}
         if wanted is None:
             return self.real(path_or_bytes, sess_options, providers, provider_options, **kwargs)
         if self._failure is not None:
@@ -97,7 +167,7 @@ class CudaSession:
         self._session = fake.real(model, own, providers=[CPU])
 
     def get_providers(self) -> list[str]:
-        return [CUDA, CPU]
+        return [self._fake.plug_in, CPU]
 
     def get_inputs(self) -> Any:
         return self._session.get_inputs()

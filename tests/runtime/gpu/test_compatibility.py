@@ -84,8 +84,9 @@ def test_a_driver_of_the_same_branch_or_a_later_runs_it(driver: tuple[int, ...],
 
 
 def test_a_driver_of_an_older_branch_is_refused(gpu: Callable[..., Gpu]) -> None:
-    with pytest.raises(EngineError, match=r"under driver 580\.65\.6, this machine has 570\.1; update the driver"):
-        check(FACTS, gpu(driver=(570, 1)), VERSION)
+    facts = replace(FACTS, driver="590.48.1")
+    with pytest.raises(EngineError, match=r"under driver 590\.48\.1, this machine has 580\.65; update the driver"):
+        check(facts, gpu(driver=(580, 65)), VERSION)
 
 
 # --- which engines are taken

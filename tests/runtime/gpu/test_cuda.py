@@ -37,6 +37,14 @@ def test_the_second_gpu_is_cuda_1(dit_bundle: Path, machine: Machine, monkeypatc
     assert Gpu.open(1).name == "second"
 
 
+def test_a_driver_that_is_too_old_is_told_with_the_extra_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+    fake_cuda.install(monkeypatch, driver=(535, 183, 1))
+    with pytest.raises(
+        DeviceError, match=r"driver 535\.183\.1 is too old for CUDA 13; update .*'ilf-trt\[tensorrt-cu12\]'"
+    ):
+        Gpu.open(0)
+
+
 @pytest.mark.parametrize(
     ("devices", "driver", "device", "words"),
     [
@@ -67,6 +75,22 @@ def test_without_a_usable_gpu_there_is_one_readable_line(
     run("generate", dit_bundle, "--labels", "3", "--latents", output, "--device", device).refused(*words)
     run("verify", dit_bundle, "--device", device).refused(*words)
     assert not output.exists()
+
+
+@pytest.mark.parametrize(
+    "reason",
+    [
+        "CUDA_ERROR_SYSTEM_DRIVER_MISMATCH: " + "This error indicates that the versions differ. " * 9,
+        "cudaErrorInsufficientDriver: This indicates that the installed NVIDIA CUDA driver is older than the runtime",
+    ],
+)
+def test_a_driver_that_cuda_refuses_is_told_with_the_extras_of_another_cuda(reason: str) -> None:
+    error = device_error("device 'cuda:0' cannot be used", reason, "check nvidia-smi")
+    assert type(error) is DeviceError
+    assert reason.partition(":")[0] in str(error)
+    assert "update the driver to 580.65.6 or later" in str(error)
+    assert "pip install 'ilf-trt[tensorrt-cu12]'" in str(error)
+    assert "check nvidia-smi" not in str(error)
 
 
 def test_without_cuda_core_the_extra_is_named(dit_bundle: Path, monkeypatch: pytest.MonkeyPatch, run: Run) -> None:
@@ -128,7 +152,7 @@ def test_onnx_runtime_without_cuda_says_what_to_install(
     dit_bundle: Path, machine: Machine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("onnxruntime.get_available_providers", lambda: ["CPUExecutionProvider"])
-    with pytest.raises(MissingDependency, match=r"onnxruntime-gpu\[cuda,cudnn\]"):
+    with pytest.raises(MissingDependency, match=r"pip install 'ilf-trt\[onnxruntime-cuda\]'"):
         Pipeline.load(dit_bundle, device="cuda:0")
 
 
@@ -160,7 +184,7 @@ def test_what_onnx_runtime_refuses_to_load_or_run_is_told_in_its_words(
 
 def test_onnx_runtime_that_falls_back_to_the_cpu_is_refused(dit_bundle: Path, machine: Machine) -> None:
     machine.libraries["onnxruntime"].cannot_start()
-    with pytest.raises(EngineError, match=r"could not start CUDA; pip install 'onnxruntime-gpu\[cuda,cudnn\]'"):
+    with pytest.raises(EngineError, match=r"could not start CUDA; pip install 'ilf-trt\[onnxruntime-cuda\]'"):
         Pipeline.load(dit_bundle, device="cuda:0")
 
 

@@ -263,6 +263,31 @@ def test_sessions_have_no_name_that_onnx_runtimes_lack() -> None:
         assert [name for name in public(fake) if name not in used and not hasattr(real, name)] == []
 
 
+@pytest.mark.parametrize(
+    ("fake", "real", "kinds"),
+    [
+        (fake_onnxruntime.FakeOnnxRuntime.register, onnxruntime.register_execution_provider_library, ["str", "str"]),
+        (fake_onnxruntime.FakeOnnxRuntime.devices, onnxruntime.get_ep_devices, []),
+        (
+            fake_onnxruntime.PlugInOptions.add_provider_for_devices,
+            onnxruntime.SessionOptions.add_provider_for_devices,
+            ["Sequence", "Mapping"],
+        ),
+    ],
+    ids=["register", "get_ep_devices", "add_provider_for_devices"],
+)
+def test_the_plug_ins_calls_take_what_onnx_runtimes_take(fake: Any, real: Any, kinds: list[str]) -> None:
+    """pybind names the arguments of these arg0 and arg1; the types are all that can be compared."""
+    (taken,) = re.findall(r"^\w+\((.*)\) -> ", real.__doc__, re.MULTILINE)
+    real_kinds = re.findall(r"arg\d: (?:[a-z_.]*\.)?(\w+)", taken)
+    assert (real_kinds, len(parameters(fake)) - 1) == (kinds, len(kinds))
+
+
+def test_the_plug_ins_devices_have_no_name_that_onnx_runtimes_lack() -> None:
+    fields = [one.name for one in dataclasses.fields(fake_onnxruntime.EpDevice)]
+    assert [name for name in fields if not hasattr(onnxruntime.OrtEpDevice, name)] == []
+
+
 def test_every_fake_module_is_compared() -> None:
     empty = {name for name, module in FAKE.items() if not public_things(module)}
     assert set(FAKE) - empty == set(REAL)
