@@ -4,33 +4,58 @@ from dataclasses import dataclass
 
 from benchmarks.record import read_rows
 
-FACTS, PARITY, LATENCY = "gpu-facts", "gpu-parity", "gpu-latency"
+FACTS, RATES, PARITY, LATENCY, ROOFLINE = "gpu-facts", "gpu-rates", "gpu-parity", "gpu-latency", "gpu-roofline"
 NOT_MEASURED = "Not measured: no GPU was at hand."
-ILF_ROW = "ilf-trt ILF"
+ILF_ROW, TORCH_ILF_ROW = "ilf-trt ILF", "captured ILF by torch"
+FP8_ATTENTION = "fp8-attention"
 AIM_KEY = ("gpu", "model", "batch", "row", "precision")
 
 Row = dict[str, str]
 
 
+AIM_SHARE = 0.8
+
+
 @dataclass(frozen=True, slots=True)
 class Aim:
-    """A number that the best engine library shall reach with ILF at batch 1."""
+    """A number that the best engine library shall reach with ILF at batch 1.
+
+    The number is `AIM_SHARE` of column `bound` in the roofline of the same GPU, model and precision, or `value`.
+    """
 
     what: str
     model: str
     precision: str
     column: str
-    value: float
+    bound: str = ""
+    value: float = 0.0
     more_is_better: bool = True
 
+    def goal(self, gpu: str, roofline: list[Row]) -> float | None:
+        """The number on a GPU; None if the roofline does not know that GPU."""
+        if not self.bound:
+            return self.value
+        for row in roofline:
+            if is_gpu(row["gpu"], gpu) and (row["model"], row["precision"]) == (self.model, self.precision):
+                return AIM_SHARE * float(row[self.bound])
+        return None
 
+
+OVER_EAGER = f"{AIM_SHARE:.0%} of the roofline's gain over eager"
+OF_LINEARS = f"{AIM_SHARE:.0%} of the roofline's share of the matrix rate"
 AIMS = (
-    Aim("PixArt-α 1024, FP16, 3 times as fast as eager", "pixart-alpha-1024", "fp16", "faster_than_eager_20", 3),
-    Aim("PixArt-α 1024, FP8, 4 times as fast as eager", "pixart-alpha-1024", "fp8", "faster_than_eager_20", 4),
-    Aim("DiT-XL/2 256, FP16, 5 times as fast as eager", "dit-xl-256", "fp16", "faster_than_eager_20", 5),
-    Aim("PixArt-α 1024, FP16, 60 % of the matrix rate", "pixart-alpha-1024", "fp16", "linear_share", 0.6),
-    Aim("DiT-XL/2 256, FP16, launched within 50 µs", "dit-xl-256", "fp16", "launch_us", 50, more_is_better=False),
+    Aim(f"PixArt-α 1024, FP16, {OVER_EAGER}", "pixart-alpha-1024", "fp16", "faster_than_eager_20", "faster_ilf"),
+    Aim(f"PixArt-α 1024, FP8, {OVER_EAGER}", "pixart-alpha-1024", "fp8", "faster_than_eager_20", "faster_ilf"),
+    Aim(f"DiT-XL/2 256, FP16, {OVER_EAGER}", "dit-xl-256", "fp16", "faster_than_eager_20", "faster_ilf"),
+    Aim(f"PixArt-α 1024, FP16, {OF_LINEARS}", "pixart-alpha-1024", "fp16", "linear_share", "linear_share"),
+    Aim("DiT-XL/2 256, FP16, launched within 50 µs", "dit-xl-256", "fp16", "launch_us", value=50, more_is_better=False),
 )
+
+
+def is_gpu(name: str, measured: str) -> bool:
+    """Whether torch's name of a GPU, such as `NVIDIA H100 80GB HBM3`, is the `H100 SXM` or `H200` of the roofline."""
+    words = measured.split()
+    return name.split()[0] in words and not {"PCIe", "NVL"} & set(words)
 
 
 def gpu_latency(rows: list[Row] | None = None) -> str:
@@ -73,22 +98,65 @@ def _gaps(rows: list[Row]) -> list[str]:
     return lines
 
 
-def gpu_aims(rows: list[Row] | None = None) -> list[str]:
+def gpu_aims(rows: list[Row] | None = None, roofline: list[Row] | None = None) -> list[str]:
     """Whether each aim of the project is met, one line an aim and GPU."""
     rows = read_rows(LATENCY) if rows is None else rows
+    roofline = read_rows(ROOFLINE) if roofline is None else roofline
     lines = []
     for gpu in dict.fromkeys(row["gpu"] for row in rows) or [""]:
         for aim in AIMS:
-            wanted = (gpu, aim.model, "1", ILF_ROW, aim.precision)
-            of_aim = [row for row in rows if tuple(row[name] for name in AIM_KEY) == wanted]
-            values = [float(row[aim.column]) for row in of_aim if row[aim.column]]
+            values = [
+                float(row[aim.column])
+                for row in rows
+                if tuple(row[name] for name in AIM_KEY) == (gpu, aim.model, "1", ILF_ROW, aim.precision)
+                and row[aim.column]
+            ]
             if not values:
                 lines.append(f"aim not measured: {aim.what}" + (f", {gpu}" if gpu else ""))
                 continue
-            best = max(values) if aim.more_is_better else min(values)
-            met = best >= aim.value if aim.more_is_better else best <= aim.value
-            lines.append(f"aim {'met' if met else 'missed'}: {aim.what}: {best:g}, {gpu}")
+            goal, best = aim.goal(gpu, roofline), max(values) if aim.more_is_better else min(values)
+            if goal is None:
+                lines.append(f"aim not set: {aim.what}: {best:g}, but the roofline has no {gpu}")
+                continue
+            met = best >= goal if aim.more_is_better else best <= goal
+            lines.append(f"aim {'met' if met else 'missed'}: {aim.what}: {best:g} of {goal:.3g}, {gpu}")
     return lines
+
+
+def gpu_roofline(rows: list[Row] | None = None, latency: list[Row] | None = None) -> str:
+    """The roofline of every GPU, model and precision, with the measured speed over eager where there is one."""
+    rows = read_rows(ROOFLINE) if rows is None else rows
+    latency = read_rows(LATENCY) if latency is None else latency
+    titles = ("GPU", "model", "precision", "Linears µs", "attention µs (at 80)", "norms, gates µs", "gaps µs (kernels)")
+    titles = (*titles, "block pass µs", "of the matrix rate", "eager's block pass µs (kernels)")
+    titles = (*titles, "20 plain steps over eager", "ILF over eager (at 80)", "measured", "rates")
+    lines, empty = [f"| {' | '.join(titles)} |", "|---" * len(titles) + "|"], False
+    for row in rows:
+        measured = _measured(row, latency)
+        empty = empty or not measured
+        cells = [row[name] for name in ("gpu", "model", "precision", "linears_us")]
+        cells += [f"{row['attention_us']} ({row['attention_us_at_80']})", row["rest_us"]]
+        cells += [f"{row['gaps_us']} ({row['kernels']})", row["pass_us"], f"{float(row['linear_share']):.0%}"]
+        cells += [f"{row['eager_us']} ({row['eager_kernels']})", f"{float(row['faster_plain']):.2f}x"]
+        cells += [f"{float(row['faster_ilf']):.2f}x ({float(row['faster_ilf_at_80']):.2f}x)"]
+        cells += [measured or "–", row["rates"]]
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join([*lines, "", f"–: {NOT_MEASURED}"] if empty else lines)
+
+
+def _measured(row: Row, latency: list[Row]) -> str:
+    """The best measured ILF over eager of a row of the roofline; without an engine's, that of torch's CUDA graph."""
+    for name, suffix in ((ILF_ROW, ""), (TORCH_ILF_ROW, " by torch")):
+        values = [
+            float(other["faster_than_eager_20"])
+            for other in latency
+            if is_gpu(row["gpu"], other["gpu"])
+            and tuple(other[key] for key in AIM_KEY[1:]) == (row["model"], "1", name, row["precision"])
+            and other["faster_than_eager_20"]
+        ]
+        if values:
+            return f"{max(values):.2f}x{suffix}"
+    return ""
 
 
 def gpu_facts() -> str:

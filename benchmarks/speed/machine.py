@@ -155,7 +155,7 @@ class Machine:
         for name, make in makers.items():
             for m, k, n in shapes:
                 rows.append(
-                    self._rate(f"matmul {name}", f"{m}x{k}x{n}", make, (m, k, n), 2 * m * k * n / TERA, "TFLOP/s")
+                    self.rate(f"matmul {name}", f"{m}x{k}x{n}", make, (m, k, n), 2 * m * k * n / TERA, "TFLOP/s")
                 )
                 self.free()
         size = SMALL_COPY_BYTES if self.dry_run else COPY_BYTES
@@ -165,11 +165,11 @@ class Machine:
             ("device, read and write", 2),
         ):
             make = _copy(what, self.device)
-            rows.append(self._rate(f"copy {what}", f"{size // MIB} MiB", make, (size,), moved * size / GIGA, "GB/s"))
+            rows.append(self.rate(f"copy {what}", f"{size // MIB} MiB", make, (size,), moved * size / GIGA, "GB/s"))
             self.free()
         return rows
 
-    def _rate(
+    def rate(
         self,
         what: str,
         size: str,
@@ -178,7 +178,7 @@ class Machine:
         work: float,
         unit: str,
     ) -> Row:
-        """The best and the median rate of `make(*shape)()`, a call that does `work` units."""
+        """The best and the median rate of `make(*shape)()`, a call that does `work` units; an error becomes a note."""
         try:
             call = make(*shape)
             for _ in range(WARM_UPS):
@@ -186,7 +186,7 @@ class Machine:
             once_ms = max(self._time_ms(call, 1), 1e-4)
             calls = max(1, round(SAMPLE_MS / once_ms))
             times_ms = [self._time_ms(call, calls) for _ in range(SAMPLES)]
-        except (RuntimeError, AttributeError, TypeError) as error:
+        except (RuntimeError, AttributeError, ImportError, TypeError, ValueError) as error:
             return _row(what, size, "", "", unit, 0, _line(error))
         best, median = (work / (value / 1000) for value in (min(times_ms), float(np.median(times_ms))))
         return _row(what, size, f"{best:.4g}", f"{median:.4g}", unit, SAMPLES)
