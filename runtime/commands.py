@@ -1,7 +1,9 @@
-"""The commands of the runtime: generate and verify."""
+"""The commands of the runtime: generate, replay and verify."""
 
+import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from io import BytesIO
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -29,12 +31,19 @@ from ilf_trt.files import check_writable, open_regular, read_bytes, write_whole
 
 from .engine import EngineKind
 from .picture.png import grid, pixels_from_latents, save_png
+from .picture.png_file import PngFile
 from .pipeline import Pipeline
-from .result import Result
+from .provenance import Provenance, changes
+from .replay import Replayed, find_bundle
+from .replay import replay as run_replay
+from .result import COLUMNS, Result
 from .start_noise import NoiseSource
 from .verify import check, table
 from .verify import verify as run_verify
 
+log = logging.getLogger(__name__)
+
+DIFFERS = 1
 MOST_TEXT_BYTES = 1 << 24
 
 
@@ -61,7 +70,8 @@ def generate(
     guidance_scale: OptionalReal = None,
     clean_captions: bool | None = None,
     binning: bool = True,
-    columns: Annotated[Whole, Parameter(validator=validators.Number(gte=1))] = 10,
+    columns: Annotated[Whole, Parameter(validator=validators.Number(gte=1))] = COLUMNS,
+    metadata: bool = True,
     device: str = "cpu",
     engine: EngineKind | None = None,
     profile: Annotated[bool, Parameter(negative=())] = False,
@@ -119,6 +129,8 @@ def generate(
         Make the nearest size that the model was trained on, then scale and crop to `size`.
     columns
         Pictures in a row of the grid.
+    metadata
+        Write into the PNG what made it, also the prompts, so that `ilf-trt replay` can make it again.
     device
         Where to run: cpu, cuda or cuda:1.
     engine
@@ -179,8 +191,74 @@ def generate(
     if latents_out is not None:
         _save(latents_out, result.latents)
     if output is not None and result.pixels is not None:
-        save_png(output, grid(result.pixels, columns))
+        record = _record(result.provenance(columns), bundle) if metadata else None
+        save_png(output, grid(result.pixels, columns), record)
     _print_result(result, [path for path in (output, latents_out) if path is not None])
+
+
+def replay(
+    picture: Path,
+    /,
+    *,
+    bundle: str | None = None,
+    conditions: Path | None = None,
+    latents_in: Path | None = None,
+    output: Annotated[Path | None, Parameter(alias="-o")] = None,
+    device: str = "cpu",
+    engine: EngineKind | None = None,
+    max_memory: MaxMemory = None,
+    threads: Whole = 0,
+    cache: CacheFolder = None,
+) -> None:
+    """Make a picture of `generate` again from the record in its PNG, and say whether it is the same to the bit.
+
+    The exit code is 0 for the same picture, 1 for another one, and 2 for one that cannot be made again.
+
+    Example: `ilf-trt replay cat.png`
+
+    Parameters
+    ----------
+    picture
+        PNG that `ilf-trt generate` wrote.
+    bundle
+        Folder of the bundle; by default the packaged one, or that of the recorded name and digest, here or beside the
+        picture.
+    conditions
+        The .npz that the picture was made with, if it was; its record has only a digest of it.
+    latents_in
+        The .npy with start noise that the picture was made with, if it was.
+    output
+        PNG to write the new picture to.
+    device
+        Where to run: cpu, cuda or cuda:1.
+    engine
+        What runs the graphs on a GPU; by default the bundle's own engines, or ONNX Runtime when it has none.
+    max_memory
+        Most memory of the host that the bundle's files and the generation may take, GiB; by default a share of the
+        machine's.
+    threads
+        Engine threads of the CPU; 0 leaves the number to the library, 1 is faster for tiny models.
+    """
+    if output is not None:
+        _check_place("--output", output, ".png")
+    log_to_terminal()
+    png = PngFile.read(picture)
+    provenance = Provenance.decoded(png.record)
+    arrays = {} if conditions is None else read_conditions(conditions)
+    noise = None if latents_in is None else _array(latents_in)
+    provenance.arguments(arrays, noise)  # refuses other files before a bundle is built or loaded
+    folder = cache_folder(cache)
+    place = find_bundle(provenance.origin, picture, folder) if bundle is None else bundle_of(bundle, folder)
+    options: dict[str, Any] = {"device": device, "engine": engine, "threads": threads, "sessions": 1}
+    most = None if max_memory is None else bytes_of(max_memory)
+    with Pipeline.load(place, **options, max_memory=most) as pipeline, _progress() as progress:
+        again = run_replay(pipeline, png, provenance, arrays, noise, progress=progress)
+    if output is not None:
+        name = provenance.origin.bundle if bundle is None else bundle
+        save_png(output, again.sheet, _record(again.provenance, name))
+    _print_replayed(provenance, again, output)
+    if not again.agreement.same:
+        raise SystemExit(DIFFERS)
 
 
 def verify(
@@ -224,6 +302,39 @@ def _print_result(result: Result, written: list[Path]) -> None:
         highlight=False,
     )
     say(*(f"wrote {path}" for path in written), console=console)
+
+
+def _print_replayed(provenance: Provenance, again: Replayed, written: Path | None) -> None:
+    console, agreement = Console(), again.agreement
+    found = changes(provenance.origin, again.provenance.origin)
+    if agreement.same:
+        say("the same to the bit", console=console)
+    else:
+        say(
+            f"not the same: by up to {agreement.largest} of 255, in {agreement.share:.2%} of the pixels, PSNR "
+            f"{agreement.psnr_db:.1f} dB",
+            console=console,
+        )
+    for fact, then, now in found:
+        say(f"another {fact}: {shown(then)} then, {shown(now)} now", console=console)
+    if not found and not agreement.same:
+        say(
+            "all that the record names is the same: the picture was edited, or the engine is not steady",
+            console=console,
+        )
+    if written is not None:
+        say(f"wrote {written}", console=console)
+
+
+def _record(provenance: Provenance, bundle: str) -> bytes | None:
+    """The record for a PNG, with the name of a packaged bundle; None, with a warning, if it is too large."""
+    if find_packaged(bundle) is not None:
+        provenance = replace(provenance, origin=replace(provenance.origin, bundle=bundle))
+    try:
+        return provenance.encoded()
+    except InvalidRequest as error:
+        log.warning("%s; the picture is written without it", error)
+        return None
 
 
 @contextmanager

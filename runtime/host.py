@@ -1,6 +1,10 @@
 """A bundle on the CPU: its graphs in ONNX Runtime, its tensors in numpy."""
 
+import platform
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from itertools import islice
+from pathlib import Path
 from time import perf_counter_ns
 from typing import Any
 
@@ -18,11 +22,14 @@ from .engine import Array, Engine, Launch
 from .finite import error_of_run, unsteady_error
 from .onnx_file import OnnxFile
 from .onnxruntime_engine import OnnxRuntimeEngine
+from .onnxruntime_import import onnxruntime_version
 from .route import COEFFICIENT_ROWS, LAST, LATENTS, PREDICTIONS, Route, Run, View, route_of
 from .session import KEPT_TRAJECTORIES, Session
 from .start_noise import check_finite_start
 from .timings import Timings
 from .trajectory import Job, RunOptions
+
+CPU_LINES = 64  # of /proc/cpuinfo; the first processor's
 
 
 class Host:
@@ -36,6 +43,14 @@ class Host:
         self.engines = engines
         self._manifest = manifest
         self._constants = constants
+
+    @property
+    def device_name(self) -> str:
+        return processor_name()
+
+    @property
+    def library(self) -> str:
+        return onnxruntime_version()
 
     @classmethod
     def open(cls, bundle: Bundle, *, threads: int, graphs: Sequence[str] | None = None) -> "Host":
@@ -75,6 +90,16 @@ class Host:
 
     def _bind_call(self, graph: Graph, sizes: Mapping[str, int]) -> "HostCall":
         return HostCall(self.engines[graph.name], graph, sizes)
+
+
+def processor_name() -> str:
+    """The CPU's model as the kernel tells it, else its architecture."""
+    with suppress(OSError, ValueError), Path("/proc/cpuinfo").open(encoding="utf-8") as lines:
+        for line in islice(lines, CPU_LINES):
+            name, _, value = line.partition(":")
+            if name.strip() == "model name":
+                return value.strip()
+    return platform.machine()
 
 
 class HostCall:

@@ -22,11 +22,17 @@ def part_of(graph: str) -> Part:
 
 
 class Backend(Protocol):
-    """Graphs of a bundle that are loaded on the CPU or on one GPU."""
+    """Graphs of a bundle that are loaded on the CPU or on one GPU; `library` is the engine library with its version."""
 
     on_gpu: bool
     description: str
     max_sessions: int | None
+
+    @property
+    def device_name(self) -> str: ...
+
+    @property
+    def library(self) -> str: ...
 
     def session(self, max_trajectories: int = KEPT_TRAJECTORIES) -> Session:
         """A new session with memory of its own; the last `max_trajectories` trajectories stay bound."""
@@ -37,6 +43,10 @@ class Backend(Protocol):
 
 class Loading(Protocol):
     """Lends sessions that can run the parts of a bundle."""
+
+    @property
+    def runs_on(self) -> tuple[str, str]:
+        """The device and the library of the backend; both are empty before a backend was loaded."""
 
     def lend(self, wait: Wait = FOREVER) -> AbstractContextManager[Sessions]:
         """The sessions of one generation, lent for the time of the `with` block.
@@ -66,6 +76,10 @@ class Resident:
         self._lending = Lending(self.sessions, self._free)
         self.check_open, self.close = self._lending.check_open, self._lending.close
 
+    @property
+    def runs_on(self) -> tuple[str, str]:
+        return self.backend.device_name, self.backend.library
+
     def lend(self, wait: Wait = FOREVER) -> AbstractContextManager[Sessions]:
         return self._lend(wait, None)
 
@@ -92,6 +106,7 @@ class Sequential:
     def __init__(self, load: Callable[[tuple[str, ...]], Backend]) -> None:
         """`load` loads the graphs with these names."""
         self._load = load
+        self.runs_on = ("", "")
         self._lending = Lending(1, lambda: None)
         self.check_open, self.close = self._lending.check_open, self._lending.close
 
@@ -106,4 +121,5 @@ class Sequential:
     @contextmanager
     def _session(self, part: Part) -> Iterator[Session]:
         with closing(self._load(GRAPHS_OF_PART[part])) as backend, closing(backend.session()) as session:
+            self.runs_on = backend.device_name, backend.library
             yield session

@@ -3,6 +3,7 @@
 import os
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
+from functools import cached_property
 from pathlib import Path
 from threading import Event
 from time import perf_counter_ns
@@ -12,6 +13,7 @@ from typing import Any, Self
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from ilf_trt import __version__
 from ilf_trt.contract.arrays import is_digits
 from ilf_trt.contract.bundle import TOKENIZER_FILE, Bundle
 from ilf_trt.contract.manifest import Manifest
@@ -19,9 +21,9 @@ from ilf_trt.contract.plan import Ratio, Rule, StepPlan
 from ilf_trt.contract.ports import DECODE, TEXT
 from ilf_trt.contract.progress import Progress
 from ilf_trt.contract.spec import TextSpec
-from ilf_trt.errors import InvalidRequest, told
+from ilf_trt.errors import InvalidRequest, shown, told
 
-from .arguments import MOST_PICTURES, flag_of, path_of, seconds_of, text_of, whole_of
+from .arguments import MOST_PICTURES, array_of, flag_of, path_of, seconds_of, text_of, whole_of
 from .batches import RunBatch, run_batches
 from .engine import EngineKind
 from .host import Host
@@ -32,6 +34,7 @@ from .picture.decoder import Decoder, decode_tile
 from .picture.png import pixels_from_latents
 from .picture.size import PictureSize
 from .progress import StepWatch
+from .provenance import NAME_CHARS, Origin, is_folder_name
 from .request import Request, changed_plan, picture_size
 from .result import Result
 from .session import KEPT_TRAJECTORIES
@@ -170,6 +173,20 @@ class Pipeline:
         for lent in self._loading.lend_each():
             self._generate(wanted, lent)
 
+    def inputs(
+        self, /, prompt: Prompt | None = None, **request: Any
+    ) -> tuple[NDArray[np.float32], dict[str, NDArray[Any]]]:
+        """The start noise (B, C, H, W) and the conditions by port that `generate` would run for the same request.
+
+        `generate(latents=noise, **conditions)` then gives the same latents, and embeds nothing. Raises as `generate`.
+        """
+        self._loading.check_open()
+        wanted = Request.of(self.manifest, prompt, **request)
+        with self._loading.lend() as sessions:
+            text, _ = self._embed(wanted, sessions)
+        conditions, pictures = wanted.conditions_of(self.manifest, text.conditions)
+        return self._start_noise(wanted, pictures), conditions
+
     def generate(
         self,
         /,
@@ -217,6 +234,22 @@ class Pipeline:
             profile=profile,
             on_device=on_device,
         )
+
+    def decode(self, latents: NDArray[np.float32], /, *, size: Sequence[int] | None = None) -> NDArray[np.uint8] | None:
+        """The pixels of latents that this bundle's model made, uint8 (B, H, W, 3 or 1); None without a decoder.
+
+        `size` is that of the request that the latents are of. Raises InvalidRequest for latents of another shape, and
+        NaN or infinity in them.
+        """
+        self._loading.check_open()
+        place = picture_size(self.manifest, size, binning=True)
+        array = array_of("latents", latents)
+        expected = (self.manifest.spec.latent[0], *place.cells)
+        checked_latents(array, (*array.shape[:1], *expected))
+        watch = StepWatch(0, None, None)
+        with self._loading.lend() as sessions:
+            pixels, _ = self._decode(array, place, watch, sessions)
+        return pixels
 
     def plan(
         self,
@@ -282,7 +315,20 @@ class Pipeline:
             latents, timings = self._sample(wanted, chunks, conditions, noise, options, sessions)
             pixels, decode_ms = self._decode(latents, wanted.size, watch, sessions) if decode else (None, 0.0)
         timings = timings.with_parts({TEXT: text_ms} if text_ms else {}, {DECODE: decode_ms} if decode_ms else {})
-        return Result(latents, pixels, timings, wanted.plan, text.cut)
+        return Result(latents, pixels, timings, wanted, self._origin, text.cut)
+
+    @cached_property
+    def _origin(self) -> Origin:
+        """Known once a generation ran."""
+        device, library = self._loading.runs_on
+        name = os.path.basename(os.path.abspath(self.bundle.path))  # noqa: PTH100, PTH119
+        return Origin(
+            bundle=name if is_folder_name(name) else "",
+            bundle_sha256=self.manifest.digest,
+            device=shown(device, NAME_CHARS),
+            library=shown(library, NAME_CHARS),
+            ilf_trt=__version__,
+        )
 
     def _check_memory(self, request: Request, pictures: int) -> None:
         batch = self.manifest.batch

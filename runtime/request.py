@@ -17,7 +17,7 @@ from ilf_trt.errors import InvalidRequest, told
 
 from .arguments import flag_of, listed, real_of, rows_of, text_of, whole_of
 from .picture.size import PictureSize
-from .start_noise import NoiseSource
+from .start_noise import SEEDS, NoiseSource
 from .text.prompts import Prompt, Prompts
 
 Kind = TypeVar("Kind", Rule, Ratio)
@@ -104,7 +104,7 @@ class Request:
             guided=manifest.spec.guidance and (scale > OFF or manifest.batch.fixed),
             prompts=None if prompt is None else Prompts.of(prompt, negative_prompt, clean=clean),
             conditions=values,
-            seed=seed,
+            seed=seed if isinstance(seed, Integral) or latents is not None else tuple(listed("seed", seed, SEEDS)),
             noise=noise,
             latents=latents,
         )

@@ -15,6 +15,7 @@ from .arguments import array_of, listed, text_of
 from .torch_randn import Float32Array, torch_randn
 
 DLPACK_CUDA = 2  # DLDeviceType kDLCUDA
+SEEDS = "a whole number or a list of them"
 
 
 class NoiseSource(StrEnum):
@@ -31,14 +32,14 @@ def noise_from_seed(
 
     Raises InvalidRequest for a seed of another type or number, or an unknown source.
     """
-    sources, numbers = " or ".join(NoiseSource), "a whole number or a list of them"
+    sources = " or ".join(NoiseSource)
     try:
         source = NoiseSource(text_of("noise", source, sources))
     except ValueError as error:
         raise InvalidRequest(f"noise {told(source)} is unknown; use {sources}") from error
     if isinstance(seed, Integral):
         return noise(shape, _seed(seed), source)
-    seeds = [_seed(one) for one in listed("seed", seed, numbers)]
+    seeds = [_seed(one) for one in listed("seed", seed, SEEDS)]
     if len(seeds) != shape[0]:
         raise InvalidRequest(f"{len(seeds)} seeds for {shape[0]} pictures; pass one seed, or one for each picture")
     return noise_per_picture(shape, seeds, source)
@@ -118,7 +119,7 @@ def _check_shape(shape: tuple[int, ...]) -> None:
 def _seed(seed: Any) -> int:
     """An int of any integer; a bool is an int in Python, and as a seed it is a mistake."""
     if not isinstance(seed, Integral) or isinstance(seed, bool):
-        raise InvalidRequest(f"seed is {told(seed)}, expected a whole number or a list of them")
+        raise InvalidRequest(f"seed is {told(seed)}, expected {SEEDS}")
     return int(seed)
 
 

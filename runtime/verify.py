@@ -30,7 +30,7 @@ from ilf_trt.contract.spec import Precision
 from ilf_trt.errors import BundleError, NonFinite, ParityError, shown
 
 from .batches import run_batches
-from .finite import remedy
+from .finite import PRECISION_OPTIONS, remedy
 from .pipeline import Pipeline
 
 TINY = 1e-30
@@ -52,14 +52,16 @@ class Difference:
 
 
 def verify(
-    path: str | Path, *, device: str = "cpu", engine: str | None = None
+    path: str | Path, *, device: str = "cpu", engine: str | None = None, built: Manifest | None = None
 ) -> tuple[tuple[Difference, ...], Precision]:
     """Run every graph and one trajectory of the bundle's plan, on what `Pipeline.load` takes for the same arguments.
 
-    Gives the differences and the precision that says what of them is acceptable. Raises NonFinite, with the name of
-    the first graph whose output holds NaN or infinity, and what `Pipeline.load` and `generate` raise.
+    Gives the differences and the precision that says what of them is acceptable. `built` is the manifest whose
+    precisions count, for a bundle that restates another one; by default the bundle's own. Raises NonFinite, with the
+    name of the first graph whose output holds NaN or infinity, and what `Pipeline.load` and `generate` raise.
     """
     with Pipeline.load(path, device=device, engine=engine) as pipeline:
+        manifest = built or pipeline.manifest
         reference = _read(pipeline.bundle) | pipeline.bundle.constants()
         rows = []
         graphs = {graph.name: graph for graph in pipeline.manifest.graphs}
@@ -69,12 +71,12 @@ def verify(
             raise BundleError(f"{path}: the reference lacks {name!r}; build the bundle again")
         for case in cases:
             for name, array in _run(pipeline, graphs[case.graph], case, reference).items():
-                rows.append(_difference(pipeline.manifest, case.graph, name, array, reference[name]))
+                rows.append(_difference(manifest, case.graph, name, array, reference[name]))
         ports = pipeline.manifest.spec.conditions
         conditions: dict[str, Any] = {port.name: reference[f"{REQUESTED}{port.name}"] for port in ports}
         result = pipeline.generate(latents=reference[TRAJECTORY_NOISE], decode=False, **conditions)
         rows.append(difference(TRAJECTORY, result.latents, reference[TRAJECTORY]))
-        return (*rows, *_parts(pipeline, reference)), pipeline.manifest.precision
+        return (*rows, *_parts(pipeline, manifest, reference)), manifest.precision
 
 
 def check(differences: tuple[Difference, ...], limit: float) -> None:
@@ -82,9 +84,15 @@ def check(differences: tuple[Difference, ...], limit: float) -> None:
     for row in differences:
         allowed = limit if row.limit is None else row.limit
         if not row.relative <= allowed:
+            option = PRECISION_OPTIONS.get(row.what)
             raise ParityError(
                 f"{row.what} differs from the reference by {row.relative:.2e} relative, the limit is {allowed:.0e}; "
-                "build in a higher --precision, or raise --max-error if that is good enough for you"
+                + (
+                    f"the most exact is {option} fp32"
+                    if option
+                    else "build in a higher --precision, or raise --max-error if that is good enough for you"
+                ),
+                graph=row.what if option else "",
             )
 
 
@@ -116,25 +124,27 @@ def _difference(
         advice = remedy(
             graph, part.precision if part else manifest.precision, wide_residual=manifest.spec.wide_residual
         )
-        raise NonFinite(f"graph {graph} gave NaN or infinity in {tensor!r}, the reference is finite; {advice}")
+        raise NonFinite(
+            f"graph {graph} gave NaN or infinity in {tensor!r}, the reference is finite; {advice}", graph=graph
+        )
     return difference(f"{graph} {tensor}", result, reference)
 
 
-def _parts(pipeline: Pipeline, reference: Mapping[str, NDArray[Any]]) -> Iterator[Difference]:
+def _parts(pipeline: Pipeline, manifest: Manifest, reference: Mapping[str, NDArray[Any]]) -> Iterator[Difference]:
     """Text encoder and decoder, each within the limit of its own precision, pixels within two of 255."""
-    text, decoder = pipeline.manifest.text, pipeline.manifest.decoder
+    text, decoder = manifest.text, manifest.decoder
     if text is not None and TEXT_EMBEDDED in reference:
         ids, mask, embedded = (reference[name] for name in (TEXT_IDS, TEXT_MASK, TEXT_EMBEDDED))
-        batch = pipeline.manifest.batch
+        batch = manifest.batch
         texts = [
             pipeline.run(TEXT, {"ids": chunk.take(ids), "ids_mask": chunk.take(mask)})["text"][: chunk.pictures]
             for chunk in run_batches(len(ids), batch)
         ]
-        row = _difference(pipeline.manifest, TEXT, "text", np.concatenate(texts), embedded)
+        row = _difference(manifest, TEXT, "text", np.concatenate(texts), embedded)
         yield replace(row, what=TEXT, limit=text.precision.parity_limit)
     if decoder is not None and DECODE_SHADES in reference:
         shades = pipeline.run(DECODE, {"latents": reference[DECODE_LATENTS]})["shades"]
-        row = _difference(pipeline.manifest, DECODE, "shades", shades, reference[DECODE_SHADES])
+        row = _difference(manifest, DECODE, "shades", shades, reference[DECODE_SHADES])
         limit = EXACT_SHADES if decoder.precision is Precision.FP32 else ROUGH_SHADES
         yield replace(row, what=DECODE, relative=row.max_abs / 255, limit=limit / 255)
 

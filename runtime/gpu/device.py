@@ -10,6 +10,7 @@ from ilf_trt.contract.manifest import Manifest
 from ilf_trt.contract.target import Library
 from ilf_trt.runtime.engine import EngineKind
 from ilf_trt.runtime.onnx_file import OnnxFile
+from ilf_trt.runtime.onnxruntime_import import onnxruntime_version
 from ilf_trt.runtime.session import KEPT_TRAJECTORIES, Session
 
 from .compatibility import library_for
@@ -40,7 +41,8 @@ class Device(Allocated):
     ) -> None:
         """`closing` frees `engines` and `constants`. `one_stream` says that the engines run only on `stream`."""
         self.engines = engines
-        self.description = f"{gpu.description}, {library}"
+        self.device_name, self.library = gpu.description, library
+        self.description = f"{gpu.description}, {'ONNX Runtime' if one_stream else library}"
         self.max_sessions = 1 if one_stream else None
         self._gpu = gpu
         self._manifest = manifest
@@ -88,7 +90,7 @@ class Device(Allocated):
                 constants[name] = gpu.allocate(array.nbytes, stream)
                 stack.callback(constants[name].close)
                 upload(gpu, stream, constants[name], array)
-            name = "ONNX Runtime" if library is None else f"{library} {runtimes[library].version}"
+            name = onnxruntime_version() if library is None else f"{library} {runtimes[library].version}"
             failure.pop_all()
             return cls(
                 gpu,
