@@ -1,4 +1,4 @@
-"""The benchmark of a GPU host, in pieces that resume: facts and rates, engines, parity, and the latency of every rival.
+r"""The benchmark of a GPU host, in pieces that resume: facts, engines, parity, and the latency of every rival.
 
     python -m benchmarks.speed.gpu --piece facts
     python -m benchmarks.speed.gpu --piece build --model dit-xl-256 --batch 1 --minutes 9
@@ -15,6 +15,12 @@ To run from a checkout without an installation and without a package registry, u
     export PYTHONPATH=$(python -m benchmarks.checkout)
     pip install --no-deps --no-build-isolation -e .
 
+docs/performance.md, "Speed on a GPU", names the wheels that such a host needs. `--row` and `--skip` take names or short
+names of rows, so that one call fits the time at hand; the rows of `torch-graph` need no engine library:
+
+    python -m benchmarks.speed.gpu --piece facts latency --model pixart-alpha-1024 dit-xl-256 --batch 1 --minutes 5.5 \
+        --row eager eager-equal eager-ilf captured captured-equal captured-ilf compiled --row-seconds 6
+
 `--dry-run` runs every piece on the CPU with a tiny model, ONNX Runtime and the host's clock, and writes to --output
 alone. It shows that the commands work; its numbers measure nothing.
 
@@ -27,7 +33,8 @@ alone. It shows that the commands work; its numbers measure nothing.
 | memory | growth of the whole GPU's used memory since before the row was loaded |
 | `of the matrix rate` | operations of the Linears over the time of all graphs, as a share of the best square product |
 
-Rows of torch are in --dtype.
+Rows of torch are in --dtype. The rows "captured … by torch" run the runtime's own trajectory with torch in the place of
+an engine library: one CUDA graph, and no compiler.
 """
 
 import argparse
@@ -41,7 +48,7 @@ from benchmarks.rivals.full_size_models import MODELS, TINY
 from benchmarks.speed.gpu_pieces import Deadline, Job, build_bundle, facts, latency, parity
 from benchmarks.speed.gpu_tables import LATENCY, Row, gpu_aims, gpu_latency
 from benchmarks.speed.machine import DRY_RUN, DTYPES, Machine
-from benchmarks.speed.rows import ONNXRUNTIME, Bench
+from benchmarks.speed.rows import ONNXRUNTIME, SLUGS, Bench, row_named
 from ilf_trt.contract.target import Library
 from ilf_trt.errors import DeviceLost, IlfError
 from ilf_trt.model.sampling import CompileMode, CompileOptions
@@ -167,6 +174,8 @@ def _job(options: argparse.Namespace) -> Job:
         batches=options.batch or ([1] if options.dry_run else [1, 4]),
         precisions=options.precision,
         libraries=options.library,
+        rows=tuple(map(row_named, options.row)),
+        skipped=frozenset(map(row_named, options.skip)),
         dtype=options.dtype,
         compiled=compiled,
         row_s=0.2 if options.dry_run else options.row_seconds,
@@ -185,6 +194,9 @@ def _options() -> argparse.Namespace:
         "--precision", nargs="+", choices=PRECISIONS, default=PRECISIONS, help="precision of the engines"
     )
     parser.add_argument("--library", nargs="+", choices=LIBRARIES, default=LIBRARIES)
+    rows = f"names or short names: {', '.join(SLUGS)}"
+    parser.add_argument("--row", nargs="+", default=[], help=f"measure only these rows, in this order; {rows}")
+    parser.add_argument("--skip", nargs="+", default=[], help="do not measure these rows")
     parser.add_argument("--dtype", choices=list(DTYPES), default="fp16", help="dtype of the rows of torch")
     parser.add_argument("--compile-mode", choices=list(CompileMode), default=CompileMode.REDUCE_OVERHEAD)
     parser.add_argument("--minutes", type=float, default=9.0, help="end of this call; longer work does not begin")

@@ -13,7 +13,7 @@ from benchmarks.rivals.full_size_models import MODELS, TINY, make_checkpoint
 from benchmarks.rivals.unsplit import build_unsplit, export_unsplit
 from benchmarks.speed.gpu_tables import FACTS, LATENCY, PARITY, Row
 from benchmarks.speed.machine import MIB, Machine
-from benchmarks.speed.rows import ONNXRUNTIME, TORCH, WHOLE, Bench, Entry, loaded_mib, unsplit_path
+from benchmarks.speed.rows import ONNXRUNTIME, TORCH, TORCH_GRAPH, WHOLE, Bench, Entry, loaded_mib, unsplit_path
 from ilf_trt import load_ilf
 from ilf_trt.assembly.conductor import build, compile_bundle
 from ilf_trt.assembly.options import BuildOptions
@@ -57,7 +57,7 @@ class Deadline:
 
 @dataclass(frozen=True, slots=True)
 class Job:
-    """The work of one call, and its folders."""
+    """The work of one call, and its folders. `rows` are the only rows to measure, in their order; empty for all."""
 
     machine: Machine
     records: Records
@@ -67,6 +67,8 @@ class Job:
     batches: list[int]
     precisions: list[str]
     libraries: list[str]
+    rows: tuple[str, ...]
+    skipped: frozenset[str]
     dtype: str
     compiled: CompileOptions
     row_s: float
@@ -79,6 +81,14 @@ class Job:
         values = [str(row[column]) for column in key]
         rows = [] if self.again else self.records.read(name)
         return next((other for other in rows if [other[column] for column in key] == values), None)
+
+    def chosen(self, entries: list[Entry]) -> list[Entry]:
+        """The rows to measure."""
+        entries = [entry for entry in entries if entry.name not in self.skipped]
+        if not self.rows:
+            return entries
+        chosen = [entry for entry in entries if entry.name in self.rows]
+        return sorted(chosen, key=lambda entry: self.rows.index(entry.name))
 
     def put(self, name: str, rows: list[dict[str, Any]], key: tuple[str, ...]) -> None:
         """Record and print new rows."""
@@ -252,7 +262,7 @@ def parity(job: Job, bench: Bench, precision: str, library: str) -> None:
 def latency(job: Job, bench: Bench) -> None:
     """Measure every missing row in alternation with the base line."""
     shared = {"gpu": job.machine.gpu, "model": bench.name, "resolution": bench.resolution, "batch": bench.batch}
-    entries = {_key(entry): entry for entry in bench.entries(job.libraries, job.precisions)}
+    entries = {_key(entry): entry for entry in job.chosen(bench.entries(job.libraries, job.precisions))}
     rows = {key: {**shared, "row": key[0], "library": key[1], "precision": key[2]} for key in entries}
     title = f"latency {bench.name} batch {bench.batch}"
     missing = []
@@ -262,7 +272,7 @@ def latency(job: Job, bench: Bench) -> None:
         if job.find(LATENCY, row, LATENCY_KEY) is not None:
             continue
         if (
-            library == TORCH
+            library in (TORCH, TORCH_GRAPH)
             or _refusal_of_build(job, bench, precision, library, graphs)
             or _has_files(path, library, graphs)
         ):

@@ -12,16 +12,20 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from benchmarks.rivals.eager import CACHED_EVERY, Eager, Run, cached_blocks
-from benchmarks.rivals.full_size_models import PIXELS, make_backbone, make_conditions
+from benchmarks.rivals import torch_engine
+from ilf_trt.bench.rivals import CACHED_EVERY, Eager, Run, cached_blocks
+from benchmarks.rivals.full_size_models import MODELS, PIXELS, TINY, make_backbone, make_conditions
 from benchmarks.rivals.unsplit import UNSPLIT, opened
-from benchmarks.speed.gpu_tables import ILF_ROW
+from benchmarks.speed.gpu_tables import ILF_ROW, TORCH_ILF_ROW
 from benchmarks.speed.hoisting import linear_flop
 from benchmarks.speed.machine import DTYPES, MIB, Machine, Shot, measured_rate
-from ilf_trt import attach, load_ilf
+from benchmarks.speed.stand_ins import lane_of
+from ilf_trt import ILFModel, attach, load_ilf
 from ilf_trt.contract.bundle import ENGINE_FOLDER, GRAPH_FOLDER, Bundle
 from ilf_trt.contract.plan import StepPlan, cached_block_forwards, make_plan
+from ilf_trt.contract.spec import ModelSpec, Precision
 from ilf_trt.contract.target import Library
+from ilf_trt.errors import InvalidRequest
 from ilf_trt.model.checkpoint import read_checkpoint
 from ilf_trt.model.sampling import CompileOptions
 from ilf_trt.runtime import Pipeline
@@ -32,7 +36,7 @@ STEPS, FEEDBACK_STEPS, FEEDBACK = 20, 10, "outer:2"
 GUIDANCE_SCALE = 4.5
 WARM_UPS = 2  # after the first run, in which the libraries capture and torch.compile compiles
 MIN_REPEATS, MAX_REPEATS = 5, 30
-TORCH, ONNXRUNTIME = "torch", "onnxruntime"
+TORCH, TORCH_GRAPH, ONNXRUNTIME = "torch", torch_engine.NAME, "onnxruntime"
 BASE_LINE = "eager diffusers"
 ENGINE_S, EAGER_S, COMPILED_S = 45.0, 30.0, 180.0
 TERA = 1e12
@@ -43,16 +47,46 @@ CACHED = "eager, middle blocks cached (the paper's)"
 CACHE_DIT = "eager, cache-dit"
 WHOLE, SPLIT = "one graph a step", "five graphs"
 EAGER_ILF, COMPILED_ILF = "eager ILF", "torch.compile ILF"
+CAPTURED, CAPTURED_EQUAL = "captured plain steps by torch", "captured plain steps by torch at equal cost"
+
+SLUGS = {
+    "eager": BASE_LINE,
+    "eager-equal": EAGER_EQUAL,
+    "compiled": COMPILED,
+    "cached": CACHED,
+    "cache-dit": CACHE_DIT,
+    "eager-ilf": EAGER_ILF,
+    "compiled-ilf": COMPILED_ILF,
+    "captured": CAPTURED,
+    "captured-equal": CAPTURED_EQUAL,
+    "captured-ilf": TORCH_ILF_ROW,
+    "one-graph": WHOLE,
+    "five-graphs": SPLIT,
+    "ilf": ILF_ROW,
+}
+"""Short names of the rows, for a command line."""
+
+
+def row_named(text: str) -> str:
+    """The row with this name or short name; raises InvalidRequest with the list for another one."""
+    if text not in {*SLUGS, *SLUGS.values()}:
+        known = ", ".join(f"{slug} ({name})" for slug, name in SLUGS.items())
+        raise InvalidRequest(f"row {text!r} is unknown; the rows are {known}")
+    return SLUGS.get(text, text)
 
 
 @dataclass(frozen=True, slots=True)
 class Ready:
-    """A loaded row: a generation, the block forwards of the last one, times by graph, and the size of its files."""
+    """A loaded row: a generation, the block forwards of the last one, times by graph, and the size of its files.
+
+    A row with times by graph has the dimensions of its graphs too.
+    """
 
     shoot: Callable[[], Shot]
     block_forwards: Callable[[], int]
     graph_ms: Callable[[], Mapping[str, float]] | None = None
     engine_mib: float | None = None
+    spec: ModelSpec | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,10 +128,14 @@ class Bench:
         self.noise = np.random.default_rng(1).standard_normal(shape, np.float32)
 
     @cached_property
+    def model(self) -> ILFModel:
+        """The model in float32 on the CPU."""
+        return load_ilf(self._work / self.name).float()
+
+    @cached_property
     def eager(self) -> Eager:
-        """The rivals in torch; loads the model."""
-        model = load_ilf(self._work / self.name).float()
-        return Eager(model, self._scheduler, GUIDANCE_SCALE, self.machine.device, DTYPES[self.dtype])
+        """The rivals in torch."""
+        return Eager(self.model, self._scheduler, GUIDANCE_SCALE, self.machine.device, DTYPES[self.dtype])
 
     def bundle(self, precision: str) -> Path:
         return bundle_path(self._work, self.name, self.batch, precision)
@@ -130,6 +168,14 @@ class Bench:
                 self.with_feedback,
                 lambda: self.eager.ilf(self.with_feedback, compiled=compiled),
                 COMPILED_S,
+            ),
+            *(
+                Entry(name, TORCH_GRAPH, dtype, plan, EAGER_S, _later(self._captured, plan))
+                for name, plan in (
+                    (CAPTURED, self.plain),
+                    (CAPTURED_EQUAL, self.equal),
+                    (TORCH_ILF_ROW, self.with_feedback),
+                )
             ),
         ]
         first = precisions[0]
@@ -199,15 +245,14 @@ class Bench:
     def _linear_share(self, entry: Entry, ready: Ready, rates: list[dict[str, str]]) -> float | None:
         """The rate of the Linears over the time of all graphs, as a share of the measured rate of square products."""
         rate = measured_rate(rates, self.machine.gpu, entry.precision)
-        if ready.graph_ms is None or rate is None:
+        if ready.graph_ms is None or ready.spec is None or rate is None:
             return None
         graph_ms = sum(ready.graph_ms().values())
         if not graph_ms:
             return None
-        spec = Bundle.open(self.bundle(entry.precision), check_hashes=False).manifest.spec
         with torch.device("meta"):
-            model = attach(make_backbone(self.name), spec.loop)
-        return linear_flop(model, spec, entry.plan, self.batch) / (graph_ms / 1000) / (rate * TERA)
+            model = attach(make_backbone(self.name), ready.spec.loop)
+        return linear_flop(model, ready.spec, entry.plan, self.batch) / (graph_ms / 1000) / (rate * TERA)
 
     @contextmanager
     def _torch(self, opening: AbstractContextManager[Run], block_forwards: int) -> Iterator[Ready]:
@@ -231,22 +276,40 @@ class Bench:
         """A bundle in one of its libraries."""
         path = self.bundle(precision)
         with Pipeline.load(path, device=self.machine.device, engine=library, sessions=1) as pipe:
+            yield self._ready(pipe, plan, loaded_mib(path, library, whole=False))
 
-            def sample(*, profile: bool = False) -> Any:
-                return pipe.generate(
-                    latents=self.noise, plan=plan, guidance_scale=GUIDANCE_SCALE, profile=profile, **self.conditions
-                )
+    @contextmanager
+    def _captured(self, plan: StepPlan) -> Iterator[Ready]:
+        """The runtime's trajectory of a plan as one CUDA graph, with torch in the place of an engine library."""
+        model = torch_engine.Served(
+            self.model,
+            plan,
+            self._scheduler,
+            Precision(self.dtype),
+            self.batch,
+            (MODELS | TINY)[self.name]["text_tokens"] or 1,
+            GUIDANCE_SCALE,
+        )
+        with lane_of(self.machine) as lane, torch_engine.opened(model, lane) as pipe:
+            yield self._ready(pipe, plan, None)
 
-            def shoot() -> Shot:
-                result = sample()
-                return _shot(result.latents, result.timings)
-
-            yield Ready(
-                shoot,
-                lambda: plan.block_forwards,
-                lambda: sample(profile=True).timings.graph_ms,
-                loaded_mib(path, library, whole=False),
+    def _ready(self, pipe: Pipeline, plan: StepPlan, engine_mib: float | None) -> Ready:
+        def sample(*, profile: bool = False) -> Any:
+            return pipe.generate(
+                latents=self.noise, plan=plan, guidance_scale=GUIDANCE_SCALE, profile=profile, **self.conditions
             )
+
+        def shoot() -> Shot:
+            result = sample()
+            return _shot(result.latents, result.timings)
+
+        return Ready(
+            shoot,
+            lambda: plan.block_forwards,
+            lambda: sample(profile=True).timings.graph_ms,
+            engine_mib,
+            pipe.manifest.spec,
+        )
 
     @contextmanager
     def _whole(self, precision: str, library: str, plan: StepPlan) -> Iterator[Ready]:
@@ -265,6 +328,7 @@ class Bench:
                 lambda: plan.block_forwards,
                 lambda: run(profile=True)[1].graph_ms,
                 loaded_mib(bundle.path, library, whole=True),
+                spec,
             )
 
     def _tensors(self) -> tuple[dict[str, torch.Tensor], torch.Tensor]:

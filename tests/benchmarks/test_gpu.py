@@ -4,6 +4,8 @@ import contextlib
 import csv
 import io
 import logging
+import re
+import shlex
 import subprocess
 import sys
 import warnings
@@ -16,11 +18,12 @@ import pytest
 import torch
 
 from benchmarks import checkout, record, tables
-from benchmarks.rivals import eager, full_size_models, unsplit
-from benchmarks.speed import gpu, gpu_pieces, gpu_tables, hoisting, rows
+from benchmarks.rivals import full_size_models, unsplit
+from benchmarks.speed import gpu, gpu_pieces, gpu_smoke, gpu_tables, hoisting, rows
 from benchmarks.speed import machine as speed_machine
 from ilf_trt import attach, load_ilf
 from ilf_trt.assembly.conductor import BuildResult
+from ilf_trt.bench import rivals
 from ilf_trt.contract.bundle import Bundle
 from ilf_trt.contract.plan import SCHEDULERS, cached_block_forwards, make_plan
 from ilf_trt.contract.spec import Loop, Precision
@@ -51,6 +54,11 @@ TORCH_ROWS = (
     "eager, cache-dit",
     "eager ILF",
     "torch.compile ILF",
+)
+CAPTURED_ROWS = (
+    "captured plain steps by torch",
+    "captured plain steps by torch at equal cost",
+    "captured ILF by torch",
 )
 ENGINE_ROWS = ("one graph a step", "five graphs", "ilf-trt ILF")
 NUMBERS = ("denoise_p50_ms", "denoise_p95_ms", "end_to_end_ms", "faster_than_eager_20", "cold_load_s", "block_forwards")
@@ -100,6 +108,7 @@ def test_a_dry_run_has_every_row(dry: tuple[Path, str]) -> None:
     rows = rows_of(dry[0] / "gpu-latency.csv")
     assert [(row["row"], row["library"], row["precision"]) for row in rows] == [
         *((name, "torch", "fp16") for name in TORCH_ROWS),
+        *((name, "torch-graph", "fp16") for name in CAPTURED_ROWS),
         *(
             (name, library, precision)
             for library in ("tensorrt", "onnxruntime")
@@ -153,6 +162,66 @@ def test_one_graph_and_five_graphs_lead_to_the_latents_of_torch(dry: tuple[Path,
     rows = {row["row"]: row for row in rows_of(dry[0] / "gpu-latency.csv") if row["library"] == "onnxruntime"}
     for name in ("one graph a step", "five graphs"):
         assert float(rows[name]["relative_difference"]) <= Precision.FP16.parity_limit
+
+
+def test_captured_rows_of_torch_lead_to_the_latents_of_torch(dry: tuple[Path, str]) -> None:
+    rows = [row for row in rows_of(dry[0] / "gpu-latency.csv") if row["library"] == "torch-graph"]
+    assert [row["steps"] for row in rows] == ["20", rows[1]["steps"], "10"]
+    for row in rows:
+        assert row["captured"] == "yes"
+        assert float(row["relative_difference"]) <= Precision.FP16.parity_limit
+    assert float(rows[0]["psnr_db"]) > float(rows[2]["psnr_db"])
+
+
+@pytest.mark.slow
+def test_only_the_rows_of_a_call_are_measured_in_their_order(tmp_path: Path) -> None:
+    arguments = ("--dry-run", "--output", tmp_path, "--piece", "latency", "--model", "tiny-pixart")
+    code, output = run(*arguments, "--row", "captured-ilf", "ilf", "eager ILF", "cached", "--skip", "cached", "ilf")
+    assert code == 0
+    assert [row["row"] for row in rows_of(tmp_path / "gpu-latency.csv")] == ["captured ILF by torch", "eager ILF"]
+    assert "left for another call: 0" in output
+
+
+def documented(module: str) -> list[list[str]]:
+    """The arguments of a module's commands in the document, without comments."""
+    text = (ROOT / "docs" / "performance.md").read_text().replace("\\\n", " ")
+    lines = re.findall(rf"^python -m {re.escape(module)}(?: (.*))?$", text, re.MULTILINE)
+    return [shlex.split(line, comments=True) for line in lines]
+
+
+@pytest.mark.slow
+def test_the_command_for_a_host_without_engine_libraries_measures_its_rows(tmp_path: Path) -> None:
+    command = next(command for command in documented("benchmarks.speed.gpu") if "--row" in command)
+    models = command.index("--model") + 1
+    assert command[models : models + 2] == ["pixart-alpha-1024", "dit-xl-256"]
+    assert run(*command, "--dry-run", "--output", tmp_path, "--model", "tiny-dit", "--row-seconds", 0)[0] == 0
+    measured = rows_of(tmp_path / "gpu-latency.csv")
+    assert [row["row"] for row in measured] == [rows.SLUGS[slug] for slug in command[command.index("--row") + 1 :]]
+    assert {row["row"]: row["note"] for row in measured if row["note"]} == {}
+
+
+def test_the_commands_of_the_smoke_test_are_those_of_the_document() -> None:
+    for command in documented("benchmarks.speed.gpu_smoke"):
+        assert gpu_smoke._options(command).minutes <= 4.5
+
+
+def test_an_unknown_row_is_refused_with_the_list(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for option in ("--row", "--skip"):
+        code, _ = run("--dry-run", "--output", tmp_path / "none", option, "eager", "quick")
+        assert code == 2
+        line = capsys.readouterr().err
+        assert "error: row 'quick' is unknown; the rows are eager (eager diffusers), " in line
+        assert "captured-ilf (captured ILF by torch)" in line
+    assert not (tmp_path / "none").exists()
+
+
+def test_every_row_has_a_short_name(tmp_path: Path) -> None:
+    full_size_models.make_checkpoint("tiny-dit", tmp_path / "tiny-dit")
+    machine = speed_machine.Machine(dry_run=True)
+    bench = rows.Bench("tiny-dit", 1, tmp_path, machine, "fp16", rows.CompileOptions())
+    names = [entry.name for entry in bench.entries(["tensorrt"], ["fp16"])]
+    assert list(rows.SLUGS.values()) == names
+    assert not set(rows.SLUGS) & set(names)
 
 
 def test_a_second_call_measures_nothing_again(dry: tuple[Path, str]) -> None:
@@ -258,7 +327,11 @@ def test_an_aim_is_met_by_the_best_library_of_a_gpu() -> None:
         gpu_row(model="dit-xl-256", precision="fp16", faster_than_eager_20="4.0", launch_us="20"),
         gpu_row(model="pixart-alpha-1024", precision="fp8", batch="4", faster_than_eager_20="9"),
     ]
-    assert [line.partition(":")[0] for line in gpu_tables.gpu_aims(rows)] == [
+    roofline = [
+        {"gpu": "H100 SXM", **alpha, "faster_ilf": "3.8", "linear_share": "0.7"},
+        {"gpu": "H100 SXM", "model": "dit-xl-256", "precision": "fp16", "faster_ilf": "6", "linear_share": "0.4"},
+    ]
+    assert [line.partition(":")[0] for line in gpu_tables.gpu_aims(rows, roofline)] == [
         "aim met",
         "aim not measured",
         "aim missed",
@@ -298,9 +371,9 @@ def plain_plan(steps: int) -> Any:
 def test_cached_blocks_run_as_often_as_the_papers_cost_says(kind: str) -> None:
     backbone = small_dit() if kind == "dit" else small_pixart(sized=True)
     conditions, noise = dit_conditions() if kind == "dit" else pixart_conditions(), noise_of(backbone)
-    lines = eager.Eager(attach(backbone, LOOP), SOLVER, GUIDANCE, "cpu", torch.float32)
+    lines = rivals.Eager(attach(backbone, LOOP), SOLVER, GUIDANCE, "cpu", torch.float32)
     plan = plain_plan(7)
-    costs = cached_block_forwards(BLOCKS, 7, cached=eager.cached_blocks(BLOCKS), every=eager.CACHED_EVERY)
+    costs = cached_block_forwards(BLOCKS, 7, cached=rivals.cached_blocks(BLOCKS), every=rivals.CACHED_EVERY)
     block_forwards = 0
 
     def count(module: Any, *_: Any) -> None:
@@ -322,14 +395,14 @@ def test_cached_blocks_run_as_often_as_the_papers_cost_says(kind: str) -> None:
 
 def test_blocks_that_run_again_at_every_step_change_nothing() -> None:
     blocks = [torch.nn.Linear(4, 4) for _ in range(3)]
-    cached = eager.CachedBlocks(blocks, every=1, steps=5)
+    cached = rivals.CachedBlocks(blocks, every=1, steps=5)
     for _ in range(4):
         tokens = torch.randn(2, 4)
         assert torch.equal(cached(tokens), blocks[2](blocks[1](blocks[0](tokens))))
 
 
 def test_between_what_the_blocks_added_is_added_to_the_new_input() -> None:
-    cached = eager.CachedBlocks([torch.nn.Linear(4, 4)], every=3, steps=4)
+    cached = rivals.CachedBlocks([torch.nn.Linear(4, 4)], every=3, steps=4)
     first, second = torch.randn(2, 2, 4)
     added = cached(first) - first
     assert torch.equal(cached(second), second + added)
@@ -339,7 +412,7 @@ def test_between_what_the_blocks_added_is_added_to_the_new_input() -> None:
 
 
 def test_the_papers_model_has_18_cached_blocks_and_326_block_forwards() -> None:
-    inside = eager.cached_blocks(28)
+    inside = rivals.cached_blocks(28)
     assert inside == 18
     assert sum(cached_block_forwards(28, 20, cached=inside, every=3)) == 326
 
