@@ -4,18 +4,16 @@ import csv
 import os
 import platform
 import shutil
-import subprocess
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+from ilf_trt.bench.environment import GPU_TOOLS, TOOLS, commit_of, cpu_name, versions
+
 ROOT = Path(__file__).parent.parent
 RESULTS = ROOT / "benchmarks" / "results"
-TOOLS = ("ilf-trt", "torch", "diffusers", "onnx", "onnxruntime", "numpy", "tensorrt-rtx-cu13", "polygraphy")
-GPU_TOOLS = ("tensorrt", "tensorrt-cu13", "onnxruntime-gpu", "cuda-core", "cuda-bindings", "triton", "cache-dit")
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,14 +31,14 @@ class Records:
 
     def environment(self) -> dict[str, str]:
         """The first columns of every row; the versions leave out packages that are not installed."""
-        host = f"{_cpu_name()}, {os.cpu_count()} cores"
+        host = f"{cpu_name()}, {os.cpu_count()} cores"
         tools = (*TOOLS, *GPU_TOOLS) if self.gpu else TOOLS
         return {
             "date": datetime.now(UTC).strftime("%Y-%m-%d"),
-            "commit": self.commit or _commit(),
+            "commit": self.commit or commit_of(ROOT) or "unknown",
             "device": f"{self.gpu}; {host}" if self.gpu else host,
             "python": platform.python_version(),
-            "versions": " ".join(f"{tool}={number}" for tool in tools if (number := _version(tool))),
+            "versions": " ".join(f"{tool}={number}" for tool, number in versions(tools).items()),
         }
 
     def write(self, name: str, command: str, rows: Sequence[Mapping[str, Any]]) -> Path:
@@ -96,26 +94,3 @@ def append_rows(name: str, command: str, rows: Sequence[Mapping[str, Any]], *, k
 def read_rows(name: str) -> list[dict[str, str]]:
     """The rows of `results/NAME.csv`; empty if there is no such file."""
     return Records().read(name)
-
-
-def _version(package: str) -> str:
-    try:
-        return version(package)
-    except PackageNotFoundError:
-        return ""
-
-
-def _commit() -> str:
-    command = ["git", "describe", "--always", "--dirty"]
-    try:
-        run = subprocess.run(command, cwd=RESULTS.parent, capture_output=True, text=True, check=False)
-    except OSError:
-        return "unknown"
-    return run.stdout.strip() or "unknown"
-
-
-def _cpu_name() -> str:
-    for line in Path("/proc/cpuinfo").read_text().splitlines():
-        if line.startswith("model name"):
-            return line.partition(":")[2].strip()
-    return platform.machine()

@@ -14,6 +14,7 @@ IlfError
 ├── ParityError           a graph that differs from the reference by more than its limit
 ├── EngineError           the engine library refused to load or to run a graph
 ├── NonFinite             a latent, a prediction or a picture that holds NaN or infinity
+├── BenchmarkFailed       a benchmark of which some rows gave nothing
 ├── DeviceError           no GPU, no driver, or CUDA refused something
 │   ├── OutOfMemory       the GPU has no room left; what was loaded before still works
 │   └── DeviceLost        CUDA refuses everything in this process from now on
@@ -121,6 +122,11 @@ class PortMismatch(IlfError, ValueError):
 class ParityError(IlfError):
     """A graph that differs from the reference by more than its limit."""
 
+    def __init__(self, message: str = "", *, graph: str = "") -> None:
+        """`graph` is the name of the graph to blame, if the raiser knows it."""
+        super().__init__(message)
+        self.graph = graph
+
 
 class EngineError(IlfError):
     """The engine library refused to load or to run a graph."""
@@ -128,6 +134,11 @@ class EngineError(IlfError):
 
 class NonFinite(IlfError):
     """A latent, a prediction or a picture that holds NaN or infinity."""
+
+    def __init__(self, message: str = "", *, graph: str = "") -> None:
+        """`graph` is the name of the graph to blame, if the raiser knows it."""
+        super().__init__(message)
+        self.graph = graph
 
 
 class DeviceError(IlfError):
@@ -144,3 +155,7 @@ class DeviceLost(DeviceError):
 
 class MissingDependency(IlfError, ImportError):
     """An optional package that the asked command needs."""
+
+
+class BenchmarkFailed(IlfError):
+    """A benchmark of which some rows gave nothing; the others are measured, and written."""

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from ilf_trt.runtime.verify import Difference as Difference
 
     from .assembly.build_cache import BuildCache
-    from .assembly.options import BuildOptions
+    from .assembly.options import BuildOptions, PipelinePart
     from .assembly.stages import Stages
     from .contract.bundle import Bundle
     from .contract.manifest import Manifest
@@ -32,7 +32,8 @@ if TYPE_CHECKING:
     from .train.loop import Outcome as Outcome
     from .train.recipe import Recipe as Recipe
 
-GENERATE, VERIFY = "ilf_trt.runtime.commands:generate", "ilf_trt.runtime.commands:verify"
+GENERATE, REPLAY = "ilf_trt.runtime.commands:generate", "ilf_trt.runtime.commands:replay"
+VERIFY = "ilf_trt.runtime.commands:verify"
 """The commands of the runtime; the command line loads them by name, so that they start without torch."""
 
 
@@ -43,6 +44,20 @@ def export_bundle(
     with _needing("building", "build"):
         from ilf_trt.export.bundle import export_bundle as export
     return export(checkpoint, folder, options, cache, stages)
+
+
+def export_part(
+    exported: "Exported",
+    folder: Path,
+    part: "PipelinePart",
+    precision: "Precision",
+    cache: "BuildCache | None",
+    stages: "Stages",
+) -> "Exported":
+    """Write a part of the pipeline again, in another precision; raises as `ilf_trt.export.bundle.export_part` does."""
+    with _needing("building", "build"):
+        from ilf_trt.export.bundle import export_part as export
+    return export(exported, folder, part, precision, cache, stages)
 
 
 def write_rounded(bundle: Path, folder: Path, manifest: "Manifest") -> Path:
@@ -73,11 +88,33 @@ def show_engines(bundle: "Bundle", *, as_json: bool) -> None:
     show(bundle, as_json=as_json)
 
 
-def verify_bundle(bundle: Path, limit: float) -> "tuple[Difference, ...]":
-    """How far a bundle is from its reference on the CPU; raises ParityError past `limit`."""
+def layers_outside(bundle: "Bundle") -> tuple[str, ...]:
+    """The layers of a bundle's engines that run in another precision than asked, as `graph: layers, precision`."""
+    from ilf_trt.engines.compiler import read_report
+
+    reports = [read_report(bundle.path / facts.report) for facts in bundle.manifest.engines]
+    return tuple(
+        f"{report.graph}: {', '.join(kernel.labels)}, {kernel.precision or '?'}"
+        for report in reports
+        for kernel in report.outside
+    )
+
+
+def check_verifier() -> None:
+    """Raise MissingDependency if this machine has no ONNX Runtime, which `verify_bundle` runs the graphs with."""
+    from ilf_trt.runtime.onnxruntime_import import check_onnxruntime
+
+    check_onnxruntime()
+
+
+def verify_bundle(bundle: Path, limit: float, built: "Manifest") -> "tuple[Difference, ...]":
+    """How far a bundle is from its reference on the CPU; `built` says the precisions that its parts were built in.
+
+    Raises ParityError past `limit`, NonFinite.
+    """
     from ilf_trt.runtime.verify import check, verify
 
-    differences, _ = verify(bundle)
+    differences, _ = verify(bundle, built=built)
     check(differences, limit)
     return differences
 

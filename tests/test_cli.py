@@ -24,7 +24,10 @@ from ilf_trt.runtime.picture.png import GAP, TILE
 from tests.conftest import BLOCKS, CLASSES, FAILED, LOOP, TEXT_CHANNELS, Ran, Run, small_dit, write_checkpoint
 from tests.manifests import change_manifest
 
-COMMANDS = ("build", "compile", "generate", "plan", "inspect", "verify", "cache", "prepare", "train", "train-demo")
+COMMANDS = (
+    *("build", "compile", "generate", "replay", "plan", "inspect", "verify"),
+    *("cache", "prepare", "train", "train-demo"),
+)
 EXECUTABLE = Path(sys.executable).parent / "ilf-trt"
 INTERRUPTED, TERMINATED = 130, 143
 TIMEOUT_S = 120

@@ -28,6 +28,12 @@ for _target, _name, _help, _example in (
         "build/demo.ilf --labels 0-9 --seed 7 -o build/demo.png",
     ),
     (
+        leaves.REPLAY,
+        "replay",
+        "Make a picture again from the record in its PNG, and say whether it is the same.",
+        "build/demo.png",
+    ),
+    (
         "ilf_trt.commands.plan:plan",
         "plan",
         "Print a step plan and its cost in block forwards.",
@@ -45,6 +51,12 @@ for _target, _name, _help, _example in (
         "verify",
         "Hold every graph and one trajectory of a bundle against its torch reference.",
         "build/demo.ilf",
+    ),
+    (
+        "ilf_trt.commands.bench:bench",
+        "bench",
+        "Measure a bundle against eager PyTorch, or under a stream of requests.",
+        "build/demo.ilf --against eager --checkpoint demo",
     ),
     (
         "ilf_trt.commands.prepare:prepare",

@@ -1,0 +1,101 @@
+"""The two processes of a benchmark, started for real: what they load, give and refuse."""
+
+import json
+import sys
+from pathlib import Path
+
+import pytest
+
+from ilf_trt.bench.conductor import RUNTIME
+from ilf_trt.bench.runtime_process import FORBIDDEN, NoTorch
+from ilf_trt.bench.worker import Worker
+from ilf_trt.errors import EngineError, InvalidRequest
+from tests.conftest import Run
+
+FILES = {"observations.jsonl", "result.json", "environment.json", "report.html", "report.md", "asked.json"}
+
+
+def test_the_command_measures_both_sides_and_writes_a_folder(
+    run: Run, dit_bundle: Path, dit_checkpoint: Path, tmp_path: Path
+) -> None:
+    folder = tmp_path / "results"
+    asked = ("bench", dit_bundle, "--threads", 1, "-o", folder, "--labels", "1,2", "--steps", 4, "--ilf-steps", 3)
+    against = ("--against", "eager", "--checkpoint", dit_checkpoint)
+    ran = run(*asked, *against, "--max-seconds", 0.01)
+    assert ran.code == 0, ran.err
+    assert "verdict: comparable" in ran.out
+    assert {path.name for path in folder.iterdir()} == FILES
+    result = json.loads((folder / "result.json").read_text())
+    rows = {row["slug"]: row for row in result["rows"]}
+    assert list(rows) == ["eager", "eager-equal", "eager-ilf", "plain", "equal", "ilf"]
+    assert all(rows[slug]["agreement"]["own_plan_db"] > 80 for slug in ("plain", "equal", "ilf"))
+    assert rows["ilf"]["agreement"]["plain_db"] < rows["plain"]["agreement"]["plain_db"]
+    assert {"cond", "pre", "loop_body", "loop_feedback", "post", "host"} == set(result["ilf_ms"])
+
+    again = run(*asked, *against)
+    assert (again.code, "pass --resume" in again.err) == (2, True)
+    other = run(*asked, "--resume")
+    assert (other.code, "another against, checkpoint" in other.err) == (2, True)
+    gone_on = run(*asked, *against, "--max-seconds", 0.01, "--resume")
+    assert gone_on.code == 0, gone_on.err
+    samples = [json.loads(line) for line in (folder / "observations.jsonl").read_text().splitlines()]
+    assert {one["turn"] for one in samples if one["turn"] >= 0} == {0, 1}
+    compared = run("bench", "--compare", folder, folder)
+    assert (compared.code, "no difference seen" in compared.out) == (0, True)
+
+
+def test_the_process_that_serves_cannot_load_torch(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "meta_path", [NoTorch(), *sys.meta_path])
+    for name in FORBIDDEN:
+        monkeypatch.delitem(sys.modules, name, raising=False)
+        with pytest.raises(ImportError, match="measures serving without PyTorch"):
+            __import__(name)
+
+
+def test_a_process_gives_its_errors_and_says_how_it_died(dit_bundle: Path) -> None:
+    with Worker(RUNTIME) as worker:
+        assert worker.facts == {"torch": False}
+        load = {"device": "cpu", "engine": None, "threads": 1, "steps": 2, "ilf_steps": 2, "feedback": None}
+        with pytest.raises(InvalidRequest, match=r"STEPS|steps|0"):
+            worker.ask("load", bundle=str(dit_bundle), front=[], **{**load, "steps": 0})
+        worker.ask("load", bundle=str(dit_bundle), front=["3:all"], **load)
+        worker._process.kill()
+        with pytest.raises(EngineError, match="was ended by signal 9, perhaps because memory ran out"):
+            worker.ask("memory")
+
+
+def test_another_checkpoint_than_the_bundles_is_refused(run: Run, dit_bundle: Path) -> None:
+    ran = run("bench", dit_bundle, "--against", "eager", "--checkpoint", "demo", "--max-seconds", 0.01)
+    assert ran.code == 2
+    assert "pass the checkpoint that the bundle was built from" in ran.err
+    assert ran.err.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("tokens", "words"),
+    [
+        ((), "bench needs a bundle, or --compare A B"),
+        (("missing.ilf",), "missing.ilf"),
+        (("BUNDLE", "--rate", "0", "--max-seconds", "1"), "--rate is 0"),
+        (("BUNDLE", "--clients", "0"), "--clients is 0"),
+        (("BUNDLE", "--requests", "5"), "pass --clients or --rate too"),
+        (("BUNDLE", "--against", "fast"), "--against names 'fast'"),
+        (("BUNDLE", "--against", "eager"), "--checkpoint CKPT"),
+        (("BUNDLE", "--within", "wide"), "--within is 'wide'"),
+        (("BUNDLE", "--resume"), "pass -o FOLDER too"),
+        (("--compare", "a", "b"), "no result of ilf-trt bench"),
+    ],
+)
+def test_what_cannot_be_measured_is_one_line_and_exit_code_two(
+    tokens: tuple[str, ...], words: str, run: Run, dit_bundle: Path
+) -> None:
+    ran = run("bench", *(str(dit_bundle) if token == "BUNDLE" else token for token in tokens))
+    assert ran.code == 2
+    assert words in ran.err
+    assert ran.err.count("\n") == 1
+
+
+def test_a_stream_of_requests_is_answered_in_process(run: Run, dit_bundle: Path) -> None:
+    ran = run("bench", dit_bundle, "--clients", 2, "--requests", 6, "--threads", 1)
+    assert ran.code == 0, ran.err
+    assert "6 of 6 requests answered" in ran.out
