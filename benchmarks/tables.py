@@ -10,7 +10,8 @@ from pathlib import Path
 import numpy as np
 
 from benchmarks.record import ROOT, read_rows
-from benchmarks.speed.gpu_tables import gpu_aims, gpu_facts, gpu_latency, gpu_parity
+from benchmarks.speed.gpu_tables import gpu_aims, gpu_facts, gpu_latency, gpu_parity, gpu_roofline
+from benchmarks.speed.smoke_table import gpu_smoke
 from benchmarks.study.tables import STUDY, distances
 
 Row = dict[str, str]
@@ -127,6 +128,29 @@ def full_size() -> str:
         cells += [row["kernels"], products, fused, row["not_as_asked"]]
         lines.append(f"| {model} | {name} | {' | '.join(cells)} |")
     return "\n".join(lines)
+
+
+def kernels_per_block() -> str:
+    """Kernels of a block by model, precision and GPU: matrix products, attentions, and all others."""
+    found: dict[tuple[str, str], dict[str, str]] = {}
+    for row in read_rows("kernels-per-block"):
+        parts = [
+            f"{count} {precision} {name}{'s' if count > 1 else ''}"
+            for kind, name in (("matmul", "product"), ("attention", "attention"))
+            for precision in ("fp8", "fp16")
+            if (count := int(row[f"{kind}_{precision}"]))
+        ]
+        told = f"**{row['kernels']}** = {' + '.join([*parts, row['other'] + ' others'])}"
+        found.setdefault((row["model"], row["precision"]), {})[row["gpu"]] = told
+    gpus = list(dict.fromkeys(gpu for cells in found.values() for gpu in cells))
+    lines = [f"| model | precision | {' | '.join(gpus)} |", "|---" * (2 + len(gpus)) + "|"]
+    lines += [f"| {' | '.join([*name, *(cells.get(gpu, '–') for gpu in gpus)])} |" for name, cells in found.items()]
+    return "\n".join(lines)
+
+
+def fp8_difference() -> str:
+    """How far pictures in FP8 are from those in float32."""
+    return columns_of("fp8-difference", "precision", "pictures", "median", "p90", "largest", "limit")
 
 
 def hoisting() -> str:
@@ -255,6 +279,7 @@ TABLES: dict[str, dict[str, Callable[[], str]]] = {
         "cpu-process": process,
         "quality-precision": precision,
         "build": full_size,
+        "gpu-roofline": gpu_roofline,
     },
     "docs/training.md": {"training": training},
     "docs/reliability.md": {
@@ -262,7 +287,12 @@ TABLES: dict[str, dict[str, Callable[[], str]]] = {
         "reliability-soak": reliability_soak,
         "reliability-cost": reliability_cost,
     },
-    "docs/engines.md": {"hoisting": hoisting, "hoisting-text": text_gain},
+    "docs/engines.md": {
+        "kernels-per-block": kernels_per_block,
+        "fp8-difference": fp8_difference,
+        "hoisting": hoisting,
+        "hoisting-text": text_gain,
+    },
     "docs/pipelines.md": {"serving": serving, "text-export": text_export},
 }
 
@@ -272,6 +302,7 @@ ANYWHERE: dict[str, Callable[[], str]] = {
     "gpu-aims": lambda: "\n".join(f"- {line}" for line in gpu_aims()),
     "gpu-facts": gpu_facts,
     "gpu-parity": gpu_parity,
+    "gpu-smoke": gpu_smoke,
 }
 """Tables that any document may have."""
 

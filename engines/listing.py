@@ -26,6 +26,7 @@ TYPES = {
     "fp8_e4m3": "fp8",
     "e4m3": "fp8",
 }
+ATTENTION_OPERANDS = 3  # query, key, value
 IDLE = frozenset({"wait", "signal", "shape_call", "memset", "assert", "label"})
 
 BLOCKS = (b"header {\n", b"descriptors {\n", b"main {\n")
@@ -119,7 +120,7 @@ def _kernels(descriptors: bytes, main: bytes) -> Iterator[Kernel]:
         layers = name.split("+") if statement["kind"] == "fully_connected" else _LAYER.findall(rest)
         generated = "" if statement["name"].startswith('"') else name  # a layer's name has quotes
         kind = _kind(f"{statement['kind']} {generated}")
-        yield Kernel(name, kind, _precision(operands), tuple(dict.fromkeys(layers)))
+        yield Kernel(name, kind, _precision(kind, operands), tuple(dict.fromkeys(layers)))
 
 
 def _kernel_of_layer(layer: Mapping[str, Any]) -> Kernel:
@@ -134,7 +135,7 @@ def _kernel_of_layer(layer: Mapping[str, Any]) -> Kernel:
         operands = [([], match["a"]), ([], match["b"])]
     layers = _LAYER.findall(str(layer.get("Metadata", ""))) or name.split("+")
     kind = _kind(f"{layer.get('LayerType', '')} {tactic or name}")
-    return Kernel(name, kind, _precision(operands), tuple(dict.fromkeys(layers)))
+    return Kernel(name, kind, _precision(kind, operands), tuple(dict.fromkeys(layers)))
 
 
 def _kind(words: str) -> str:
@@ -149,7 +150,17 @@ def _kind(words: str) -> str:
     return "convolution" if re.search(r"conv|corrltn", words, re.I) and "convert" not in words.lower() else "other"
 
 
-def _precision(operands: list[tuple[list[str], str]]) -> str:
-    """The types of the operands that are matrices; a bias or a scale does not decide the precision of a product."""
-    matrices = [kind for dims, kind in operands if sum(dim != "1" for dim in dims) > 1]
+def _precision(kind: str, operands: list[tuple[list[str], str]]) -> str:
+    """The types of the operands that are matrices; a bias or a scale does not decide the precision of a product.
+
+    Nor does the mask of an attention, the smallest of four operands.
+    """
+    if kind == "attention" and len(operands) == ATTENTION_OPERANDS + 1:
+        operands = sorted(operands, key=lambda operand: -_extents(operand[0]))[:ATTENTION_OPERANDS]
+    matrices = [kind for dims, kind in operands if _extents(dims) > 1]
     return "+".join(sorted({TYPES[kind] for kind in matrices or [k for _, k in operands] if kind in TYPES}))
+
+
+def _extents(dims: list[str]) -> int:
+    """The number of dims of more than one element."""
+    return sum(dim != "1" for dim in dims)

@@ -18,7 +18,10 @@ COUNTED = ("matmul", "attention")
 
 @dataclass(frozen=True, slots=True)
 class EngineReport:
-    """`expected` names the Linears that must run in FP8; `kernels` is empty if the library lists none."""
+    """`expected` names the products that must run in FP8: Linears, and `….scores` and `….mixed` of attentions.
+
+    `kernels` is empty if the library lists none.
+    """
 
     graph: str
     precision: str
@@ -48,7 +51,7 @@ class EngineReport:
     def outside(self) -> tuple[Kernel, ...]:
         """Matrix products and attentions in another precision than the requested one.
 
-        In an FP8 engine, FP16 is right for attention and for the Linears that are not in `expected`.
+        In an FP8 engine, FP16 is right for the Linears and attentions that are not in `expected`.
         """
         return tuple(
             kernel

@@ -1,17 +1,18 @@
 """The export of a bundle: a checkpoint becomes graphs, a reference and a manifest."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import partial
 from importlib.metadata import version
 from math import isfinite
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
 
 from ilf_trt.assembly.build_cache import BuildCache, entry_note, take_or_make
-from ilf_trt.assembly.options import BuildOptions
+from ilf_trt.assembly.options import BuildOptions, PipelinePart
 from ilf_trt.assembly.stages import Stages
 from ilf_trt.contract.bundle import CONSTANTS_FILE, REFERENCE_FILE, graph_file, weights_file, write_manifest
 from ilf_trt.contract.graphs import all_graphs
@@ -36,13 +37,16 @@ from .segments import constants_of, segments_of, spec_of
 
 TOOLS = ("torch", "diffusers", "onnx", "onnxscript", "numpy")
 
+T = TypeVar("T")
+
 
 @dataclass(frozen=True, slots=True)
 class Exported:
-    """The bundle's manifest, and the graphs that came out of the build cache."""
+    """The bundle's manifest, the graphs that came out of the build cache, and the parts of the pipeline."""
 
     manifest: Manifest
     reused: tuple[str, ...]
+    parts: PipelineParts
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,7 +128,31 @@ def export_bundle(
         calibration = _calibration(source, options)
     scales = tuple(source.model.feedback.scales.tolist())
     reused = _graphs(source, folder, options, calibration, cache, stages)
-    return Exported(_manifest(source, folder, options, calibration, scales), reused)
+    return Exported(_manifest(source, folder, options, calibration, scales), reused, source.parts)
+
+
+def export_part(
+    exported: Exported,
+    folder: Path,
+    part: PipelinePart,
+    precision: Precision,
+    cache: BuildCache | None,
+    stages: Stages,
+) -> Exported:
+    """Write a part of the pipeline into the bundle in `folder` again, in another precision; the other graphs stay.
+
+    Raises CheckpointError.
+    """
+    stages.enter(f"export {part.graph} in {precision}")
+    parts, old = exported.parts.in_precision(part, precision), exported.manifest
+    path = folder / graph_file(part.graph)
+    for file in (path, weights_file(path)):
+        file.unlink(missing_ok=True)
+    cached = parts.export_part(part, folder, old.spec, cache)
+    graphs = all_graphs(old.spec, old.precision, parts.text, parts.decoder)
+    manifest = write_manifest(folder, replace(old, graphs=graphs, text=parts.text, decoder=parts.decoder))
+    others = tuple(name for name in exported.reused if name != part.graph)
+    return Exported(manifest, (*others, part.graph) if cached else others, parts)
 
 
 def _reference(source: Source, folder: Path, options: BuildOptions) -> None:
@@ -145,9 +173,17 @@ def _reference(source: Source, folder: Path, options: BuildOptions) -> None:
 
 
 def _calibration(source: Source, options: BuildOptions) -> Calibration:
-    """The largest inputs of the Linears that run in FP8: those of an FP8 bundle, or measured."""
+    """The largest inputs of the Linears and attentions that run in FP8: those of an FP8 bundle, or measured."""
+    tokens = min(height * width for height, width in source.spec.sizes) // source.spec.patch**2
+    attention = options.has_fp8_attention(tokens)
     if options.calibration is not None and is_folder(options.calibration):
-        return calibration_of_bundle(options.calibration, source.model, source.spec, options.fp8_exclude)
+        return calibration_of_bundle(
+            options.calibration,
+            source.model,
+            source.spec,
+            options.fp8_exclude,
+            attention=attention,
+        )
     return calibrate(
         source.model,
         source.plan,
@@ -156,6 +192,7 @@ def _calibration(source: Source, options: BuildOptions) -> Calibration:
         calibration_conditions(source.spec, options.calibration),
         guidance_scale=source.defaults.guidance_scale,
         exclude=options.fp8_exclude,
+        attention=attention,
         calibrator=options.calibrator,
         device=options.device,
     )
@@ -179,17 +216,24 @@ def _graphs(
     reused = []
     for name, segment in segments_of(model, spec, precision).items():
         stages.enter(f"export {name}")
-        amax = None
+        amax, attentions = None, None
         if calibration is not None:
-            linears = sorted(linear for linear in calibration.amax if spec.graph_of_linear(linear) == name)
-            amax = {linear: calibration.amax[linear] for linear in linears}
+            amax = _of_graph(calibration.amax, name, spec)
+            attentions = _of_graph(calibration.attentions, name, spec)
         path = folder / graph_file(name)
         places = {"graph": path, "weights": weights_file(path)}
-        key = graph_key(segment, precision, options.batch, amax) if cache else ""
+        pad = options.pads_heads and bool(attentions)
+        key = graph_key(segment, precision, options.batch, amax, attentions, pad=pad) if cache else ""
         note = entry_note(spec, name, precision, target="onnx")
-        if take_or_make(cache, key, places, note, partial(export_segment, segment, options.batch, path, amax=amax)):
+        export = partial(export_segment, segment, options.batch, path, amax=amax, attentions=attentions, pad=pad)
+        if take_or_make(cache, key, places, note, export):
             reused.append(name)
     return (*reused, *source.parts.export(folder, spec, cache, stages))
+
+
+def _of_graph(facts: Mapping[str, T], graph: str, spec: ModelSpec) -> dict[str, T]:
+    """What `facts` say of the Linears or attentions of one graph."""
+    return {name: facts[name] for name in sorted(facts) if spec.graph_of_linear(name) == graph}
 
 
 def _manifest(

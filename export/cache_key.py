@@ -15,6 +15,7 @@ import torch
 
 import ilf_trt.contract
 import ilf_trt.model
+from ilf_trt.contract.manifest import AttentionAmax
 from ilf_trt.contract.spec import BatchRange, Precision
 
 from .segments import Segment
@@ -22,7 +23,15 @@ from .segments import Segment
 TOOLS = ("torch", "onnx", "onnxscript", "onnx-ir", "diffusers")
 
 
-def graph_key(segment: Segment, precision: Precision, batch: BatchRange, amax: Mapping[str, float] | None) -> str:
+def graph_key(
+    segment: Segment,
+    precision: Precision,
+    batch: BatchRange,
+    amax: Mapping[str, float] | None,
+    attentions: Mapping[str, AttentionAmax] | None = None,
+    *,
+    pad: bool = False,
+) -> str:
     """sha256 over the segment's weights, its border, the options, the tools' versions and the source.
 
     The weights are those of its blocks and of the backbone outside blocks; the feedback block's reach `cond` as inputs.
@@ -34,6 +43,8 @@ def graph_key(segment: Segment, precision: Precision, batch: BatchRange, amax: M
         "precision": precision.value,
         "batch": asdict(batch),
         "amax": amax,
+        "attentions": {name: asdict(ranges) for name, ranges in (attentions or {}).items()},
+        "pad": pad,
         "names": [segment.name_in_model(f"blocks.{index}") for index in range(len(segment.blocks))],
     }
     digest.update(json.dumps(facts, sort_keys=True).encode())

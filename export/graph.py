@@ -10,13 +10,15 @@ import torch
 from torch import Tensor
 from torch.export import Dim
 
+from ilf_trt.contract.manifest import AttentionAmax
 from ilf_trt.contract.ports import PICTURES, ROWS, Graph, Port
 from ilf_trt.contract.spec import BatchRange, ModelSpec
-from ilf_trt.errors import PortMismatch
+from ilf_trt.errors import PortMismatch, UnsupportedBackbone
 from ilf_trt.model.foreign import quieted
 
+from .attention import fold_attention_scales, name_attentions, pad_heads
 from .passes import check_operators, name_linears, share_equal, strip_metadata
-from .quantization import quantize_linears
+from .quantization import quantize_attentions, quantize_linears
 from .segments import Segment
 
 OPSET = 20
@@ -26,12 +28,50 @@ TRACED_PICTURES = 2
 TRACED_TIMES = 3
 
 
-def export_segment(segment: Segment, batch: BatchRange, path: Path, *, amax: Mapping[str, float] | None = None) -> int:
+def export_segment(
+    segment: Segment,
+    batch: BatchRange,
+    path: Path,
+    *,
+    amax: Mapping[str, float] | None = None,
+    attentions: Mapping[str, AttentionAmax] | None = None,
+    pad: bool = False,
+) -> int:
     """Write `path` and its weights beside it as `path`.data; returns the number of Linears that became FP8.
 
-    `amax` names the Linears that shall, with the largest magnitude of their inputs. Opset 20 decomposes attention,
-    which every engine accepts under a mask (opset 23's Attention does not run under a broadcast mask on ONNX Runtime's
-    CPU provider).
+    `amax` names the Linears that shall, with the largest magnitude of their inputs; `attentions` names the attentions,
+    whose heads `pad` fills up with zeros as far as TensorRT wants. Raises UnsupportedBackbone for an attention that
+    cannot be found in the graph as a query's Linear, two products and a Softmax.
+    """
+    graph = segment.graph
+    program = trace_segment(segment, batch)
+    model = program.model
+    name_linears(model, segment.name_in_model)
+    name_attentions(model)
+    fold_attention_scales(model)
+    if pad:
+        pad_heads(model, attentions or ())
+    strip_metadata(model)
+    share_equal(model)
+    if quantize_attentions(model, attentions or {}) != len(attentions or {}):
+        raise UnsupportedBackbone(
+            f"graph {graph.name}: an attention of {', '.join(attentions or ())} is none in the graph, so it cannot run "
+            "in FP8; pass --no-fp8-attention, or --fp8-exclude with its name"
+        )
+    quantized = quantize_linears(model, amax or {})
+    _check_border(model.graph, graph, batch)
+    check_operators(model)
+    model.graph.name = graph.name
+    path.parent.mkdir(parents=True, exist_ok=True)
+    program.save(path, external_data=True)
+    return quantized
+
+
+def trace_segment(segment: Segment, batch: BatchRange) -> Any:
+    """The exporter's program of a segment; its `model` still has the exporter's notes.
+
+    Opset 20 decomposes attention, which every engine accepts under a mask (opset 23's Attention does not run under a
+    broadcast mask on ONNX Runtime's CPU provider).
     """
     graph = segment.graph
     sizes = _traced_sizes(segment.spec, batch)
@@ -47,16 +87,7 @@ def export_segment(segment: Segment, batch: BatchRange, path: Path, *, amax: Map
             dynamic_shapes=_dynamic_shapes(segment.spec, graph, batch),
             verbose=False,
         )
-    name_linears(program.model, segment.name_in_model)
-    strip_metadata(program.model)
-    share_equal(program.model)
-    quantized = quantize_linears(program.model, amax or {})
-    _check_border(program.model.graph, graph, batch)
-    check_operators(program.model)
-    program.model.graph.name = graph.name
-    path.parent.mkdir(parents=True, exist_ok=True)
-    program.save(path, external_data=True)
-    return quantized
+    return program
 
 
 def _check_border(exported: Any, graph: Graph, batch: BatchRange) -> None:

@@ -4,7 +4,8 @@
 
 Every model has the paper's dimensions (28 blocks, loop 8-19), and DiT's embedders are equal copies, as in the converted
 official checkpoints. Each build runs in a new process; memory is the sampled sum over that process and its children.
-FP8 is calibrated on one picture of two steps: enough for a build, and no measure of quality.
+FP8 has attention in FP8 too. It is calibrated on one picture of two steps: enough for a build, and no measure of
+quality.
 """
 
 import argparse

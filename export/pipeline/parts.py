@@ -2,7 +2,7 @@
 
 import hashlib
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -14,8 +14,8 @@ from ilf_trt.assembly.options import BuildOptions, PipelinePart
 from ilf_trt.assembly.stages import Stages
 from ilf_trt.contract.bundle import TOKENIZER_FILE, graph_file, sha256_of, weights_file
 from ilf_trt.contract.manifest import PictureFacts
-from ilf_trt.contract.ports import DECODE, TEXT, Role
-from ilf_trt.contract.spec import DecoderSpec, ModelSpec, TextSpec
+from ilf_trt.contract.ports import Role
+from ilf_trt.contract.spec import DecoderSpec, ModelSpec, Precision, TextSpec
 from ilf_trt.errors import InvalidRequest
 from ilf_trt.export.cache_key import source_digest
 from ilf_trt.model.ilf_model import ILFModel
@@ -49,7 +49,9 @@ class PipelineParts:
         picture = PictureFacts(folder.cell, folder.class_names, folder.bins)
         text = decoder = None
         if folder.has_text and PipelinePart.TEXT not in options.without:
-            text = text_spec_of(folder, tokens=text_tokens(options, folder), precision=options.text_precision)
+            text = text_spec_of(
+                folder, tokens=text_tokens(options, folder), precision=options.precision_of(PipelinePart.TEXT)
+            )
             port = model.adapter.conditioning(text.tokens).port(Role.TEXT)
             channels_of_text = None if port is None else port.shape[-1]
             if text.channels != channels_of_text:
@@ -60,7 +62,7 @@ class PipelineParts:
             decoder = decoder_spec_of(
                 folder,
                 sizes=cells_of(model, options, folder),
-                precision=options.decoder_precision,
+                precision=options.precision_of(PipelinePart.DECODER),
                 tile=options.decoder_tile,
             )
             if decoder.channels != channels:
@@ -88,22 +90,39 @@ class PipelineParts:
         reused = []
         if self.text is not None:
             write_tokenizer(self.folder, bundle / TOKENIZER_FILE)
-        for name, part, subfolder, write in (
-            (TEXT, self.text, "text_encoder", export_text),
-            (DECODE, self.decoder, "vae", export_decoder),
-        ):
-            if part is None:
+        for part in PipelinePart:
+            if self._spec_of(part) is None:
                 continue
-            stages.enter(f"export {name}")
-            path = bundle / graph_file(name)
-            path.parent.mkdir(parents=True, exist_ok=True)
-            places = {"graph": path, "weights": weights_file(path)}
-            key = _key(self.folder.path / subfolder, asdict(part)) if cache else ""
-            note = entry_note(spec, name, part.precision, target="onnx")
-            make: Callable[[], object] = partial(write, self.folder, part, path)  # type: ignore[arg-type]
-            if take_or_make(cache, key, places, note, make):
-                reused.append(name)
+            stages.enter(f"export {part.graph}")
+            if self.export_part(part, bundle, spec, cache):
+                reused.append(part.graph)
         return tuple(reused)
+
+    def export_part(self, part: PipelinePart, bundle: Path, spec: ModelSpec, cache: BuildCache | None) -> bool:
+        """Write the graph of a part that the pipeline has; tells whether it came out of the build cache."""
+        own = self._spec_of(part)
+        if self.folder is None or own is None:
+            raise InvalidRequest(f"the bundle has no {part} part; build it with --pipeline")
+        path = bundle / graph_file(part.graph)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        places = {"graph": path, "weights": weights_file(path)}
+        subfolder = self.folder.path / ("text_encoder" if part is PipelinePart.TEXT else "vae")
+        key = _key(subfolder, asdict(own)) if cache else ""
+        note = entry_note(spec, part.graph, own.precision, target="onnx")
+        if isinstance(own, TextSpec):
+            make: Callable[[], None] = partial(export_text, self.folder, own, path)
+        else:
+            make = partial(export_decoder, self.folder, own, path)
+        return take_or_make(cache, key, places, note, make)
+
+    def in_precision(self, part: PipelinePart, precision: Precision) -> "PipelineParts":
+        """The same parts, one of them in another precision."""
+        if part is PipelinePart.TEXT:
+            return replace(self, text=self.text and replace(self.text, precision=precision))
+        return replace(self, decoder=self.decoder and replace(self.decoder, precision=precision))
+
+    def _spec_of(self, part: PipelinePart) -> TextSpec | DecoderSpec | None:
+        return self.text if part is PipelinePart.TEXT else self.decoder
 
 
 def _of_another(folder: PipelineFolder, what: str) -> InvalidRequest:

@@ -47,6 +47,7 @@ def build(
     calibration: Path | None = None,
     calibrator: Calibrator = Calibrator.AUTO,
     fp8_exclude: Annotated[tuple[str, ...], Parameter(negative=())] = (),
+    fp8_attention: bool | None = None,
     device: str = "cpu",
     verify: bool = True,
     max_error: MaxError = None,
@@ -102,7 +103,10 @@ def build(
     calibrator
         What measures for FP8: auto takes Model Optimizer if it is installed.
     fp8_exclude
-        Linears that shall stay in FP16, by shell pattern: transformer_blocks.0.* or *.to_out.0; may be repeated.
+        Linears and attentions that shall stay in FP16, by shell pattern: transformer_blocks.0.*, *.to_out.0 or *.attn2;
+        may be repeated.
+    fp8_attention
+        Whether attention runs in FP8 too; by default in fp8 bundles of models with 64 or more image tokens.
     device
         Where PyTorch runs the reference and the calibration: cpu, cuda or cuda:1.
     verify
@@ -135,6 +139,7 @@ def build(
         calibration=calibration,
         calibrator=calibrator,
         fp8_exclude=fp8_exclude,
+        fp8_attention=fp8_attention,
         device=device,
         verify=verify,
         max_error=max_error,

@@ -28,7 +28,11 @@ def print_build(result: BuildResult, console: Console) -> None:
     if text is not None:
         arguments = '"a red fox" -o build/picture.png'
     following = f"generate {path} {arguments}"
+    parts = {"text encoder": text, "decoder": result.bundle.manifest.decoder}
+    precisions = ", ".join(f"{name} {part.precision}" for name, part in parts.items() if part is not None)
     lines = [f"{path}: {result.bundle.size_bytes / MIB:.1f} MiB in {sum(result.stage_s.values()):.0f} s"]
+    if precisions:
+        lines.insert(0, f"precision: {spec.kind} {result.bundle.manifest.precision}, {precisions}")
     if result.reused:
         lines.insert(0, f"taken from the build cache: {', '.join(result.reused)}")
     if result.reports:

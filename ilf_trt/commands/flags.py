@@ -134,11 +134,19 @@ class PipelineFlags:
         Parameter(help="Sizes of pictures in pixels, HEIGHTxWIDTH, the first the default: 512x512,768x512."),
     ] = None
     text_precision: Annotated[
-        Precision, Parameter(help="What the text encoder runs in: fp32, or bf16 on a GPU; T5 overflows fp16.")
-    ] = Precision.FP32
+        Precision | None,
+        Parameter(
+            help="What the text encoder runs in: fp32, or bf16 on a GPU; T5 overflows fp16. By default bf16 with "
+            "--target, but fp32 if a GPU is older than sm80; fp32 without --target."
+        ),
+    ] = None
     decoder_precision: Annotated[
-        Precision, Parameter(help="What the image decoder runs in: fp32, fp16, or bf16 on a GPU.")
-    ] = Precision.FP32
+        Precision | None,
+        Parameter(
+            help="What the image decoder runs in: fp32, fp16, or bf16 on a GPU. By default fp16 with --target, fp32 "
+            "without."
+        ),
+    ] = None
     decoder_tile: Annotated[
         OptionalWhole,
         Parameter(help="Side in pixels of the tiles that larger pictures are decoded in, to save memory."),

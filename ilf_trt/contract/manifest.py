@@ -2,7 +2,7 @@
 
 import re
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from ilf_trt.errors import BundleError, IlfError, InvalidRequest, one_line, shown, told
@@ -12,13 +12,15 @@ from .graphs import all_graphs
 from .plan import LARGEST, StepPlan
 from .ports import DECODE, PICTURES, TEXT, Graph
 from .spec import BatchRange, Calibrator, DecoderSpec, ModelSpec, Precision, TextSpec
-from .stamp import check_stamp, stamped
+from .stamp import DIGEST, check_stamp, stamped
 
 SCHEMA = 5
 SHA256 = re.compile("[0-9a-f]{64}")
 MOST_SIZES = 1000
 MOST_FILES = 4096
 MOST_TILES = 64
+ATTENTION_PRODUCTS = ("scores", "mixed")
+"""What the nodes of an attention's two products are called after it: of query and key, and with the value."""
 RATIO = re.compile(r"[0-9]{1,6}(?:\.[0-9]{1,12})?")
 
 
@@ -35,15 +37,32 @@ class FileFacts:
 
 
 @dataclass(frozen=True, slots=True)
+class AttentionAmax:
+    """The largest magnitudes that enter an attention: the query times the attention's scale, the key, the value."""
+
+    query: float
+    key: float
+    value: float
+
+
+@dataclass(frozen=True, slots=True)
 class Calibration:
     """What FP8's scales come from: the largest |input| of each Linear that runs in FP8, by its name in the model.
 
-    `calibrator` measured it while `pictures` were sampled.
+    `attentions` are those that run in FP8, by the path of their query's Linear without its last part,
+    `transformer_blocks.8.attn1`; none in a bundle with attention in FP16. `calibrator` measured all of it while
+    `pictures` were sampled.
     """
 
     calibrator: Calibrator
     pictures: Count
     amax: dict[str, float]
+    attentions: dict[str, AttentionAmax] = field(default_factory=dict)
+
+    @property
+    def products(self) -> tuple[str, ...]:
+        """The names of all matrix products in FP8: of the Linears, and two of each attention."""
+        return (*self.amax, *(f"{name}.{part}" for name in self.attentions for part in ATTENTION_PRODUCTS))
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,6 +133,11 @@ class Manifest:
         """Plain data with a digest of itself; `Manifest.from_json` reads it back."""
         return stamped({"schema": SCHEMA, **asdict(self), "plan": self.plan.as_json()})
 
+    @property
+    def digest(self) -> str:
+        """sha256 of everything that the manifest says, in hex, as it stands in its file: what names a bundle."""
+        return str(self.as_json()[DIGEST])
+
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> "Manifest":
         """Raises BundleError for another schema, another digest, or a field that is missing, unknown or wrong."""
@@ -180,7 +204,10 @@ class Manifest:
     def _check_fp8(self) -> None:
         if (self.fp8 is not None) != (self.precision is Precision.FP8):
             raise InvalidRequest("the FP8 facts do not go with the precision")
-        for name, value in (self.fp8.amax if self.fp8 else {}).items():
+        if self.fp8 is None:
+            return
+        ranges = {f"{name}.{part}": v for name, each in self.fp8.attentions.items() for part, v in asdict(each).items()}
+        for name, value in (self.fp8.amax | ranges).items():
             self.spec.graph_of_linear(name)
             if not 0 <= value <= LARGEST:
                 raise InvalidRequest(

@@ -20,6 +20,23 @@ g (float16[64,64] x, float8e4m3fn[64,64] w) => (float16[64,64] y)
     [product] y = MatMul(a, b)
 }
 """
+# The scale is given by its bits: 2^-7.
+FP8_ATTENTION = """
+g (float16[8,64,16] x, float16[8,16,64] y, float16[8,64,16] z) => (float16[8,64,16] mixed)
+<float16 scale = {8192}, float8e4m3fn zero = {0}> {
+    xq = QuantizeLinear(x, scale, zero)
+    xd = DequantizeLinear(xq, scale, zero)
+    yq = QuantizeLinear(y, scale, zero)
+    yd = DequantizeLinear(yq, scale, zero)
+    ["a.scores"] s = MatMul(xd, yd)
+    ["a.softmax"] p = Softmax<axis = -1>(s)
+    pq = QuantizeLinear(p, scale, zero)
+    pd = DequantizeLinear(pq, scale, zero)
+    zq = QuantizeLinear(z, scale, zero)
+    zd = DequantizeLinear(zq, scale, zero)
+    ["a.mixed"] mixed = MatMul(pd, zd)
+}
+"""
 
 
 def product(kind: str = "float") -> str:
@@ -57,6 +74,16 @@ def test_a_product_runs_in_the_type_of_its_graph(kind: str, precision: str, tmp_
 def test_a_product_between_fp8_operands_runs_in_fp8(tmp_path: Path) -> None:
     report = build_graph(tmp_path, FP8_PRODUCT, precision="fp8", expected=("product",))
     assert report.by_kind["matmul", "fp8"] == 1
+    assert report.outside == ()
+
+
+@pytest.mark.parametrize("gpu", ["sm89", "sm120"])
+def test_an_attention_between_fp8_operands_is_one_kernel_in_fp8(gpu: str, tmp_path: Path) -> None:
+    products = ("a.scores", "a.mixed")
+    report = build_graph(tmp_path, FP8_ATTENTION, precision="fp8", expected=products, gpus=(gpu,))
+    (attention,) = (kernel for kernel in report.kernels if kernel.kind == "attention")
+    assert attention.precision == "fp8"
+    assert set(products) <= set(attention.layers)
     assert report.outside == ()
 
 

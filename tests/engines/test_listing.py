@@ -12,6 +12,8 @@ TENSORS = """\
   tensor={ const_payload_size=8192 dims={ 64 64 } name="w" offset=0 region=consts type=half }
   tensor={ const_payload_size=4096 dims={ 64 64 } name="w8" offset=1 region=consts type=fp8_e4m3 }
   tensor={ dims={ "B" 64 } name="x8" offset=0 region="b" strides={ 64 1 } type=fp8_e4m3 }
+  tensor={ dims={ 32 "N" 72 } name="q8" offset=0 region="b" strides={ 72 1 1 } type=fp8_e4m3 }
+  tensor={ dims={ "B" 1 1 120 } name="mask" offset=0 region="b" strides={ 120 1 1 1 } type=half }
   tensor={ const_payload_size=4 dims={ 1 } name="alpha" offset=2 region=consts type=float }
   tensor={ dims={ "B" 64 } name="wide" offset=0 region="c" strides={ 64 1 } type=float }
   tensor={ dims={ "B" 64 } name="brain" offset=0 region="c" strides={ 64 1 } type=bf16 }
@@ -85,6 +87,18 @@ def test_a_fused_attention_is_found_by_its_generated_name() -> None:
         "fp16",
         ("node_Softmax_92", "node_MatMul_91"),
     )
+
+
+@pytest.mark.parametrize("order", [("q8", "q8", "mask", "q8"), ("mask", "q8", "q8", "q8")], ids=["third", "first"])
+def test_the_mask_of_an_attention_does_not_decide_its_precision(order: tuple[str, ...]) -> None:
+    names = " ".join(f'"{name}"' for name in order)
+    kernel = kernel_of(f'function={{ name=_gemm_mha_v2 args={{ {names} "y" }} input_args={{ {names} }} }}')
+    assert (kernel.kind, kernel.precision) == ("attention", "fp8")
+
+
+def test_an_operand_of_an_attention_in_another_type_is_told() -> None:
+    kernel = kernel_of('function={ name=_gemm_mha_v2 args={ "q8" "q8" "x" } input_args={ "q8" "q8" "x" } }')
+    assert kernel.precision == "fp16+fp8"
 
 
 def test_a_product_that_is_called_attention_is_a_product() -> None:

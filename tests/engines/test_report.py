@@ -87,6 +87,14 @@ def test_an_expected_linear_that_is_not_fp8_is_flagged() -> None:
     assert outside(with_kernel("q+k", precision="fp16+fp8")) == ["q+k"]
 
 
+def test_an_attention_that_was_asked_for_in_fp8_is_flagged_unless_it_runs_in_fp8() -> None:
+    attention = Kernel("mha", "attention", "fp16", ("blocks.0.mixed", "blocks.0.softmax", "blocks.0.scores"))
+    asked = replace(REPORT, kernels=(attention,), expected=("blocks.0.scores", "blocks.0.mixed"))
+    assert outside(asked) == ["mha"]
+    assert outside(replace(asked, kernels=(replace(attention, precision="fp8"),))) == []
+    assert outside(replace(asked, kernels=(replace(attention, precision="fp8"),), expected=())) == ["mha"]
+
+
 def test_a_linear_that_is_fp8_and_was_left_out_is_flagged() -> None:
     assert outside(with_kernel("out", precision="fp8")) == ["out"]
 

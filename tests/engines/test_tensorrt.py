@@ -13,7 +13,7 @@ from ilf_trt.contract.ports import GRAPHS
 from ilf_trt.contract.target import GIB, Architecture, EngineOptions, Library
 from ilf_trt.engines.job import ask
 from ilf_trt.engines.library import LibraryFacts
-from ilf_trt.errors import EngineError, MissingDependency
+from ilf_trt.errors import DeviceError, EngineError, MissingDependency
 from tests.engines.conftest import PRODUCT, SHIMS, VARYING, Built, build_graph
 
 TENSORRT = EngineOptions(Library.TENSORRT)
@@ -193,3 +193,15 @@ def test_without_a_gpu_it_is_said_where_to_build(tensorrt: Callable[..., None]) 
         probe()
     assert "no CUDA-capable device is detected" in str(caught.value)
     assert "--target tensorrt-rtx --gpu" in str(caught.value)
+
+
+def test_a_driver_that_is_too_old_is_refused_with_the_extra_of_its_cuda(tensorrt: Callable[..., None]) -> None:
+    tensorrt(CUDA_DRIVER="535.104.5")
+    with pytest.raises(DeviceError, match=r"^--target tensorrt: driver 535\.104\.5 is too old for CUDA 13; .*-cu12\]'"):
+        probe()
+
+
+def test_a_driver_that_cuda_refuses_is_told_with_the_extra_of_another_cuda(tensorrt: Callable[..., None]) -> None:
+    tensorrt(CUDA_CORE_FAILS="mismatch")
+    with pytest.raises(DeviceError, match=r"CUDA_ERROR_SYSTEM_DRIVER_MISMATCH; if .*tensorrt-cu12"):
+        probe()

@@ -3,6 +3,7 @@
 import importlib
 import shutil
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -10,6 +11,7 @@ import pytest
 import ilf_trt.contract
 import ilf_trt.model
 from ilf_trt import ILFModel, attach
+from ilf_trt.contract.manifest import AttentionAmax
 from ilf_trt.contract.spec import BatchRange, Precision
 from ilf_trt.export import cache_key
 from ilf_trt.export.cache_key import graph_key, source_digest
@@ -103,6 +105,16 @@ def test_a_class_without_a_file_is_never_taken_from_the_cache() -> None:
     before = graph_key(segment, Precision.FP32, BATCH, None)
     cache_key._source_of.cache_clear()
     assert graph_key(segment, Precision.FP32, BATCH, None) != before
+
+
+def test_attentions_in_fp8_their_ranges_and_their_padding_are_in_the_key() -> None:
+    segment = _segment_of(DiT)
+    key = partial(graph_key, segment, Precision.FP8, BATCH, {})
+    attentions = {"transformer_blocks.1.attn1": AttentionAmax(1.0, 2.0, 3.0)}
+    wider = {"transformer_blocks.1.attn1": AttentionAmax(1.0, 2.0, 4.0)}
+    keys = [key({}), key(attentions), key(wider), key(attentions, pad=True)]
+    assert len(set(keys)) == len(keys)
+    assert key(dict(attentions)) == keys[1]
 
 
 def _segment_of(adapter: type[DiT]) -> Segment:

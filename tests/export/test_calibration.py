@@ -2,7 +2,9 @@
 
 import sys
 from collections.abc import Mapping
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -23,13 +25,16 @@ from ilf_trt.export.calibration import (
     PICTURES,
     PICTURES_AT_ONCE,
     Calibration,
+    _Attentions,
     calibrate,
     calibration_conditions,
     quantizable,
 )
 from ilf_trt.export.segments import spec_of
+from ilf_trt.model import block
 from ilf_trt.model.sampling import sample
 from tests.conftest import CLASSES, LOOP, TEXT_TOKENS, small_dit, small_pixart
+from tests.toys import TOYS, Toy, conditions, registered, toy_model
 
 BLOCKS = 4
 STEPS = 3
@@ -38,6 +43,7 @@ LINEARS = ("attn1.to_q", "attn1.to_k", "attn1.to_v", "attn1.to_out.0", "ff.net.0
 TEXT_LINEARS = ("attn2.to_q", "attn2.to_k", "attn2.to_v", "attn2.to_out.0")
 PLACES = (*(f"transformer_blocks.{index}" for index in range(BLOCKS)), "feedback")
 INSIDE = tuple(f"transformer_blocks.{index}." for index in range(LOOP[0], LOOP[1] + 1))
+FF_NET = "transformer_blocks.0.ff.net"
 # All pictures at once or a few at a time make the same products in another order; measured below 1e-6.
 FLOAT32_ROUNDING = 1e-5
 
@@ -179,6 +185,102 @@ def test_a_calibration_leaves_the_model_as_it_was(dit: Case) -> None:
         dit.calibrate("none")
     assert [name for name, value in dit.model.state_dict().items() if not torch.equal(value, weights[name])] == []
     assert [name for name, module in dit.model.named_modules() if module._forward_pre_hooks] == []
+
+
+# --- attentions
+
+
+def watched_attentions(case: Case, conditions: Mapping[str, Tensor], monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
+    """The largest magnitudes that enter torch's attention, the query under its scale, all pictures at once."""
+    names = {id(module): name for name, module in case.model.backbone.named_modules()}
+    names |= {id(module): f"feedback.{name}" for name, module in case.model.feedback.block.named_modules()}
+    largest: dict[str, list[float]] = {}
+    now = [""]
+    attention, product = block.attention, F.scaled_dot_product_attention
+
+    def named(attn: Any, *args: Any) -> Tensor:
+        now[0] = names[id(attn)]
+        return attention(attn, *args)
+
+    def watch(query: Tensor, key: Tensor, value: Tensor, **options: Any) -> Tensor:
+        seen = [float(x.abs().max()) for x in (query / query.shape[-1] ** 0.5, key, value)]
+        largest[now[0]] = [max(pair) for pair in zip(seen, largest.get(now[0], seen), strict=True)]
+        return product(query, key, value, **options)
+
+    pictures = len(next(iter(conditions.values())))
+    noise = torch.randn(pictures, *case.spec.latent, generator=torch.Generator().manual_seed(calibration.SEED))
+    with monkeypatch.context() as patched:
+        patched.setattr(block, "attention", named)
+        patched.setattr(F, "scaled_dot_product_attention", watch)
+        sample(
+            case.model,
+            case.plan("outer:1"),
+            DEFAULT_SCHEDULER,
+            conditions,
+            noise,
+            guidance_scale=GUIDANCE_SCALE,
+            guidance=case.spec.guidance,
+        )
+    return largest
+
+
+def ranges(measured: Calibration) -> dict[str, list[float]]:
+    return {name: [each.query, each.key, each.value] for name, each in measured.attentions.items()}
+
+
+def test_ranges_of_a_dits_attentions_are_the_largest_operands(dit: Case, monkeypatch: pytest.MonkeyPatch) -> None:
+    wanted = watched_attentions(dit, calibration_conditions(dit.spec, None), monkeypatch)
+    measured = ranges(dit.calibrate(attention=True))
+    assert set(measured) == {f"{place}.attn1" for place in PLACES}
+    assert measured == {name: pytest.approx(value, rel=FLOAT32_ROUNDING) for name, value in wanted.items()}
+
+
+def test_ranges_of_a_pixarts_attentions_are_those_of_image_and_text(
+    pixart: Case, text_file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    wanted = watched_attentions(pixart, calibration_conditions(pixart.spec, text_file), monkeypatch)
+    measured = ranges(pixart.calibrate(path=text_file, attention=True))
+    assert set(measured) == {f"{place}.{name}" for place in PLACES for name in ("attn1", "attn2")}
+    assert measured == {name: pytest.approx(value, rel=FLOAT32_ROUNDING) for name, value in wanted.items()}
+
+
+def test_an_attention_to_hoisted_keys_is_not_among_them(text_file: Path) -> None:
+    hoisted = case(small_pixart(sized=True), hoist_text=True)
+    measured = hoisted.calibrate(path=text_file, attention=True)
+    assert set(measured.attentions) == {f"{place}.attn1" for place in PLACES}
+
+
+def test_attentions_change_nothing_of_the_linears_and_are_left_out_unless_asked_for(dit: Case) -> None:
+    with_them, without = dit.calibrate(attention=True), dit.calibrate()
+    assert with_them.amax == without.amax
+    assert (len(with_them.attentions), without.attentions) == (len(PLACES), {})
+
+
+def test_an_exclusion_leaves_an_attention_out_and_keeps_its_linears(dit: Case) -> None:
+    kept = dit.calibrate(attention=True, exclude=("transformer_blocks.0.attn1",))
+    assert set(kept.attentions) == {f"{place}.attn1" for place in PLACES[1:]}
+    assert set(kept.amax) == set(quantizable(dit.model, dit.spec))
+
+
+def test_an_exclusion_of_a_part_that_is_no_attention_is_refused(dit: Case) -> None:
+    refused(dit, r"--fp8-exclude 'transformer_blocks.0.ff.net' matches no", attention=True, exclude=("*.to_q", FF_NET))
+
+
+@pytest.mark.parametrize("adapter", TOYS)
+def test_attentions_whose_query_is_a_part_of_a_linears_output_are_not_measured(adapter: type[Toy]) -> None:
+    given: list[str] = []
+    watch = _Attentions(lambda name, value: given.append(name), "layers")
+    model = toy_model(adapter, num_layers=1)
+    with registered(adapter), watch, ExitStack() as hooks:
+        for name, layer in model.named_modules():
+            if isinstance(layer, torch.nn.Linear):
+                hooks.callback(layer.register_forward_hook(partial(watch.keep, name)).remove)
+        backbone = adapter(model)
+        call = backbone.call(
+            {n: torch.from_numpy(a) for n, a in conditions(backbone, 1).items() if "negative" not in n}
+        )
+        model(torch.zeros(1, *backbone.latent), torch.tensor([5.0]), **call)
+    assert given == []
 
 
 # --- which Linears

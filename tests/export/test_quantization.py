@@ -1,6 +1,7 @@
 """FP8 in a graph: the pattern around a Linear on graphs of a few lines, then whole builds of small models."""
 
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from ilf_trt.assembly.options import BuildOptions
 from ilf_trt.contract.bundle import Bundle
 from ilf_trt.contract.spec import BatchRange, Calibrator, Precision
 from ilf_trt.errors import InvalidRequest
+from ilf_trt.export.calibration import calibration_of_bundle
 from ilf_trt.export.quantization import E4M3_MAX, SMALLEST_SCALE, quantize_linears
 from tests.conftest import TEXT_TOKENS, small_dit, small_pixart, train_again, write_checkpoint
 
@@ -266,6 +268,7 @@ def test_weights_whose_scale_is_rounded_down_saturate_at_it() -> None:
 BLOCKS = 3
 LINEARS = ("attn1.to_q", "attn1.to_k", "attn1.to_v", "attn1.to_out.0", "ff.net.0.proj", "ff.net.2")
 TEXT_LINEARS = ("attn2.to_q", "attn2.to_k", "attn2.to_v", "attn2.to_out.0")
+PIXART_BLOCKS = ("transformer_blocks.0", "transformer_blocks.1")
 EXCLUDED = ("transformer_blocks.0.*", "*.to_out.0")
 
 
@@ -286,6 +289,22 @@ def dit_eight(tmp_path_factory: pytest.TempPathFactory) -> BuildResult:
 
 
 @pytest.fixture(scope="module")
+def dit_attention(dit_eight: BuildResult, tmp_path_factory: pytest.TempPathFactory) -> BuildResult:
+    """The same with attention in FP8."""
+    options = BuildOptions(
+        precision=Precision.FP8,
+        batch=BatchRange(2, 2, 2),
+        steps=4,
+        feedback="outer:1",
+        calibrator=Calibrator.OWN,
+        fp8_exclude=EXCLUDED,
+        fp8_attention=True,
+    )
+    output = tmp_path_factory.mktemp("eight_attention") / "eight.ilf"
+    return build(str(dit_eight.bundle.path.parent / "checkpoint"), output, options)
+
+
+@pytest.fixture(scope="module")
 def pixart_eight(tmp_path_factory: pytest.TempPathFactory, text_file: Path) -> BuildResult:
     """FP8 of everything that can be, a dynamic batch, calibrated on a file of text."""
     folder = tmp_path_factory.mktemp("eight_text")
@@ -302,7 +321,7 @@ def pixart_eight(tmp_path_factory: pytest.TempPathFactory, text_file: Path) -> B
     return build(str(checkpoint), folder / "eight.ilf", options)
 
 
-@pytest.fixture(params=["dit_eight", "pixart_eight"])
+@pytest.fixture(params=["dit_eight", "dit_attention", "pixart_eight"])
 def eight(request: pytest.FixtureRequest) -> BuildResult:
     built: BuildResult = request.getfixturevalue(request.param)
     return built
@@ -313,14 +332,15 @@ def onnx_graphs(bundle: Bundle) -> Iterator[tuple[str, onnx.GraphProto]]:
         yield graph.name, onnx.load(bundle.graph(graph.name).path).graph
 
 
-def quantized_products(graph: onnx.GraphProto) -> set[str]:
-    """Names of the products whose two inputs both come out of DequantizeLinear."""
+def quantized_products(graph: onnx.GraphProto, *, of_weights: bool = False) -> set[str]:
+    """Names of the products whose two inputs both come out of DequantizeLinear; `of_weights` leaves attention out."""
     made = {output: node.op_type for node in graph.node for output in node.output}
     return {
         node.name
         for node in graph.node
         if node.op_type in ("MatMul", "Gemm")
         and [made.get(name) for name in node.input[:2]] == ["DequantizeLinear"] * 2
+        and not (of_weights and node.name.endswith((".scores", ".mixed")))
     }
 
 
@@ -345,18 +365,51 @@ def test_the_manifest_of_a_pixart_names_every_linear_of_its_blocks(pixart_eight:
     assert set(facts.amax) == {f"{place}.{name}" for place in places for name in (*LINEARS, *TEXT_LINEARS)}
 
 
-def test_just_the_linears_of_the_manifest_run_in_fp8(eight: BuildResult) -> None:
+def test_just_the_linears_and_attentions_of_the_manifest_run_in_fp8(eight: BuildResult) -> None:
     facts = eight.bundle.manifest.fp8
     found = [name for _, graph in onnx_graphs(eight.bundle) for name in sorted(quantized_products(graph))]
     assert facts is not None
-    assert sorted(found) == sorted(facts.amax)
+    assert sorted(found) == sorted(facts.products)
+
+
+def test_by_default_attention_over_64_tokens_is_in_fp8_with_padded_heads_and_over_16_is_not(
+    dit_eight: BuildResult, pixart_eight: BuildResult, dit_attention: BuildResult
+) -> None:
+    few, many, asked = (built.bundle.manifest.fp8 for built in (dit_eight, pixart_eight, dit_attention))
+    assert few is not None
+    assert many is not None
+    assert asked is not None
+    assert few.attentions == {}
+    assert set(many.attentions) == {
+        f"{place}.{name}" for place in (*PIXART_BLOCKS, "feedback") for name in ("attn1", "attn2")
+    }
+    assert set(asked.attentions) == {"transformer_blocks.1.attn1", "transformer_blocks.2.attn1", "feedback.attn1"}
+    weights = {t.name: tuple(t.dims) for _, g in onnx_graphs(pixart_eight.bundle) for t in g.initializer}
+    assert weights["transformer_blocks.0.attn1.to_q.weight_fp8"] == (72, 4 * 32)
+    assert weights["transformer_blocks.0.attn2.to_out.0.weight_fp8"] == (4 * 32, 72)
+
+
+def test_the_scales_of_attentions_stay_with_the_bundle_that_they_are_taken_from(
+    dit_attention: BuildResult, dit_eight: BuildResult, tmp_path: Path
+) -> None:
+    model = load_ilf(dit_eight.bundle.path.parent / "checkpoint")
+    spec = dit_attention.bundle.manifest.spec
+    kept = calibration_of_bundle(dit_attention.bundle.path, model, spec, EXCLUDED, attention=True)
+    assert kept == dit_attention.bundle.manifest.fp8
+    without = calibration_of_bundle(dit_attention.bundle.path, model, spec, EXCLUDED, attention=False)
+    assert without == replace(kept, attentions={})
+    with pytest.raises(InvalidRequest, match="has no scales of attentions; pass --no-fp8-attention"):
+        calibration_of_bundle(dit_eight.bundle.path, model, spec, EXCLUDED, attention=True)
+    more = (*EXCLUDED, "*.2.attn1")
+    with pytest.raises(InvalidRequest, match=r"has transformer_blocks\.2\.attn1 in FP8; calibrate again"):
+        calibration_of_bundle(dit_attention.bundle.path, model, spec, more, attention=True)
 
 
 def test_every_other_product_keeps_a_weight_of_two_bytes(eight: BuildResult) -> None:
     for name, graph in onnx_graphs(eight.bundle):
         dtypes = {tensor.name: tensor.data_type for tensor in graph.initializer}
         eights = {tensor for tensor, dtype in dtypes.items() if dtype == onnx.TensorProto.FLOAT8E4M3FN}
-        wanted = {f"{linear}.weight_fp8" for linear in quantized_products(graph)}
+        wanted = {f"{linear}.weight_fp8" for linear in quantized_products(graph, of_weights=True)}
         assert eights - {"fp8_zero"} == wanted, name
 
 

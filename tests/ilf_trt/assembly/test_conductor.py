@@ -25,6 +25,7 @@ ENGINES = tuple(f"engine {name}" for name in GRAPHS)
             BuildOptions(precision=Precision.FP16, calibration=Path("x.npz")),
             "--fp8-exclude and --calibration are for --precision fp8",
         ),
+        (BuildOptions(fp8_attention=True), "--fp8-attention is for --precision fp8; leave it out"),
     ],
 )
 def test_options_that_contradict_one_another_are_refused_before_anything_is_loaded(

@@ -21,7 +21,7 @@ import pytest
 from ilf_trt.assembly.staging import staging_folder
 from ilf_trt.contract.bundle import CONSTANTS_FILE, ENGINE_FOLDER, MANIFEST_FILE, Bundle, strip_graphs, write_manifest
 from ilf_trt.contract.graphs import graphs_of
-from ilf_trt.contract.manifest import SCHEMA, Calibration, EngineFacts, Manifest
+from ilf_trt.contract.manifest import SCHEMA, AttentionAmax, Calibration, EngineFacts, Manifest
 from ilf_trt.contract.ports import GRAPHS
 from ilf_trt.contract.spec import Calibrator, Precision
 from ilf_trt.contract.stamp import DIGEST, stamped
@@ -464,7 +464,9 @@ def eight(manifest: Manifest) -> Manifest:
         manifest,
         precision=Precision.FP8,
         graphs=graphs,
-        fp8=Calibration(Calibrator.OWN, 10, {"feedback.ff.net.2": 2.0}),
+        fp8=Calibration(
+            Calibrator.OWN, 10, {"feedback.ff.net.2": 2.0}, {"transformer_blocks.0.attn1": AttentionAmax(1.0, 2.0, 3.0)}
+        ),
     )
 
 
@@ -491,6 +493,33 @@ def test_a_manifest_in_fp8_without_whole_facts_is_refused(facts: object, dit_bun
     data = json.loads(json.dumps(eight(Bundle.open(dit_bundle).manifest).as_json()))
     with pytest.raises(BundleError, match=r"manifest: .*(field|FP8)"):
         Manifest.from_json(stamped({**data, "fp8": facts}))
+
+
+def test_fp8_facts_without_a_word_on_attention_have_none(dit_bundle: Path) -> None:
+    data = json.loads(json.dumps(eight(Bundle.open(dit_bundle).manifest).as_json()))
+    older = {name: value for name, value in data["fp8"].items() if name != "attentions"}
+    facts = Manifest.from_json(stamped({**data, "fp8": older})).fp8
+    assert facts == Calibration(Calibrator.OWN, 10, {"feedback.ff.net.2": 2.0})
+
+
+@pytest.mark.parametrize(
+    ("name", "ranges"),
+    [
+        ("proj_out", {"query": 1.0, "key": 1.0, "value": 1.0}),
+        ("transformer_blocks.4.attn1", {"query": 1.0, "key": 1.0, "value": 1.0}),
+        ("feedback.attn1", {"query": -1.0, "key": 1.0, "value": 1.0}),
+        ("feedback.attn1", {"query": 1.0, "key": 1e39, "value": 1.0}),
+        ("feedback.attn1", {"query": 1.0, "key": 1.0}),
+        ("feedback.attn1", {"query": 1.0, "key": 1.0, "value": 1.0, "weights": 1.0}),
+        ("feedback.attn1", [1.0, 1.0, 1.0]),
+    ],
+)
+def test_ranges_of_an_attention_that_is_none_or_that_are_none_are_refused(
+    name: str, ranges: object, dit_bundle: Path
+) -> None:
+    data = json.loads(json.dumps(eight(Bundle.open(dit_bundle).manifest).as_json()))
+    with pytest.raises(BundleError, match="manifest: "):
+        Manifest.from_json(stamped({**data, "fp8": {**data["fp8"], "attentions": {name: ranges}}}))
 
 
 def test_fp8_facts_in_another_precision_are_refused(dit_bundle: Path) -> None:
