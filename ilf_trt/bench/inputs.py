@@ -7,7 +7,6 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
 
 NOISE = "noise"
 
@@ -41,6 +40,8 @@ def read_latents(path: Path) -> NDArray[Any]:
 
 def png_of(pixels: NDArray[np.uint8]) -> bytes:
     """One picture (H, W, 3 or 1) as PNG."""
+    from PIL import Image
+
     content = BytesIO()
     Image.fromarray(pixels.squeeze(-1) if pixels.shape[-1] == 1 else pixels).save(content, "PNG")
     return content.getvalue()

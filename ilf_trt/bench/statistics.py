@@ -51,8 +51,8 @@ def median_interval(values: Sequence[float]) -> Interval:
     """The median with its bootstrap interval: the bounds of the medians of resampled values, made wider.
 
     A repeated run has a scatter of its own, and a few values know little of theirs: `WIDER` and `FEW` make 19 of 20
-    repeated runs fit for lognormal, normal, exponential and two-peaked times. The generator starts anew each time, so that the same values give the same bounds. Raises ValueError
-    without values.
+    repeated runs fit for lognormal, normal, exponential and two-peaked times. The generator starts anew each time, so
+    that the same values give the same bounds. Raises ValueError without values.
     """
     numbers = np.asarray(values, np.float64)
     medians = _resampled_medians(numbers)
