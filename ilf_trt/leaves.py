@@ -107,6 +107,13 @@ def check_verifier() -> None:
     check_onnxruntime()
 
 
+def import_onnxruntime() -> Any:
+    """The module of ONNX Runtime, without its telemetry; raises MissingDependency."""
+    from ilf_trt.runtime.onnxruntime_import import import_onnxruntime as load
+
+    return load()
+
+
 def verify_bundle(bundle: Path, limit: float, built: "Manifest") -> "tuple[Difference, ...]":
     """How far a bundle is from its reference on the CPU; `built` says the precisions that its parts were built in.
 
@@ -131,6 +138,15 @@ def load_pipeline(bundle: str | Path, **options: Any) -> "Pipeline":
     from ilf_trt.runtime.pipeline import Pipeline
 
     return Pipeline.load(bundle, **options)
+
+
+def gpu_used_mib(device: str) -> Callable[[], float]:
+    """A call that gives the used memory of the whole GPU `cuda:N` in MiB; raises as `Gpu.open` does."""
+    from ilf_trt.runtime.gpu.cuda import Gpu
+
+    number = device.partition(":")[2]
+    gpu = Gpu.open(int(number) if number.isdecimal() else 0)
+    return lambda: gpu.used_bytes() / (1 << 20)
 
 
 def read_recipe(name: str, changes: Sequence[str] = ()) -> "Recipe":

@@ -5,6 +5,7 @@ python -m ilf_trt.bench.runtime_process
 
 import sys
 from collections.abc import Mapping
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from time import perf_counter
 from typing import Any
@@ -14,6 +15,7 @@ from ilf_trt.contract.plan import StepPlan
 from ilf_trt.errors import InvalidRequest
 
 from .answering import serve
+from .gpu_memory import GpuMemory
 from .inputs import Arrays, read_latents, write_inputs, write_latents
 from .row import Boundary
 
@@ -39,21 +41,25 @@ class RuntimeProcess:
         self._request: dict[str, Any] = {}
         self._boundary = Boundary.DENOISE
         self._scale = 1.0
+        self._memory: GpuMemory | None = None
 
     def facts(self, _: Mapping[str, Any]) -> dict[str, Any]:
         return {"torch": any(name in sys.modules for name in FORBIDDEN)}
 
     def load(self, request: Mapping[str, Any]) -> dict[str, Any]:
         """Load the bundle; gives the plans of the three rows, and what is measured."""
+        if request["device"] != "cpu":
+            self._memory = GpuMemory(leaves.gpu_used_mib(request["device"]))
         begin_s = perf_counter()
-        self._pipeline = leaves.load_pipeline(
-            request["bundle"],
-            device=request["device"],
-            engine=request["engine"],
-            threads=request["threads"],
-            sessions=1,
-            kept=2 * len(request["front"]) + 6,
-        )
+        with self._watched():
+            self._pipeline = leaves.load_pipeline(
+                request["bundle"],
+                device=request["device"],
+                engine=request["engine"],
+                threads=request["threads"],
+                sessions=1,
+                kept=2 * len(request["front"]) + 6,
+            )
         load_s = perf_counter() - begin_s
         pipeline = self._pipeline
         ilf = pipeline.plan(request["ilf_steps"], feedback=request["feedback"])
@@ -95,7 +101,8 @@ class RuntimeProcess:
         """Get a row ready; gives the seconds of its first run."""
         self._rows[request["slug"]] = StepPlan.from_json(request["plan"])
         begin_s = perf_counter()
-        self._generate(request["slug"])
+        with self._watched():
+            self._generate(request["slug"])
         return {"load_s": 0.0, "first_s": perf_counter() - begin_s}
 
     def shoot(self, request: Mapping[str, Any]) -> dict[str, Any]:
@@ -130,8 +137,11 @@ class RuntimeProcess:
         return {**graph_ms, "host": max(timings.total_ms - sum(graph_ms.values()), 0.0)}
 
     def memory(self, _: Mapping[str, Any]) -> dict[str, Any]:
-        """Peak memory of this process in MiB."""
-        return {"peak_mib": peak_mib()}
+        """Memory in MiB: the peak of this process, on a GPU what it took of the GPU."""
+        return {"peak_mib": peak_mib() if self._memory is None else self._memory.taken_mib}
+
+    def _watched(self) -> AbstractContextManager[None]:
+        return nullcontext() if self._memory is None else self._memory.watch()
 
     def _generate(self, slug: str, *, profile: bool = False) -> Any:
         plan = self._rows[slug]

@@ -97,6 +97,14 @@ class Gpu(OnGpu):
             if result:
                 raise DeviceError(f"free memory could not be given back: {result.name}")
 
+    def used_bytes(self) -> int:
+        """Memory of the whole GPU that any process uses, in bytes."""
+        with translate_errors("the memory of the GPU is not known"):
+            result, free, total = import_module("cuda.bindings.driver").cuMemGetInfo()
+            if result:
+                raise DeviceError(f"the memory of the GPU is not known: {result.name}")
+            return int(total - free)
+
     def event(self) -> Any:
         """An event that records a time: `last - first` is in ms, after the GPU has passed both."""
         with translate_errors("no event could be created"):

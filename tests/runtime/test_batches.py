@@ -7,26 +7,16 @@ from typing import Any
 import numpy as np
 import pytest
 
-from ilf_trt.assembly.conductor import BuildResult, build
-from ilf_trt.assembly.options import BuildOptions
-from ilf_trt.contract.spec import BatchRange, Precision
+from ilf_trt.assembly.conductor import BuildResult
+from ilf_trt.contract.spec import BatchRange
 from ilf_trt.runtime import Pipeline
 from ilf_trt.runtime.batches import RunBatch, run_batches
 from tests.conftest import CLASSES, TEXT_CHANNELS, TEXT_TOKENS
-from tests.run_folder import built_once, run_folder
 
 MOST = 8
 
 
-@pytest.fixture(scope="session")
-def demo_fp16(tmp_path_factory: pytest.TempPathFactory) -> BuildResult:
-    """The trained demo in FP16, as `build` makes it, but not verified."""
-    folder = run_folder(tmp_path_factory) / "demo_fp16"
-    options = BuildOptions(precision=Precision.FP16, verify=False)
-    return built_once(folder / "demo.ilf", lambda at: build("demo", at, options))
-
-
-@pytest.fixture(params=["dit_build", "pixart_build", "demo_fp16"])
+@pytest.fixture(params=["dit_build", "pixart_build"])
 def bundle(request: pytest.FixtureRequest) -> Path:
     result: BuildResult = request.getfixturevalue(request.param)
     return result.bundle.path

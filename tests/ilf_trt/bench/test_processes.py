@@ -7,8 +7,13 @@ from pathlib import Path
 import pytest
 
 from ilf_trt.bench.conductor import RUNTIME
+from ilf_trt.bench.observation import Observation
+from ilf_trt.bench.observation_log import read_observations
+from ilf_trt.bench.results_folder import ResultsFolder
 from ilf_trt.bench.runtime_process import FORBIDDEN, NoTorch
+from ilf_trt.bench.torch_process import TorchProcess
 from ilf_trt.bench.worker import Worker
+from ilf_trt.contract.bundle import Bundle
 from ilf_trt.errors import EngineError, InvalidRequest
 from tests.conftest import Run
 
@@ -36,12 +41,26 @@ def test_the_command_measures_both_sides_and_writes_a_folder(
     assert (again.code, "pass --resume" in again.err) == (2, True)
     other = run(*asked, "--resume")
     assert (other.code, "another against, checkpoint" in other.err) == (2, True)
-    gone_on = run(*asked, *against, "--max-seconds", 0.01, "--resume")
-    assert gone_on.code == 0, gone_on.err
-    samples = [json.loads(line) for line in (folder / "observations.jsonl").read_text().splitlines()]
-    assert {one["turn"] for one in samples if one["turn"] >= 0} == {0, 1}
     compared = run("bench", "--compare", folder, folder)
     assert (compared.code, "no difference seen" in compared.out) == (0, True)
+
+
+def test_an_interrupted_folder_goes_on_behind_its_whole_lines(tmp_path: Path) -> None:
+    place, asked = tmp_path / "results", {"bundle": "a", "steps": 20}
+    samples = [Observation("plain", 1, turn, 0.5, 20.0) for turn in range(-1, 3)]
+    folder = ResultsFolder(place, asked, resume=False)
+    for one in samples:
+        folder.write(one)
+    folder.close()
+    with (place / "observations.jsonl").open("ab") as file:
+        file.write(b'{"row": "plain", "ba')
+    gone_on = ResultsFolder(place, asked, resume=True)
+    gone_on.write(samples[0])
+    gone_on.close()
+    assert gone_on.earlier == tuple(samples)
+    assert read_observations(place / "observations.jsonl") == (*samples, samples[0])
+    with pytest.raises(InvalidRequest, match="with another steps; measure into another -o FOLDER"):
+        ResultsFolder(place, {**asked, "steps": 10}, resume=True)
 
 
 def test_the_process_that_serves_cannot_load_torch(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -64,11 +83,36 @@ def test_a_process_gives_its_errors_and_says_how_it_died(dit_bundle: Path) -> No
             worker.ask("memory")
 
 
-def test_another_checkpoint_than_the_bundles_is_refused(run: Run, dit_bundle: Path) -> None:
-    ran = run("bench", dit_bundle, "--against", "eager", "--checkpoint", "demo", "--max-seconds", 0.01)
-    assert ran.code == 2
-    assert "pass the checkpoint that the bundle was built from" in ran.err
-    assert ran.err.count("\n") == 1
+@pytest.mark.parametrize(
+    ("facts", "words"),
+    [
+        ({"base_sha256": "0" * 64}, "the bundle was built from 000000000000; pass the checkpoint that the bundle was"),
+        (
+            {"scales": [9.0]},
+            "has another feedback block than the bundle; pass the checkpoint that the bundle was built",
+        ),
+        ({"device": "cuda:0"}, "torch sees no GPU for --device cuda:0"),
+    ],
+)
+def test_what_is_not_the_bundles_or_not_here_is_refused(
+    facts: dict[str, object], words: str, dit_bundle: Path, dit_checkpoint: Path
+) -> None:
+    manifest = Bundle.open(dit_bundle).manifest
+    asked = {
+        "checkpoint": str(dit_checkpoint),
+        "bundle": str(dit_bundle),
+        "device": "cpu",
+        "precision": "fp32",
+        "guidance": True,
+        "guidance_scale": 1.5,
+        "scheduler": manifest.scheduler,
+        "base_sha256": manifest.base_sha256,
+        "scales": list(manifest.scales),
+        "threads": 1,
+    }
+    with pytest.raises(InvalidRequest, match=words):
+        TorchProcess().load({**asked, **facts})
+    assert TorchProcess().load(asked)["library"].startswith("torch ")
 
 
 @pytest.mark.parametrize(

@@ -85,7 +85,7 @@ def modules() -> dict[str, ModuleType]:
         "cuda.core.utils": (StridedMemoryView,),
         "cuda.core.system": (get_kernel_mode_driver_version, get_user_mode_driver_version, get_num_devices),
         "cuda.bindings": (),
-        "cuda.bindings.driver": (cuDriverGetVersion, cuMemPoolTrimTo),
+        "cuda.bindings.driver": (cuDriverGetVersion, cuMemGetInfo, cuMemPoolTrimTo),
         "cuda.core._utils": (),
         "cuda.core._utils.cuda_utils": (CUDAError, ComputeCapability),
     }
@@ -155,6 +155,15 @@ def cuDriverGetVersion() -> tuple[int, int]:  # noqa: N802
         raise DynamicLibNotFoundError(NO_DRIVER.format("cuda"))
     major, minor = CUDA_VERSION if not driver or driver >= (580,) else OLDER_CUDA_VERSION
     return 0, major * 1000 + minor * 10
+
+
+def cuMemGetInfo() -> tuple[int, int, int]:  # noqa: N802
+    """Of cuda.bindings: an error code, and free and total bytes of the GPU that is current."""
+    cuda = _gpu()
+    if cuda.current is None:
+        cuda.break_rule("memory was asked for on a thread where no GPU is current")
+    total = cuda.devices[cuda.current or 0].memory_bytes
+    return 0, total - cuda.reserved_bytes(cuda.current or 0), total
 
 
 def cuMemPoolTrimTo(pool: "Handle", minBytesToKeep: int) -> tuple[int]:  # noqa: N802, N803

@@ -104,3 +104,17 @@ def test_parts_that_take_turns_leave_each_other_all_memory(
     with Pipeline.load(compiled(dit_bundle), device=DEVICE, low_memory=True) as pipeline:
         pipeline.generate(**conditions(pipeline, 2))
         assert machine.cuda.reserved_bytes() == 0
+
+
+def test_the_used_memory_of_a_gpu_is_what_its_processes_hold(machine: Machine) -> None:
+    gpu = Gpu.open(1)
+    stream = gpu.stream()
+    assert gpu.used_bytes() == 0
+    memory = gpu.allocate(4096, stream)
+    assert gpu.used_bytes() == 4096
+    memory.close()
+    stream.sync()
+    assert gpu.used_bytes() == 4096
+    gpu.trim()
+    assert gpu.used_bytes() == 0
+    stream.close()
