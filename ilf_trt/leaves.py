@@ -1,6 +1,7 @@
 """The one door to the leaves and to the torch wings: typed functions that import when they are called.
 
-No other file of `ilf_trt` names `export`, `engines` or `runtime`. A missing package becomes MissingDependency here.
+No other file of `ilf_trt` names `export`, `engines` or `runtime`, but for `bench/one_graph.py`, which joins two of
+them. A missing package becomes MissingDependency here.
 """
 
 from collections.abc import Callable, Iterator, Sequence

@@ -1,9 +1,9 @@
-"""Latency on a CPU, as ratios in one run: eager diffusers, eager ILF, ONNX Runtime unsplit, split, and ILF.
+"""Latency on a CPU, as ratios in one run: eager PyTorch, ONNX Runtime with one graph a step, ilf-trt plain and ILF.
 
-    python -m benchmarks.speed.cpu [--repeats 7]
+    python -m benchmarks.speed.cpu [--within 0.02] [--max-seconds 120]
 
-Two models: the demo, and a random DiT of 12 blocks, width 384 and 256 tokens. Each repeat runs every row once, so that
-a drift of the machine affects all rows; a ratio compares two times of one repeat. Each row also has the quality.
+`ilf-trt bench` measures two models, each in its own run: the demo, and a random DiT of 12 blocks, width 384 and 256
+tokens. This command builds their bundles, adds the quality of the demo, and writes the results as rows of a CSV.
 """
 
 import argparse
@@ -11,36 +11,48 @@ import json
 import subprocess
 import sys
 import tempfile
-import time
-from collections.abc import Callable, Mapping
-from contextlib import ExitStack
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from diffusers import DiTTransformer2DModel
-from numpy.typing import NDArray
-from torch import Tensor, nn
 
 from benchmarks.record import append_rows
-from benchmarks.rivals.unsplit import export_unsplit, opened
 from benchmarks.study.judge import DigitsJudge
 from benchmarks.study.served_quality import BATCH, SHOWN, sample
-from ilf_trt import attach, load_ilf, save_ilf
+from ilf_trt import attach, save_ilf
 from ilf_trt.assembly.conductor import build
 from ilf_trt.assembly.options import BuildOptions
-from ilf_trt.contract.plan import StepPlan
+from ilf_trt.bench.conductor import Conductor
+from ilf_trt.bench.observation import Observation
+from ilf_trt.bench.options import DEFAULT_MAX_S, DEFAULT_STEPS, DEFAULT_WITHIN, BenchOptions
+from ilf_trt.bench.result import Result, RowResult
+from ilf_trt.bench.row import Rival
+from ilf_trt.bench.statistics import ratio_interval
 from ilf_trt.contract.spec import BatchRange
-from ilf_trt.model import sampling
+from ilf_trt.errors import BenchmarkFailed
 from ilf_trt.runtime import Pipeline
-from ilf_trt.runtime.trajectory import RunOptions
-from ilf_trt.runtime.verify import difference
 
 ONE = BatchRange(1, 1, 1)
 LOOP = (3, 7)
-SETTLE_S = 0.05
-BASE_LINE = "eager diffusers"
+GUIDANCE_SCALE = 4.0
+ILF_STEPS, FEEDBACK, EQUAL_STEPS = 10, "outer:2", 12
+ONE_GRAPH = Rival.ONE_GRAPH.value
+NAMES = {
+    "eager": "eager diffusers",
+    "eager-equal": "eager diffusers at equal cost",
+    "eager-ilf": "eager ILF",
+    "onnx": "ONNX Runtime, diffusers' own graph",
+    ONE_GRAPH: "ONNX Runtime, one graph",
+    "plain": "ilf-trt plain",
+    "equal": "ilf-trt plain at equal cost",
+    "ilf": "ilf-trt ILF",
+}
+"""Names in the CSV of the rows of `ilf-trt bench`."""
+PROCESSES, GENERATIONS = 7, 35
 IMPORTS = "import time; t = time.perf_counter(); import ilf_trt.runtime; print(time.perf_counter() - t)"
 SERVING = (
     "import re, sys; from ilf_trt.runtime import Pipeline; "
@@ -48,163 +60,106 @@ SERVING = (
     "print(int(re.search(r'VmHWM:\\s+(\\d+)', open('/proc/self/status').read())[1]) / 1024)"
 )
 
-Run = Callable[[], NDArray[np.float32]]
+Cost = tuple[int, int]
+"""Steps and block forwards of a plan."""
+Quality = Mapping[Cost, Mapping[str, float]]
 
 
-class Plain(nn.Module):
-    """The plain diffusers backbone, for an export without this package."""
+@dataclass(frozen=True, slots=True)
+class Model:
+    """A measured model: its bundle for one picture with guidance, and the class of that picture."""
 
-    def __init__(self, backbone: nn.Module) -> None:
-        super().__init__()
-        self.backbone = backbone
+    name: str
+    checkpoint: str
+    bundle: Path
+    label: int
 
-    def forward(self, latent: Tensor, times: Tensor, labels: Tensor) -> Tensor:
-        return self.backbone(latent, timestep=times, class_labels=labels).sample
+    @classmethod
+    def built(cls, name: str, checkpoint: str, folder: Path, label: int) -> "Model":
+        """Build the bundle into `folder`."""
+        options = BuildOptions(batch=ONE, guidance_scale=GUIDANCE_SCALE)
+        return cls(name, checkpoint, build(checkpoint, folder / f"{name}.ilf", options).bundle.path, label)
 
 
-class Bench:
-    """The rows of one model, batch 1 with guidance; `resources` closes what they load."""
+def measure(model: Model, command: str, within: float, max_s: float) -> tuple[Result, list[Observation]]:
+    """The result of a benchmark and its samples. Raises BenchmarkFailed if a row gave nothing."""
+    options = BenchOptions(
+        bundle=model.bundle,
+        checkpoint=model.checkpoint,
+        against=(Rival.EAGER, Rival.ONNX, Rival.ONE_GRAPH),
+        ilf_steps=ILF_STEPS,
+        feedback=FEEDBACK,
+        labels=(model.label,),
+        within=within,
+        max_s=max_s,
+    )
+    samples: list[Observation] = []
+    return Conductor(options, command, write=samples.append).run(), samples
 
-    def __init__(self, name: str, checkpoint: str, folder: Path, label: int, resources: ExitStack) -> None:
-        self.name = name
-        self.label = label
-        self.folder = folder
-        self.resources = resources
-        self.model = load_ilf(checkpoint)
-        built = build(checkpoint, folder / f"{name}.ilf", BuildOptions(batch=ONE, guidance_scale=4.0))
-        self.pipeline = resources.enter_context(Pipeline.load(built.bundle.path))
-        self.path = built.bundle.path
-        self.manifest = built.bundle.manifest
-        self.noise = np.random.default_rng(0).standard_normal((1, *self.manifest.spec.latent), np.float32)
-        self.plain = self.pipeline.plan(20, feedback="none")
-        self.with_feedback = self.pipeline.plan(10, feedback="outer:2")
 
-    def rows(self) -> dict[str, tuple[StepPlan, Run]]:
-        equal = self.pipeline.plan(self.with_feedback.block_forwards // self.with_feedback.blocks, feedback="none")
-        return {
-            BASE_LINE: (self.plain, self.eager(self.model.backbone, self.plain)),
-            "eager diffusers at equal cost": (equal, self.eager(self.model.backbone, equal)),
-            "eager ILF": (self.with_feedback, self.eager(self.model, self.with_feedback)),
-            "ONNX Runtime, diffusers' own graph": (self.plain, self.diffusers_graph()),
-            "ONNX Runtime, one graph": (self.plain, self.unsplit()),
-            "ilf-trt plain": (self.plain, self.served(self.plain)),
-            "ilf-trt plain at equal cost": (equal, self.served(equal)),
-            "ilf-trt ILF": (self.with_feedback, self.served(self.with_feedback)),
-        }
+def latency_rows(name: str, result: Result, samples: Sequence[Observation], quality: Quality) -> list[dict[str, Any]]:
+    """The rows of model `name` for the CSV, from a result against eager PyTorch and one graph a step.
 
-    def served(self, plan: StepPlan) -> Run:
-        return lambda: self.pipeline.generate(class_labels=[self.label], latents=self.noise, plan=plan).latents
-
-    def eager(self, model: nn.Module, plan: StepPlan) -> Run:
-        labels = {"class_labels": torch.tensor([self.label], dtype=torch.int32)}
-        scheduler, scale = self.manifest.scheduler, self.manifest.guidance_scale
-        noise = torch.from_numpy(self.noise)
-        return lambda: sampling.sample(model, plan, scheduler, labels, noise, guidance_scale=scale).numpy()
-
-    def diffusers_graph(self) -> Run:
-        """diffusers' forward as one graph; the loop over the steps and the solver are in numpy."""
-        path = self.folder / f"{self.name}-diffusers.onnx"
-        rows = (2, *self.manifest.spec.latent)
-        example = (torch.zeros(rows), torch.zeros(2), torch.zeros(2, dtype=torch.int64))
-        names = ["latent", "times", "labels"]
-        with torch.no_grad():
-            program: Any = torch.onnx.export(
-                Plain(self.model.backbone), example, dynamo=True, opset_version=20, input_names=names, verbose=False
-            )
-        program.save(path)
-        import onnxruntime
-
-        options = onnxruntime.SessionOptions()
-        options.add_session_config_entry("session.force_spinning_stop", "1")
-        session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
-        labels = np.array([self.label, self.manifest.spec.conditioning.null])
-        channels, scale = self.manifest.spec.latent[0], np.float32(self.manifest.guidance_scale)
-
-        def run() -> NDArray[np.float32]:
-            latent = self.noise * np.float32(self.plain.initial_scale)
-            history = [np.zeros_like(latent)] * 3
-            for step in self.plain.steps:
-                c_x, c_out, a, b_0, b_1, b_2 = (np.float32(value) for value in step.solver)
-                inputs = {
-                    "latent": np.concatenate([latent, latent]),
-                    "times": np.full(2, step.t, np.float32),
-                    "labels": labels,
-                }
-                conditional, unconditional = session.run(None, inputs)[0][:, :channels]
-                output = unconditional + scale * (conditional - unconditional)
-                history = [c_x * latent + c_out * output[None], *history[:2]]
-                latent = a * latent + b_0 * history[0] + b_1 * history[1] + b_2 * history[2]
-            return latent
-
-        return run
-
-    def unsplit(self) -> Run:
-        """One graph for a whole step, bound to memory once, as the runtime binds its graphs."""
-        spec, path = self.manifest.spec, self.folder / f"{self.name}-unsplit.onnx"
-        export_unsplit(self.model, self.manifest, path)
-        trajectory = self.resources.enter_context(
-            opened(self.pipeline.bundle, self.plain, 1, path, device="cpu", library=None)
+    `faster_low` and `faster_high` are the bounds of the median ratio, `faster_min` and `faster_max` the least and the
+    most of all turns. Raises BenchmarkFailed if a row gave nothing.
+    """
+    failed = [row for row in result.rows if row.failed or row.host is None]
+    if failed:
+        raise BenchmarkFailed(f"{name}: {failed[0].title} gave no times: {failed[0].failed or 'no turn ended'}")
+    times_ms = {row.slug: _times_ms(row, samples) for row in result.rows}
+    base, one_graph = times_ms[result.base_line], times_ms[ONE_GRAPH]
+    rows = []
+    for row in result.rows:
+        assert row.host is not None
+        own, agreement = times_ms[row.slug], row.agreement
+        faster, each = ratio_interval(base, own), [first / second for first, second in zip(base, own, strict=True)]
+        known = quality.get((row.steps, row.block_forwards), {})
+        relative = None if agreement is None else agreement.own_plan_relative
+        rows.append(
+            {
+                "model": name,
+                "row": NAMES[row.slug],
+                "steps": row.steps,
+                "block_forwards": row.block_forwards,
+                "batch": row.batch,
+                "warm_ups": row.warm_ups,
+                "n": row.host.n,
+                "median_ms": round(row.host.p50_ms, 2),
+                "min_ms": round(row.host.least_ms, 2),
+                "max_ms": round(row.host.most_ms, 2),
+                "faster_than_eager_20": round(faster.median, 3),
+                "faster_min": round(min(each), 3),
+                "faster_max": round(max(each), 3),
+                "faster_low": round(faster.low, 3),
+                "faster_high": round(faster.high, 3),
+                "cost_against_one_graph": round(ratio_interval(own, one_graph).median, 4),
+                "relative_difference": "" if relative is None else f"{relative:.1e}",
+                "frechet": known.get("frechet", ""),
+                "accuracy": known.get("accuracy", ""),
+                "noise": "; ".join(result.noise.reasons),
+            }
         )
-        labels = {"class_labels": np.array([self.label], np.int32)}
-        rows = spec.conditioning.rows(labels, guided=spec.guidance)
-        return lambda: trajectory.run(self.noise, rows, self.manifest.guidance_scale, RunOptions())[0]
-
-    def measure(self, repeats: int, quality: Mapping[StepPlan, Mapping[str, float]]) -> list[dict[str, Any]]:
-        rows = self.rows()
-        references = {plan: self.eager(self.model, plan)() for plan, _ in rows.values()}
-        errors = {name: difference(name, run(), references[plan]).relative for name, (plan, run) in rows.items()}
-        times_ms: dict[str, list[float]] = {name: [] for name in rows}
-        for _ in range(repeats):
-            for name, (_, run) in rows.items():
-                time.sleep(SETTLE_S)
-                start_s = time.perf_counter()
-                run()
-                times_ms[name].append((time.perf_counter() - start_s) * 1000)
-        base, one_graph = np.array(times_ms[BASE_LINE]), np.array(times_ms["ONNX Runtime, one graph"])
-        result = []
-        for name, (plan, _) in rows.items():
-            values = np.array(times_ms[name])
-            result.append(
-                {
-                    "model": self.name,
-                    "row": name,
-                    "steps": len(plan.steps),
-                    "block_forwards": plan.block_forwards,
-                    "batch": 1,
-                    "warm_ups": 1,
-                    "n": repeats,
-                    "median_ms": round(float(np.median(values)), 2),
-                    "min_ms": round(float(values.min()), 2),
-                    "max_ms": round(float(values.max()), 2),
-                    "faster_than_eager_20": round(float(np.median(base / values)), 3),
-                    "faster_min": round(float((base / values).min()), 3),
-                    "faster_max": round(float((base / values).max()), 3),
-                    "cost_against_one_graph": round(float(np.median(values / one_graph)), 4),
-                    "relative_difference": f"{errors[name]:.1e}",
-                    "frechet": quality.get(plan, {}).get("frechet", ""),
-                    "accuracy": quality.get(plan, {}).get("accuracy", ""),
-                }
-            )
-            print(result[-1], flush=True)
-        return result
-
-    def overhead_us(self, repeats: int) -> float:
-        """The median Python time of a step, without its engines."""
-        runs = [
-            self.pipeline.generate(class_labels=[self.label], latents=self.noise, plan=self.with_feedback).timings
-            for _ in range(repeats * 5)
-        ]
-        return float(np.median([timings.overhead_us_per_step for timings in runs]))
+    return rows
 
 
-def demo_quality(folder: Path) -> dict[StepPlan, dict[str, float]]:
+def _times_ms(row: RowResult, samples: Sequence[Observation]) -> list[float]:
+    """The times of a row that count, turn by turn."""
+    times = {one.turn: one.best_ms for one in samples if (one.row, one.batch) == (row.slug, row.batch) and one.counts}
+    return [times[turn] for turn in sorted(times)]
+
+
+def demo_quality(folder: Path) -> Quality:
     """Distance and accuracy of the demo under the timed plans, for one noise seed and without guidance."""
     judge = DigitsJudge()
     built = build("demo", folder / "quality.ilf", BuildOptions(batch=BatchRange(1, BATCH, BATCH), guidance=False))
     with Pipeline.load(built.bundle.path) as pipeline:
-        plans = [pipeline.plan(20, feedback="none"), pipeline.plan(12, feedback="none"), pipeline.plan(10)]
+        plans = [
+            pipeline.plan(DEFAULT_STEPS, feedback="none"),
+            pipeline.plan(EQUAL_STEPS, feedback="none"),
+            pipeline.plan(ILF_STEPS, feedback=FEEDBACK),
+        ]
         return {
-            plan: {
+            (len(plan.steps), plan.block_forwards): {
                 key: round(value, 4)
                 for key, value in judge.judge(sample(pipeline, plan, judge.labels, 1, 1.0)).items()
                 if key in SHOWN
@@ -232,36 +187,50 @@ def middle_checkpoint(folder: Path) -> str:
     return str(folder / "middle")
 
 
-def process_facts(bundle: Path, repeats: int) -> dict[str, float]:
-    """Import time and peak memory of a process that only serves."""
+def overhead_us(model: Model) -> float:
+    """The median Python time of a step, without its engines."""
+    with Pipeline.load(model.bundle) as pipeline:
+        plan = pipeline.plan(ILF_STEPS, feedback=FEEDBACK)
+        results = [pipeline.generate(class_labels=[model.label], plan=plan, seed=0) for _ in range(1 + GENERATIONS)]
+    return float(np.median([result.timings.overhead_us_per_step for result in results[1:]]))
+
+
+def process_facts(bundle: Path) -> dict[str, float]:
+    """Import time and peak memory of a process that serves one picture and measures nothing."""
 
     def run(code: str, *arguments: str) -> float:
         process = subprocess.run([sys.executable, "-c", code, *arguments], capture_output=True, text=True, check=True)
         return float(json.loads(process.stdout))
 
     return {
-        "import_s": round(float(np.median([run(IMPORTS) for _ in range(repeats)])), 3),
+        "import_s": round(float(np.median([run(IMPORTS) for _ in range(PROCESSES)])), 3),
         "serving_peak_mib": round(float(np.median([run(SERVING, str(bundle)) for _ in range(3)])), 1),
     }
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--repeats", type=int, default=7)
+    parser.add_argument("--within", type=float, default=DEFAULT_WITHIN, help="measure until ratios are known to ± this")
+    parser.add_argument("--max-seconds", type=float, default=DEFAULT_MAX_S, help="most seconds of the turns of a model")
     parser.add_argument("--process-only", action="store_true", help="import time, memory and overhead, no latency")
     options = parser.parse_args()
-    command = f"python -m benchmarks.speed.cpu --repeats {options.repeats}" + " --process-only" * options.process_only
-    with tempfile.TemporaryDirectory() as name, ExitStack() as resources:
+    command = f"python -m benchmarks.speed.cpu --within {options.within:g} --max-seconds {options.max_seconds:g}"
+    command += " --process-only" * options.process_only
+    with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        demo = Bench("demo", "demo", folder, 3, resources)
-        middle = Bench("dit-12x384", middle_checkpoint(folder), folder, 207, resources)
+        demo = Model.built("demo", "demo", folder, 3)
+        middle = Model.built("dit-12x384", middle_checkpoint(folder), folder, 207)
         if not options.process_only:
-            rows = demo.measure(options.repeats, demo_quality(folder)) + middle.measure(options.repeats, {})
+            rows = []
+            for model in (demo, middle):
+                result, samples = measure(model, command, options.within, options.max_seconds)
+                rows += latency_rows(model.name, result, samples, demo_quality(folder) if model is demo else {})
+            for row in rows:
+                print(row)
             print(append_rows("cpu-latency", command, rows, key=("device", "model", "row")))
         facts = [
-            {"model": bench.name, "overhead_us_per_step": round(bench.overhead_us(options.repeats), 1)}
-            | process_facts(bench.path, options.repeats)
-            for bench in (demo, middle)
+            {"model": model.name, "overhead_us_per_step": round(overhead_us(model), 1)} | process_facts(model.bundle)
+            for model in (demo, middle)
         ]
         for fact in facts:
             print(fact)

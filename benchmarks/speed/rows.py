@@ -13,14 +13,17 @@ import torch
 from numpy.typing import NDArray
 
 from benchmarks.rivals import torch_engine
-from ilf_trt.bench.rivals import CACHED_EVERY, Eager, Run, cached_blocks
 from benchmarks.rivals.full_size_models import MODELS, PIXELS, TINY, make_backbone, make_conditions
-from benchmarks.rivals.unsplit import UNSPLIT, opened
+from benchmarks.rivals.unsplit import opened
 from benchmarks.speed.gpu_tables import ILF_ROW, TORCH_ILF_ROW
 from benchmarks.speed.hoisting import linear_flop
 from benchmarks.speed.machine import DTYPES, MIB, Machine, Shot, measured_rate
 from benchmarks.speed.stand_ins import lane_of
 from ilf_trt import ILFModel, attach, load_ilf
+from ilf_trt.bench.inputs import decibels
+from ilf_trt.bench.one_graph import UNSPLIT, UNSPLIT_FILE
+from ilf_trt.bench.rivals import CACHED_EVERY, Eager, Run, cached_blocks
+from ilf_trt.bench.statistics import median_interval, spread
 from ilf_trt.contract.bundle import ENGINE_FOLDER, GRAPH_FOLDER, Bundle
 from ilf_trt.contract.plan import StepPlan, cached_block_forwards, make_plan
 from ilf_trt.contract.spec import ModelSpec, Precision
@@ -218,28 +221,29 @@ class Bench:
             shots = [shot for _, shot in pairs]
             share = self._linear_share(entry, ready, rates)
             block_forwards = ready.block_forwards()
-        ratios = np.array([first.denoise_ms / second.denoise_ms for first, second in pairs])
-        denoise = np.array([shot.denoise_ms for shot in shots])
+        ratios = [first.denoise_ms / second.denoise_ms for first, second in pairs]
+        faster, denoise = median_interval(ratios), spread([shot.denoise_ms for shot in shots])
         launches = [shot.launch_us for shot in shots if shot.launch_us is not None]
         latents = shots[-1].latents
+        psnr_db = decibels(latents, self.reference(self.plain))
         return {
             "block_forwards": block_forwards,
             "warm_ups": 1 + WARM_UPS,
             "n": repeats,
-            "denoise_p50_ms": _digits(np.quantile(denoise, 0.5)),
-            "denoise_p95_ms": _digits(np.quantile(denoise, 0.95)),
-            "end_to_end_ms": _digits(np.median([shot.end_to_end_ms for shot in shots])),
-            "faster_than_eager_20": round(float(np.median(ratios)), 3),
-            "faster_min": round(float(ratios.min()), 3),
-            "faster_max": round(float(ratios.max()), 3),
+            "denoise_p50_ms": _digits(denoise.p50_ms),
+            "denoise_p90_ms": _digits(denoise.p90_ms),
+            "end_to_end_ms": _digits(spread([shot.end_to_end_ms for shot in shots]).p50_ms),
+            "faster_than_eager_20": round(faster.median, 3),
+            "faster_low": round(faster.low, 3),
+            "faster_high": round(faster.high, 3),
             "peak_device_mib": "" if peak_mib is None else round(peak_mib),
             "engine_mib": "" if ready.engine_mib is None else round(ready.engine_mib, 1),
             "cold_load_s": round(cold_load_s, 2),
-            "launch_us": round(float(np.median(launches)), 1) if launches else "",
+            "launch_us": round(median_interval(launches).median, 1) if launches else "",
             "captured": {None: "", True: "yes", False: "no"}[shots[-1].captured],
             "linear_share": "" if share is None else round(share, 3),
             "relative_difference": f"{difference(entry.name, latents, self.reference(entry.plan)).relative:.1e}",
-            "psnr_db": psnr(latents, self.reference(self.plain)),
+            "psnr_db": "" if psnr_db is None else round(psnr_db, 2),
         }
 
     def _linear_share(self, entry: Entry, ready: Ready, rates: list[dict[str, str]]) -> float | None:
@@ -342,7 +346,7 @@ def bundle_path(work: Path, name: str, batch: int, precision: str) -> Path:
 def unsplit_path(bundle: Path, library: str) -> Path:
     """The unsplit graph of a bundle, or its engine, in a folder next to the bundle."""
     folder = bundle.with_suffix("") / UNSPLIT
-    return folder / (f"{UNSPLIT}.onnx" if library == ONNXRUNTIME else f"{library}.engine")
+    return folder / (UNSPLIT_FILE if library == ONNXRUNTIME else f"{library}.engine")
 
 
 def loaded_mib(bundle: Path, library: str, *, whole: bool) -> float:
@@ -353,13 +357,6 @@ def loaded_mib(bundle: Path, library: str, *, whole: bool) -> float:
     folder = f"{GRAPH_FOLDER}/" if library == ONNXRUNTIME else f"{ENGINE_FOLDER}/{library}/"
     files = Bundle.open(bundle, check_hashes=False).manifest.files
     return sum(facts.size_bytes for name, facts in files.items() if name.startswith(folder)) / MIB
-
-
-def psnr(latents: NDArray[np.float32], reference: NDArray[np.float32]) -> float | str:
-    """Decibels of the reference's range over the root mean square difference; empty for equal arrays."""
-    a, b = (array.astype(np.float64) for array in (latents, reference))
-    error = float(np.sqrt(np.mean((a - b) ** 2)))
-    return round(20 * float(np.log10((b.max() - b.min()) / error)), 2) if error else ""
 
 
 def _shot(latents: NDArray[np.float32], timings: Any) -> Shot:

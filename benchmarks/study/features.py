@@ -18,8 +18,8 @@ import torch
 from torch import Tensor, nn
 
 from benchmarks.record import write_rows
-from benchmarks.rivals.eager import CACHED_EVERY, cached_blocks
 from ilf_trt import ILFModel, load_ilf
+from ilf_trt.bench.rivals import CACHED_EVERY, cached_blocks
 from ilf_trt.contract.plan import Ratio, Rule, Step, StepPlan, make_plan
 from ilf_trt.model.base import base_scheduler
 from ilf_trt.model.checkpoint import read_checkpoint

@@ -23,11 +23,11 @@ import torch
 from numpy.typing import NDArray
 
 from benchmarks.record import ROOT, append_rows, read_rows
-from benchmarks.rivals.eager import CACHED_EVERY, Eager, Run, cached_blocks
 from benchmarks.study.arithmetic import arithmetic_on
 from benchmarks.study.judge import CifarJudge, DigitsJudge, Judge, rounded
 from benchmarks.study.samplers import Kind, Sampler, plain, samplers, with_guidance
 from ilf_trt import load_ilf
+from ilf_trt.bench.rivals import CACHED_EVERY, Eager, Run, cached_blocks
 from ilf_trt.contract.plan import StepPlan, cached_block_forwards, make_plan
 from ilf_trt.contract.spec import Loop
 from ilf_trt.errors import MissingDependency

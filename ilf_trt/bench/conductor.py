@@ -34,6 +34,7 @@ from .worker import Worker
 
 RUNTIME, TORCH = "ilf_trt.bench.runtime_process", "ilf_trt.bench.torch_process"
 WARM_UPS = 2  # after the first run, in which libraries capture and compile
+SETTLE_S = 0.05  # for the threads of the row before, which may still spin
 LONG_STEPS = 50
 MOST_TURNS = 1000
 
@@ -219,6 +220,7 @@ class Conductor:
                 break
 
     def _shoot(self, each: Measured, turn: int) -> None:
+        time.sleep(SETTLE_S)
         at_s = time.perf_counter() - self._begin_s
         answer = self._worker(each).ask("shoot", slug=each.row.slug)
         one = Observation(each.row.slug, each.batch, turn, at_s, answer["host_ms"], answer["device_ms"])

@@ -1,5 +1,6 @@
 """diffusers' own forward as one graph in ONNX Runtime: what an export without this package gives."""
 
+import logging
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -10,15 +11,18 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from ilf_trt import leaves
 from ilf_trt.contract.guidance import OFF, effective_scale
 from ilf_trt.contract.plan import StepPlan
-from ilf_trt.errors import InvalidRequest, MissingDependency
+from ilf_trt.errors import InvalidRequest
+from ilf_trt.model.foreign import quieted
 from ilf_trt.model.ilf_model import ILFModel
 from ilf_trt.model.sampling import check_finite
 
 from .rivals import Run
 
 OPSET = 20
+EXPORTERS = ("torch.onnx", "onnxscript", "onnx_ir", "torch.export")
 
 
 class Plain(nn.Module):
@@ -45,12 +49,10 @@ class DiffusersGraph:
         """A run of `plan` on the CPU.
 
         Without `guidance`, and for a scale of 1 and below, every picture runs once instead of twice. With `threads` 0,
-        ONNX Runtime chooses the number of threads. Raises InvalidRequest for a model that takes more than a class label.
+        ONNX Runtime chooses the number of threads. Raises InvalidRequest for a model that takes more than a class
+        label, and MissingDependency without ONNX Runtime.
         """
-        try:
-            import onnxruntime
-        except ImportError as error:
-            raise MissingDependency(f"this row needs ONNX Runtime ({error}); pip install onnxruntime") from error
+        onnxruntime = leaves.import_onnxruntime()
         conditioning = model.adapter.conditioning(1)
         if conditioning.classes is None:
             raise InvalidRequest("diffusers' own graph is measured for models of classes only")
@@ -61,9 +63,9 @@ class DiffusersGraph:
             path = Path(folder) / "diffusers.onnx"
             batch = torch.export.Dim("R", min=2, max=256)
             example = (torch.zeros(4, channels, height, width), torch.zeros(4), torch.zeros(4, dtype=torch.int64))
-            with torch.no_grad():
+            with quieted(EXPORTERS, logging.ERROR), torch.no_grad():
                 program: Any = torch.onnx.export(
-                    Plain(model.backbone),
+                    Plain(model.backbone).eval(),
                     example,
                     dynamo=True,
                     opset_version=OPSET,

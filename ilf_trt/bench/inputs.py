@@ -56,7 +56,7 @@ def decibels(array: NDArray[Any], reference: NDArray[Any]) -> float | None:
 
 
 def relative_difference(array: NDArray[Any], reference: NDArray[Any]) -> float | None:
-    """The largest difference over the reference's largest magnitude, which may not be 0; None for a zero reference."""
+    """The largest difference over the reference's largest magnitude; None for a reference of zeros."""
     a, b = (np.asarray(each, np.float64) for each in (array, reference))
     largest = float(np.abs(b).max())
     return float(np.abs(a - b).max()) / largest if largest else None

@@ -1,4 +1,4 @@
-"""A whole plain step as one graph in ONNX Runtime, bound to memory as the runtime binds its graphs: what splitting costs.
+"""A whole plain step as one graph in ONNX Runtime, bound as the runtime binds its graphs: what splitting costs.
 
 Its modulation still comes from the bundle's `cond`, once a picture.
 """
@@ -40,7 +40,7 @@ INSIDE = (Role.TOKENS, Role.FEATURES, Role.FEEDBACK, Role.SCALES)
 
 
 class Unsplit(Segment):
-    """A plain step as one graph; its modulation still comes from `cond`."""
+    """A plain step as one graph."""
 
     name = UNSPLIT
 

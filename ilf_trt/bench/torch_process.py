@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ilf_trt import leaves
 from ilf_trt.contract.bundle import Bundle
 from ilf_trt.contract.plan import StepPlan
 from ilf_trt.errors import InvalidRequest, MissingDependency, NonFinite
@@ -109,7 +110,7 @@ class TorchProcess:
         load_s = perf_counter() - begin_s
         begin_s = perf_counter()
         self._run(slug)
-        facts = {"library": f"ONNX Runtime {version('onnxruntime')}"} if rival in ON_ONNX_RUNTIME else {}
+        facts = {"library": _onnxruntime()} if rival in ON_ONNX_RUNTIME else {}
         return {"load_s": load_s, "first_s": perf_counter() - begin_s, **facts}
 
     def shoot(self, request: Mapping[str, Any]) -> dict[str, Any]:
@@ -179,6 +180,10 @@ class TorchProcess:
         except ImportError as error:
             raise MissingDependency(f"this row needs {error.name}; pip install 'ilf-trt[build]'") from error
         return one_graph(self._model, self._bundle, plan, self._noise, self._scale, threads=self._threads)
+
+
+def _onnxruntime() -> str:
+    return f"onnxruntime {leaves.import_onnxruntime().__version__}"
 
 
 def main() -> int:

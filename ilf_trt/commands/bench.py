@@ -82,8 +82,8 @@ def bench(
     bundle
         Folder of the bundle; `demo` and `demo-emoji` are built once from the package and kept in the cache.
     against
-        What to compare with: eager, compile, cache (the paper's), cache-dit, onnx (diffusers' own graph). They run on
-        the checkpoint.
+        What to compare with: eager, compile, cache (the paper's), cache-dit, onnx (diffusers' own graph), one-graph (a
+        whole step as one graph). They run on the checkpoint.
     checkpoint
         The ILF checkpoint that the bundle was built from.
     device

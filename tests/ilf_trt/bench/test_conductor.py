@@ -105,6 +105,7 @@ def stage(dit_bundle: Path, monkeypatch: pytest.MonkeyPatch) -> Stage:
             self.close()
 
     monkeypatch.setattr(conductor, "Worker", Played)
+    monkeypatch.setattr(conductor, "SETTLE_S", 0.0)
     return made
 
 

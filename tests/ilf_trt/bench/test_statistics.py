@@ -44,6 +44,13 @@ def test_a_ratio_within_turns_does_not_see_a_machine_that_slows_down() -> None:
     assert (interval.low, interval.median, interval.high) == pytest.approx((2, 2, 2))
 
 
+def test_bounds_of_few_values_stay_positive() -> None:
+    interval = median_interval([10.0, 11.0, 6.0])
+    assert 0 < interval.low < 10 < interval.high
+    with pytest.raises(ValueError, match="the least value is 0, expected positive ones"):
+        median_interval([1.0, 0.0])
+
+
 def test_the_same_values_give_the_same_bounds() -> None:
     values = times_ms(np.random.default_rng(3))
     assert median_interval(values) == median_interval(list(values))
