@@ -7,6 +7,7 @@ from typing import Any
 from rich.table import Table
 from rich.text import Text
 
+from ilf_trt.contract.manifest import ATTENTION_PRODUCTS
 from ilf_trt.contract.spec import Precision
 from ilf_trt.errors import shown
 
@@ -51,13 +52,20 @@ class EngineReport:
     def outside(self) -> tuple[Kernel, ...]:
         """Matrix products and attentions in another precision than the requested one.
 
-        In an FP8 engine, FP16 is right for the Linears and attentions that are not in `expected`.
+        In an FP8 engine, FP16 is right for the Linears and attentions that are not in `expected`. An attention that is
+        in there is one kernel: its two products apart are not as asked, in whatever precision.
         """
         return tuple(
             kernel
             for kernel in self.kernels
-            if kernel.kind in COUNTED and kernel.precision != self._requested_precision(kernel)
+            if kernel.kind in COUNTED
+            and (kernel.precision != self._requested_precision(kernel) or self._is_apart(kernel))
         )
+
+    def _is_apart(self, kernel: Kernel) -> bool:
+        """Whether a kernel is one product of an attention that should run in FP8 as a whole."""
+        asked = set(kernel.layers) & set(self.expected)
+        return kernel.kind == "matmul" and any(name.rpartition(".")[2] in ATTENTION_PRODUCTS for name in asked)
 
     def _requested_precision(self, kernel: Kernel) -> str:
         if self.precision != Precision.FP8:

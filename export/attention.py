@@ -13,6 +13,8 @@ from onnx_ir.convenience import replace_all_uses_with
 
 HEAD_STEP = 16
 """FP8 attention of TensorRT wants head sizes that are multiples of this."""
+ROUNDED = 0.01
+"""How far rounding to bfloat16, twice, may take a scale from what it was."""
 LAYOUT = frozenset(("Reshape", "Transpose"))
 
 Change = Callable[[NDArray[Any]], NDArray[Any]]
@@ -95,13 +97,21 @@ def fold_attention_scales(model: Any) -> int:
         scaled = [(value, scalar) for value, scalar in operands if scalar is not None]
         if not scaled or any(_only_use(value) is None for value, _ in scaled):
             continue
-        factor = np.float32(np.prod([scalar for _, scalar in scaled], dtype=np.float64))
+        factor = np.float32(_factor([scalar for _, scalar in scaled], attention.scores.inputs[0].shape))
         for value, _ in scaled:
             replace_all_uses_with(value, _unscaled(value))
             model.graph.remove(value.producer(), safe=True)
         _edit_linear(model.graph, attention.query, partial(np.multiply, factor))
         count += 1
     return count
+
+
+def _factor(scalars: Sequence[float], query: Any) -> float:
+    """What the scalars are together: 1/sqrt(d) itself where they are that, which the exporter rounded to the dtype."""
+    product = float(np.prod(scalars, dtype=np.float64))
+    size = query[-1] if query is not None else None
+    exact = size**-0.5 if isinstance(size, int) else product
+    return exact if abs(product / exact - 1) < ROUNDED else product
 
 
 def pad_heads(model: Any, names: Collection[str]) -> int:
@@ -119,7 +129,7 @@ def pad_heads(model: Any, names: Collection[str]) -> int:
             continue
         operands = ((query, -1), (attention.scores.inputs[1], -2), (attention.mixed.inputs[1], -1))
         found = [*(_side_before(value, axis, size) for value, axis in operands), _side_after(attention.mixed)]
-        sides = [side for side in found if side is not None]
+        sides = [side for side in found if side is not None and side.is_plain(size)]
         if len(sides) == len(found):
             for side in sides:
                 side.pad(model.graph, size, ceil(size / HEAD_STEP) * HEAD_STEP)
@@ -154,6 +164,12 @@ class _Side:
             _set_size(graph, value, -1, value.shape[-1] // size * padded)
         for value, place in self.split:
             _set_size(graph, value, place, padded)
+
+    def is_plain(self, size: int) -> bool:
+        """Whether the sizes that `pad` changes are known where it needs them, and stand in constants of one number."""
+        joined = (isinstance(value.shape[-1], int) and not value.shape[-1] % size for value in self.joined)
+        places = (*((value, -1) for value in self.joined), *self.split)
+        return all(joined) and all(_can_set_size(value, axis) for value, axis in places)
 
 
 def _side_before(operand: Any, axis: int, size: int) -> _Side | None:
@@ -223,6 +239,18 @@ def _set_size(graph: Any, value: Any, axis: int, size: int) -> None:
         graph.insert_before(node, join)
         _replace_constant(graph, join, len(pieces) + axis, lambda array: np.full_like(array, size))
         node.replace_input_with(1, join.outputs[0])
+
+
+def _can_set_size(value: Any, axis: int) -> bool:
+    """Whether `_set_size` knows where the size comes from: no Reshape, a whole constant, or one number of a Concat."""
+    node = value.producer()
+    if node.op_type != "Reshape" or node.inputs[1].const_value is not None:
+        return True
+    join = node.inputs[1].producer()
+    if join is None or join.op_type != "Concat" or len(join.inputs) < -axis:
+        return False
+    constant = join.inputs[axis].const_value
+    return constant is None or constant.size == 1
 
 
 def _with_size(array: NDArray[Any], axis: int, size: int) -> NDArray[Any]:

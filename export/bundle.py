@@ -8,12 +8,12 @@ from math import isfinite
 from pathlib import Path
 from typing import Any, TypeVar
 
-import numpy as np
 import torch
 
 from ilf_trt.assembly.build_cache import BuildCache, entry_note, take_or_make
 from ilf_trt.assembly.options import BuildOptions, PipelinePart
 from ilf_trt.assembly.stages import Stages
+from ilf_trt.contract.arrays import write_npz
 from ilf_trt.contract.bundle import CONSTANTS_FILE, REFERENCE_FILE, graph_file, weights_file, write_manifest
 from ilf_trt.contract.graphs import all_graphs
 from ilf_trt.contract.manifest import Calibration, Manifest
@@ -211,7 +211,7 @@ def _graphs(
     if spec.constants:
         constants = {name: value.float().numpy() for name, value in constants_of(source.model, spec).items()}
         arrays = {name: value.astype(precision.array_dtype) for name, value in constants.items()}
-        np.savez(folder / CONSTANTS_FILE, allow_pickle=False, **arrays)
+        write_npz(folder / CONSTANTS_FILE, arrays)
     model = source.model.to(getattr(torch, precision.dtype))
     reused = []
     for name, segment in segments_of(model, spec, precision).items():

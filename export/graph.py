@@ -13,7 +13,7 @@ from torch.export import Dim
 from ilf_trt.contract.manifest import AttentionAmax
 from ilf_trt.contract.ports import PICTURES, ROWS, Graph, Port
 from ilf_trt.contract.spec import BatchRange, ModelSpec
-from ilf_trt.errors import PortMismatch, UnsupportedBackbone
+from ilf_trt.errors import PortMismatch, UnsupportedBackbone, shown
 from ilf_trt.model.foreign import quieted
 
 from .attention import fold_attention_scales, name_attentions, pad_heads
@@ -22,6 +22,7 @@ from .quantization import quantize_attentions, quantize_linears
 from .segments import Segment
 
 OPSET = 20
+NAME_CHARS = 80
 EXPORTERS = ("torch.onnx", "onnxscript", "onnx_ir", "torch.export")
 MAX_TIMES = 1024
 TRACED_PICTURES = 2
@@ -53,10 +54,13 @@ def export_segment(
         pad_heads(model, attentions or ())
     strip_metadata(model)
     share_equal(model)
-    if quantize_attentions(model, attentions or {}) != len(attentions or {}):
+    quantize_attentions(model, attentions or {})
+    there = {node.name for node in model.graph}
+    missing = [name for name in attentions or {} if f"{name}.q_quantize" not in there]
+    if missing:
         raise UnsupportedBackbone(
-            f"graph {graph.name}: an attention of {', '.join(attentions or ())} is none in the graph, so it cannot run "
-            "in FP8; pass --no-fp8-attention, or --fp8-exclude with its name"
+            f"graph {graph.name}: attention {shown(missing[0], NAME_CHARS)} is none in the graph, so it cannot run in "
+            "FP8; pass --no-fp8-attention, or --fp8-exclude with its name"
         )
     quantized = quantize_linears(model, amax or {})
     _check_border(model.graph, graph, batch)

@@ -9,6 +9,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from ilf_trt.contract.arrays import write_npz
 from ilf_trt.contract.guidance import effective_scale
 from ilf_trt.contract.plan import StepPlan
 from ilf_trt.contract.reference_cases import (
@@ -76,7 +77,7 @@ def write_reference(
         _check_finite(torch.from_numpy(array), f"the pipeline's {name!r}")
     dtype = precision.array_dtype
     arrays = {name: _array_of(tensor, dtype) for name, tensor in tensors.items() if name not in constants}
-    np.savez(path, allow_pickle=False, **arrays, **of_parts)
+    write_npz(path, {**arrays, **of_parts})
 
 
 def _step(

@@ -4,7 +4,8 @@ Nothing is computed and no weight is allocated; shapes come from the model's con
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from math import ceil
 from typing import Any
 
 import torch
@@ -17,6 +18,7 @@ from benchmarks.rivals.full_size_models import LOOP, MODELS, TINY, TINY_LOOP, ma
 from benchmarks.speed.hoisting import meta_tensor
 from ilf_trt import ILFModel, attach
 from ilf_trt.contract.ports import ROWS
+from ilf_trt.export.attention import HEAD_STEP
 
 GUIDED_ROWS = 2  # one picture with guidance
 MIDDLE_BLOCK = 1  # any block but the first: diffusers may treat that one specially
@@ -32,12 +34,17 @@ NO_KERNEL = (
 
 @dataclass(frozen=True, slots=True)
 class Product:
-    """A Linear: (rows, inputs) by (inputs, outputs). `source` is the same number for Linears of the same input."""
+    """A Linear: (rows, inputs) by (inputs, outputs). `source` is the same number for Linears of the same input.
+
+    `input_head` and `output_head` are the size of the heads of an attention that the inputs or outputs are, 0 for none.
+    """
 
     rows: int
     inputs: int
     outputs: int
     source: int
+    input_head: int = 0
+    output_head: int = 0
 
     @property
     def flop(self) -> float:
@@ -46,6 +53,13 @@ class Product:
     def bytes_moved(self, operand_bytes: int, result_bytes: int) -> float:
         operands = self.rows * self.inputs + self.inputs * self.outputs
         return float(operands * operand_bytes + self.rows * self.outputs * result_bytes)
+
+    @property
+    def filled(self) -> "Product":
+        """The same Linear with its heads filled up with zeros."""
+        inputs, outputs = filled(self.inputs, self.input_head), filled(self.outputs, self.output_head)
+        heads = (filled(head, head) for head in (self.input_head, self.output_head))
+        return Product(self.rows, inputs, outputs, self.source, *heads)
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,8 +113,14 @@ class BlockWork:
                 continue
             other = merged.get(product.source)
             outputs = product.outputs + (other.outputs if other else 0)
-            merged[product.source] = Product(product.rows, product.inputs, outputs, product.source)
+            merged[product.source] = replace(product, outputs=outputs)
         return tuple(merged.values())
+
+    @property
+    def filled(self) -> "BlockWork":
+        """The same work with heads filled up with zeros, as in a graph of FP8 attention for TensorRT."""
+        attentions = tuple(replace(each, head_size=filled(each.head_size, each.head_size)) for each in self.attentions)
+        return replace(self, products=tuple(each.filled for each in self.products), attentions=attentions)
 
     @property
     def fused_elements(self) -> int:
@@ -116,6 +136,11 @@ class BlockWork:
     def activation_elements(self) -> int:
         """Elements that the feed-forward's activation writes."""
         return sum(kernel.output_elements for kernel in self.rest if kernel.name == "aten::gelu")
+
+
+def filled(width: int, head_size: int) -> int:
+    """A width of whole heads, each filled up to a multiple of `HEAD_STEP`; of no heads (`head_size` 0), as it is."""
+    return width // head_size * ceil(head_size / HEAD_STEP) * HEAD_STEP if head_size else width
 
 
 def make_meta_model(name: str) -> ILFModel:
@@ -154,6 +179,8 @@ class _Recorder:
         self.token_elements = 0
         self.functions, self.kernels = _Functions(self), _Kernels(self)
         self._sources: list[Tensor] = []  # kept, so that an id names one tensor
+        self._outputs: list[Tensor] = []  # of each product
+        self._heads: list[Tensor] = []  # the output of each attention
 
     def begin(self, _block: Any, inputs: tuple[Tensor, ...]) -> None:
         self.active = True
@@ -165,12 +192,26 @@ class _Recorder:
     def work(self) -> BlockWork:
         return BlockWork(tuple(self.products), tuple(self.attentions), tuple(self.rest), self.token_elements)
 
-    def add_product(self, tokens: Tensor, weight: Tensor) -> None:
+    def add_product(self, tokens: Tensor, weight: Tensor) -> Tensor:
+        """Record a Linear; gives its empty output."""
         if all(source is not tokens for source in self._sources):
             self._sources.append(tokens)
         source = next(index for index, source in enumerate(self._sources) if source is tokens)
         outputs, inputs = weight.shape
-        self.products.append(Product(tokens.numel() // inputs, inputs, outputs, source))
+        heads = (a.head_size for a, out in zip(self.attentions, self._heads, strict=True) if _is_view(tokens, out))
+        self.products.append(Product(tokens.numel() // inputs, inputs, outputs, source, next(heads, 0)))
+        self._outputs.append(tokens.new_empty(*tokens.shape[:-1], outputs))
+        return self._outputs[-1]
+
+    def add_attention(self, query: Tensor, key: Tensor, value: Tensor, *, masked: bool) -> Tensor:
+        """Record an attention; gives its empty output, in the layout of the fused kernels."""
+        rows, heads, queries, head_size = query.shape
+        self.attentions.append(Attention(rows, heads, queries, key.shape[2], head_size, masked))
+        for index, output in enumerate(self._outputs):
+            if any(_is_view(operand, output) for operand in (query, key, value)):
+                self.products[index] = replace(self.products[index], output_head=head_size)
+        self._heads.append(query.new_empty(rows, queries, heads, head_size).transpose(1, 2))
+        return self._heads[-1]
 
 
 class _Functions(TorchFunctionMode):
@@ -184,14 +225,9 @@ class _Functions(TorchFunctionMode):
         if not self._recorder.active:
             return func(*args, **(kwargs or {}))
         if func is F.linear:
-            self._recorder.add_product(args[0], args[1])
-            return args[0].new_empty(*args[0].shape[:-1], args[1].shape[0])
+            return self._recorder.add_product(args[0], args[1])
         if func is F.scaled_dot_product_attention:
-            query, key = args[0], args[1]
-            masked = (kwargs or {}).get("attn_mask") is not None
-            self._recorder.attentions.append(Attention(*query.shape[:3], key.shape[2], query.shape[3], masked))
-            rows, heads, queries, head_size = query.shape
-            return query.new_empty(rows, queries, heads, head_size).transpose(1, 2)  # the layout of the fused kernels
+            return self._recorder.add_attention(*args[:3], masked=(kwargs or {}).get("attn_mask") is not None)
         return func(*args, **(kwargs or {}))
 
 
@@ -214,6 +250,11 @@ class _Kernels(TorchDispatchMode):
                 name = "residual"
             self._recorder.rest.append(Elementwise(name, moved, first.numel()))
         return output
+
+
+def _is_view(tensor: Tensor, other: Tensor) -> bool:
+    """Whether both tensors are views of the same memory."""
+    return tensor.untyped_storage()._cdata == other.untyped_storage()._cdata
 
 
 def _stored_bytes(tensor: Tensor) -> float:

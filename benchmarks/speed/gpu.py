@@ -33,8 +33,9 @@ alone. It shows that the commands work; its numbers measure nothing.
 | memory | growth of the whole GPU's used memory since before the row was loaded |
 | `of the matrix rate` | operations of the Linears over the time of all graphs, as a share of the best square product |
 
-Rows of torch are in --dtype. The rows "captured … by torch" run the runtime's own trajectory with torch in the place of
-an engine library: one CUDA graph, and no compiler.
+Engines in `fp8` keep attention in FP16. `fp8-attention` has it in FP8 too, as `ilf-trt build --precision fp8` does from
+64 image tokens on. Rows of torch are in --dtype. The rows "captured … by torch" run the runtime's own trajectory with
+torch in the place of an engine library: one CUDA graph, and no compiler.
 """
 
 import argparse
@@ -46,7 +47,7 @@ from pathlib import Path
 from benchmarks.record import RESULTS, Records
 from benchmarks.rivals.full_size_models import MODELS, TINY
 from benchmarks.speed.gpu_pieces import Deadline, Job, build_bundle, facts, latency, parity
-from benchmarks.speed.gpu_tables import LATENCY, Row, gpu_aims, gpu_latency
+from benchmarks.speed.gpu_tables import FP8_ATTENTION, LATENCY, Row, gpu_latency, gpu_limits
 from benchmarks.speed.machine import DRY_RUN, DTYPES, Machine
 from benchmarks.speed.rows import ONNXRUNTIME, SLUGS, Bench, row_named
 from ilf_trt.contract.target import Library
@@ -56,7 +57,7 @@ from ilf_trt.model.sampling import CompileMode, CompileOptions
 PIECES = ("facts", "build", "parity", "latency", "plot")
 DEFAULT_MODELS = ["dit-xl-256", "pixart-alpha-512", "pixart-alpha-1024"]
 LIBRARIES = [*(library.value for library in Library), ONNXRUNTIME]
-PRECISIONS = ["fp16", "fp8"]
+PRECISIONS = ["fp16", "fp8", FP8_ATTENTION]
 WORK, DRY_OUTPUT = Path("build/gpu"), Path("build/gpu-dry-run")
 DRY_TITLE = "**A dry run on a CPU with a tiny model: these numbers measure no GPU and no model.**"
 
@@ -81,7 +82,7 @@ def main() -> int:
         title = f"{DRY_TITLE}\n\n" if options.dry_run else ""
         output.mkdir(parents=True, exist_ok=True)
         (output / f"{LATENCY}.md").write_text(title + gpu_latency(rows) + "\n")
-    print(*([DRY_TITLE] if options.dry_run else gpu_aims(rows)), sep="\n")
+    print(*([DRY_TITLE] if options.dry_run else gpu_limits(rows)), sep="\n")
     left = job.deadline.left
     print(f"left for another call: {len(left)}", *left, sep="\n  " if left else "\n")
     if lost is not None:
@@ -191,7 +192,11 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--model", nargs="+", choices=[*MODELS, *TINY], help=f"by default {', '.join(DEFAULT_MODELS)}")
     parser.add_argument("--batch", nargs="+", type=int, help="pictures at once, by default 1 and 4")
     parser.add_argument(
-        "--precision", nargs="+", choices=PRECISIONS, default=PRECISIONS, help="precision of the engines"
+        "--precision",
+        nargs="+",
+        choices=PRECISIONS,
+        default=PRECISIONS,
+        help="precision of the engines; fp8 keeps attention in FP16",
     )
     parser.add_argument("--library", nargs="+", choices=LIBRARIES, default=LIBRARIES)
     rows = f"names or short names: {', '.join(SLUGS)}"

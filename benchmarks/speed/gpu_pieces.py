@@ -11,9 +11,19 @@ import torch
 from benchmarks.record import Records
 from benchmarks.rivals.full_size_models import MODELS, TINY, make_checkpoint
 from benchmarks.rivals.unsplit import build_unsplit
-from benchmarks.speed.gpu_tables import FACTS, LATENCY, PARITY, Row
+from benchmarks.speed.gpu_tables import FACTS, FP8_ATTENTION, LATENCY, PARITY, Row
 from benchmarks.speed.machine import MIB, Machine
-from benchmarks.speed.rows import ONNXRUNTIME, TORCH, TORCH_GRAPH, WHOLE, Bench, Entry, loaded_mib, unsplit_path
+from benchmarks.speed.rows import (
+    ONNXRUNTIME,
+    TORCH,
+    TORCH_GRAPH,
+    WHOLE,
+    Bench,
+    Entry,
+    bundle_precision,
+    loaded_mib,
+    unsplit_path,
+)
 from ilf_trt import load_ilf
 from ilf_trt.assembly.conductor import build, compile_bundle
 from ilf_trt.assembly.options import BuildOptions
@@ -144,14 +154,14 @@ def _export(job: Job, bench: Bench, precision: str) -> None:
     The weights are random, so no difference fails the build; the parity piece records the differences.
     """
     checkpoint = job.work / bench.name
-    fp8 = precision == Precision.FP8
     options = BuildOptions(
-        precision=Precision(precision),
+        precision=bundle_precision(precision),
         batch=BatchRange(bench.batch, bench.batch, bench.batch),
         text_tokens=(MODELS | TINY)[bench.name]["text_tokens"] or 1,
         steps=2,
         feedback="first:1",
-        calibration=checkpoint / "conditions.npz" if fp8 else None,
+        calibration=checkpoint / "conditions.npz" if bundle_precision(precision) is Precision.FP8 else None,
+        fp8_attention=precision == FP8_ATTENTION,
         device=job.machine.device,
         verify=job.graph_parity and bench.batch == 1,
         max_error=float("inf"),
@@ -161,7 +171,7 @@ def _export(job: Job, bench: Bench, precision: str) -> None:
 
 def _export_unsplit(job: Job, bench: Bench, precision: str) -> None:
     path = bench.bundle(precision)
-    model = load_ilf(job.work / bench.name).to(getattr(torch, Precision(precision).dtype))
+    model = load_ilf(job.work / bench.name).to(getattr(torch, bundle_precision(precision).dtype))
     export_unsplit(model, Bundle.open(path, check_hashes=False).manifest, unsplit_path(path, ONNXRUNTIME))
 
 
@@ -250,7 +260,7 @@ def parity(job: Job, bench: Bench, precision: str, library: str) -> None:
                 what = f"latents after {len(plan.steps)} steps"
                 differences.append(difference(what, ready.shoot().latents, bench.reference(plan)))
         for each in differences:
-            limit = Precision(precision).parity_limit
+            limit = bundle_precision(precision).parity_limit
             numbers = {"max_abs": f"{each.max_abs:.2e}", "relative": f"{each.relative:.2e}"}
             numbers |= {"cosine": f"{each.cosine:.7f}", "limit": str(limit)}
             rows.append({**row, **empty, "what": each.what, **numbers})

@@ -1,4 +1,4 @@
-"""The tables of the GPU measurements from their CSVs, and the aims of the project; this file loads no torch."""
+"""The tables of the GPU measurements from their CSVs, and what a row is held against; this file loads no torch."""
 
 from dataclasses import dataclass
 
@@ -8,19 +8,17 @@ FACTS, RATES, PARITY, LATENCY, ROOFLINE = "gpu-facts", "gpu-rates", "gpu-parity"
 NOT_MEASURED = "Not measured: no GPU was at hand."
 ILF_ROW, TORCH_ILF_ROW = "ilf-trt ILF", "captured ILF by torch"
 FP8_ATTENTION = "fp8-attention"
-AIM_KEY = ("gpu", "model", "batch", "row", "precision")
+ROW_KEY = ("gpu", "model", "batch", "row", "precision")
+SHARE = 0.8
 
 Row = dict[str, str]
 
 
-AIM_SHARE = 0.8
-
-
 @dataclass(frozen=True, slots=True)
-class Aim:
-    """A number that the best engine library shall reach with ILF at batch 1.
+class Limit:
+    """A number that the best engine library with ILF at batch 1 is held against.
 
-    The number is `AIM_SHARE` of column `bound` in the roofline of the same GPU, model and precision, or `value`.
+    The limit is `SHARE` of column `bound` in the roofline of the same GPU, model and precision, or `value`.
     """
 
     what: str
@@ -31,24 +29,27 @@ class Aim:
     value: float = 0.0
     more_is_better: bool = True
 
-    def goal(self, gpu: str, roofline: list[Row]) -> float | None:
-        """The number on a GPU; None if the roofline does not know that GPU."""
+    def on(self, gpu: str, roofline: list[Row]) -> float | None:
+        """The limit on a GPU; None if the roofline does not know that GPU."""
         if not self.bound:
             return self.value
         for row in roofline:
             if is_gpu(row["gpu"], gpu) and (row["model"], row["precision"]) == (self.model, self.precision):
-                return AIM_SHARE * float(row[self.bound])
+                return SHARE * float(row[self.bound])
         return None
 
 
-OVER_EAGER = f"{AIM_SHARE:.0%} of the roofline's gain over eager"
-OF_LINEARS = f"{AIM_SHARE:.0%} of the roofline's share of the matrix rate"
-AIMS = (
-    Aim(f"PixArt-α 1024, FP16, {OVER_EAGER}", "pixart-alpha-1024", "fp16", "faster_than_eager_20", "faster_ilf"),
-    Aim(f"PixArt-α 1024, FP8, {OVER_EAGER}", "pixart-alpha-1024", "fp8", "faster_than_eager_20", "faster_ilf"),
-    Aim(f"DiT-XL/2 256, FP16, {OVER_EAGER}", "dit-xl-256", "fp16", "faster_than_eager_20", "faster_ilf"),
-    Aim(f"PixArt-α 1024, FP16, {OF_LINEARS}", "pixart-alpha-1024", "fp16", "linear_share", "linear_share"),
-    Aim("DiT-XL/2 256, FP16, launched within 50 µs", "dit-xl-256", "fp16", "launch_us", value=50, more_is_better=False),
+OVER_EAGER = f"{SHARE * 100:.0f} % of the roofline, faster than eager"
+OF_LINEARS = f"{SHARE * 100:.0f} % of the roofline, share of the matrix rate"
+LIMITS = (
+    Limit(f"{OVER_EAGER}, PixArt-α 1024 fp16", "pixart-alpha-1024", "fp16", "faster_than_eager_20", "faster_ilf"),
+    *(
+        Limit(f"{OVER_EAGER}, PixArt-α 1024 {name}", "pixart-alpha-1024", name, "faster_than_eager_20", "faster_ilf")
+        for name in ("fp8", FP8_ATTENTION)
+    ),
+    Limit(f"{OVER_EAGER}, DiT-XL/2 256 fp16", "dit-xl-256", "fp16", "faster_than_eager_20", "faster_ilf"),
+    Limit(f"{OF_LINEARS}, PixArt-α 1024 fp16", "pixart-alpha-1024", "fp16", "linear_share", "linear_share"),
+    Limit("launch within 50 µs, DiT-XL/2 256 fp16", "dit-xl-256", "fp16", "launch_us", value=50, more_is_better=False),
 )
 
 
@@ -98,28 +99,28 @@ def _gaps(rows: list[Row]) -> list[str]:
     return lines
 
 
-def gpu_aims(rows: list[Row] | None = None, roofline: list[Row] | None = None) -> list[str]:
-    """Whether each aim of the project is met, one line an aim and GPU."""
+def gpu_limits(rows: list[Row] | None = None, roofline: list[Row] | None = None) -> list[str]:
+    """Whether the best engine library reaches each limit, one line a limit and GPU."""
     rows = read_rows(LATENCY) if rows is None else rows
     roofline = read_rows(ROOFLINE) if roofline is None else roofline
     lines = []
     for gpu in dict.fromkeys(row["gpu"] for row in rows) or [""]:
-        for aim in AIMS:
+        for each in LIMITS:
             values = [
-                float(row[aim.column])
+                float(row[each.column])
                 for row in rows
-                if tuple(row[name] for name in AIM_KEY) == (gpu, aim.model, "1", ILF_ROW, aim.precision)
-                and row[aim.column]
+                if tuple(row[name] for name in ROW_KEY) == (gpu, each.model, "1", ILF_ROW, each.precision)
+                and row[each.column]
             ]
             if not values:
-                lines.append(f"aim not measured: {aim.what}" + (f", {gpu}" if gpu else ""))
+                lines.append(f"not measured: {each.what}" + (f", {gpu}" if gpu else ""))
                 continue
-            goal, best = aim.goal(gpu, roofline), max(values) if aim.more_is_better else min(values)
-            if goal is None:
-                lines.append(f"aim not set: {aim.what}: {best:g}, but the roofline has no {gpu}")
+            limit, best = each.on(gpu, roofline), max(values) if each.more_is_better else min(values)
+            if limit is None:
+                lines.append(f"no roofline: {each.what}: {best:g}, {gpu}")
                 continue
-            met = best >= goal if aim.more_is_better else best <= goal
-            lines.append(f"aim {'met' if met else 'missed'}: {aim.what}: {best:g} of {goal:.3g}, {gpu}")
+            reached = best >= limit if each.more_is_better else best <= limit
+            lines.append(f"{'' if reached else 'not '}reached: {each.what}: {best:g} of {limit:.3g}, {gpu}")
     return lines
 
 
@@ -151,7 +152,7 @@ def _measured(row: Row, latency: list[Row]) -> str:
             float(other["faster_than_eager_20"])
             for other in latency
             if is_gpu(row["gpu"], other["gpu"])
-            and tuple(other[key] for key in AIM_KEY[1:]) == (row["model"], "1", name, row["precision"])
+            and tuple(other[key] for key in ROW_KEY[1:]) == (row["model"], "1", name, row["precision"])
             and other["faster_than_eager_20"]
         ]
         if values:

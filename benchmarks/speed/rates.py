@@ -35,6 +35,7 @@ BUDGET_S = 55.0  # the rows that would begin later say so
 WIDTH, HEADS, ROWS = 1152, 16, 2  # of DiT-XL/2 and PixArt; two rows are one picture with guidance
 TOKENS, HEAD_SIZES, TEXTS = (256, 1024, 4096), (72, 80, 96, 128), (120, 300)
 DRY_WIDTH, DRY_HEADS, DRY_TOKENS, DRY_HEAD_SIZES, DRY_TEXTS = 32, 2, (16,), (8, 16), (8,)
+FILLED_WIDTH, DRY_FILLED_WIDTH = 1280, 48  # with heads filled up for the FP8 attention of TensorRT
 MASKED_HEAD_SIZE, DRY_MASKED_HEAD_SIZE = 72, 8
 
 CALLS, DRY_CALLS = 20, 2  # in a CUDA graph
@@ -95,9 +96,12 @@ def _rates(machine: Machine) -> Iterator[Rate]:
     layers = [(width, width), (width, 3 * width), (width, 4 * width), (4 * width, width)]  # q or out, qkv, up, down
     shapes = [(ROWS * n, *layer) for n in tokens for layer in layers]
     shapes += [(ROWS * text, width, outputs) for text in texts for outputs in (width, 2 * width)]  # k or v, both
+    wide = DRY_FILLED_WIDTH if dry else FILLED_WIDTH
+    filled = [(ROWS * n, *layer) for n in tokens for layer in ((width, wide), (width, 3 * wide), (wide, width))]
+    filled += [(ROWS * text, width, 2 * wide) for text in texts]
     calls = DRY_CALLS if dry else CALLS
-    for precision, product in ((FP16, _product), (FP8, _fp8_product)):
-        for shape in shapes:
+    for precision, product, chosen in ((FP16, _product, shapes), (FP8, _fp8_product, [*shapes, *filled])):
+        for shape in chosen:
             make = _captured(machine, calls, lambda product=product, shape=shape: product(*shape, machine))
             yield product_name(precision), product_size(*shape), make, calls * 2.0 * shape[0] * shape[1] * shape[2]
 

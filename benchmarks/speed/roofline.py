@@ -4,12 +4,16 @@
     python -m benchmarks.tables
 
 Sizes come from the models' configurations, the kernels of eager torch from a trace of diffusers' own block, the kernels
-of an engine from benchmarks/results/build.csv, and each rate from the source that stands above it in
+of an engine from benchmarks/results/kernels-per-block.csv, and each rate from the source that stands above it in
 `roofline_rates.py`. A rate that gpu-facts.csv or gpu-rates.csv has of that GPU replaces the published one, and the
 column `rates` says which. Both sides leave out everything outside the blocks: embedders, head, guidance, solver.
 
+`fp8` keeps attention in FP16. `fp8-attention` is a bundle for TensorRT, the library of Hopper GPUs: its heads of 72 are
+filled up with zeros to 80 in the weights of query, key, value and output.
+
 | column | meaning |
 |---|---|
+| `linears_gflop`, `attention_gflop` | useful operations; `..._padded_gflop`: with the zeros that the kernels compute |
 | `linears_us`, `attention_us`, `rest_us` | arithmetic or bytes, whichever takes longer, kernel by kernel |
 | `gaps_us` | the gaps between the kernels of a block pass in one CUDA graph |
 | `linear_share` | the rate of the Linears over the whole pass, as a share of the best square product |
@@ -24,6 +28,7 @@ from typing import Any
 
 from benchmarks.record import Records
 from benchmarks.rivals.full_size_models import LOOP, MODELS
+from benchmarks.speed import kernels_per_block
 from benchmarks.speed.block_work import BlockWork, trace_block
 from benchmarks.speed.gpu_tables import FACTS, FP8_ATTENTION, RATES, ROOFLINE
 from benchmarks.speed.roofline_rates import (
@@ -46,37 +51,41 @@ COMMAND = "python -m benchmarks.speed.roofline"
 HALF_BYTES, FP8_BYTES = 2, 1
 PRECISIONS = {FP16: (FP16, FP16), FP8: (FP8, FP16), FP8_ATTENTION: (FP8, FP8)}  # of the Linears, of the attentions
 BLOCKS = 28
+KERNELS = "kernels-per-block"
+VARIANTS = {FP16: FP16, FP8: FP8, FP8_ATTENTION: kernels_per_block.PADDED}  # in KERNELS
+ENGINE_GPU = "sm89"  # in KERNELS; TensorRT-RTX builds no engine for a Hopper GPU
 
 
 def roofline_rows(records: Records) -> list[dict[str, Any]]:
-    """A row for each GPU, model and precision; `records` holds what was measured, and build.csv."""
+    """A row for each GPU, model and precision; `records` holds what was measured, and the kernels."""
     works = {name: trace_block(name) for name in MODELS}
-    builds = records.read("build")
+    kernels = records.read(KERNELS)
     rows = []
     for gpu in GPUS:
         for name, work in works.items():
             for precision in PRECISIONS:
                 rates = GpuRates.of(gpu, records.read(FACTS), records.read(RATES))
-                rows.append(_row(rates, name, work, precision, kernels_of(builds, name, precision)))
+                rows.append(_row(rates, name, work, precision, kernels_of(kernels, name, precision)))
     return rows
 
 
-def kernels_of(builds: list[dict[str, str]], name: str, precision: str) -> float:
-    """Kernels a block of an engine: those of `loop_body` by its blocks, of the model or of another one of its kind.
+def kernels_of(reports: list[dict[str, str]], name: str, precision: str) -> int:
+    """Kernels of a block of an engine, of the model or of another one of its kind.
 
-    The kernels of FP8 attention are not built here; the number is that of FP8. Raises ValueError without a build.
+    Raises ValueError if kernels-per-block.csv has neither.
     """
-    built = FP16 if precision == FP16 else FP8
-    begin, end = LOOP
     kinds = {
-        row["model"]: int(row["kernels"]) / (end - begin + 1)
-        for row in builds
-        if row["graph"] == "loop_body"
-        and row["precision"] == built
+        row["model"]: int(row["kernels"])
+        for row in reports
+        if (row["precision"], row["gpu"]) == (VARIANTS[precision], ENGINE_GPU)
+        and row["model"] in MODELS
         and MODELS[row["model"]]["kind"] == MODELS[name]["kind"]
     }
     if not kinds:
-        raise ValueError(f"build.csv has no {built} build of {name}; run python -m benchmarks.speed.full_size_build")
+        raise ValueError(
+            f"{KERNELS}.csv has no {VARIANTS[precision]} engine of {name} on {ENGINE_GPU}; "
+            "run python -m benchmarks.speed.kernels_per_block"
+        )
     return kinds.get(name, next(iter(kinds.values())))
 
 
@@ -94,19 +103,20 @@ def rest_bytes(work: BlockWork, precision: str) -> float:
     return work.fused_elements * HALF_BYTES + alone
 
 
-def _row(rates: GpuRates, name: str, work: BlockWork, precision: str, kernels: float) -> dict[str, Any]:
+def _row(rates: GpuRates, name: str, work: BlockWork, precision: str, kernels: int) -> dict[str, Any]:
     of_linears, of_attention = PRECISIONS[precision]
-    products = work.engine_products
+    engine = work.filled if precision == FP8_ATTENTION else work
+    products = engine.engine_products
     linears_us = sum(rates.product_us(product, of_linears) for product in products)
     attention_us, at_80_us = (
-        sum(rates.attention_us(attention, of_attention, size) for attention in work.attentions)
+        sum(rates.attention_us(attention, of_attention, size) for attention in engine.attentions)
         for size in (PADDED, PADDED_LESS)
     )
     moved = rest_bytes(work, precision)
     rest_us, gaps_us = rates.bytes_us(moved), kernels * CAPTURED_US
     pass_us = linears_us + attention_us + rest_us + gaps_us
     pass_80_us = pass_us - attention_us + at_80_us
-    linear_flop = sum(product.flop for product in products)
+    linear_flop = sum(product.flop for product in work.engine_products)
     eager_gpu_us, eager_host_us = eager_us(rates, work)
     eager = max(eager_gpu_us, eager_host_us)
     plain, ilf = (
@@ -120,12 +130,13 @@ def _row(rates: GpuRates, name: str, work: BlockWork, precision: str, kernels: f
         "precision": precision,
         "tokens": work.attentions[0].queries,
         "linears_gflop": round(linear_flop / GIGA, 2),
+        "linears_padded_gflop": round(sum(product.flop for product in products) / GIGA, 2),
         "attention_gflop": round(sum(attention.flop() for attention in work.attentions) / GIGA, 2),
         "attention_padded_gflop": round(sum(attention.flop(PADDED) for attention in work.attentions) / GIGA, 2),
         "linears_mib": _mib(sum(product.bytes_moved(operand, HALF_BYTES) for product in products)),
-        "attention_mib": _mib(sum(each.bytes_moved(operand_attention, HALF_BYTES) for each in work.attentions)),
+        "attention_mib": _mib(sum(each.bytes_moved(operand_attention, HALF_BYTES) for each in engine.attentions)),
         "rest_mib": _mib(moved),
-        "kernels": round(kernels, 1),
+        "kernels": kernels,
         "linears_us": round(linears_us, 1),
         "attention_us": round(attention_us, 1),
         "attention_us_at_80": round(at_80_us, 1),

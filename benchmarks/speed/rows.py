@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from benchmarks.rivals import torch_engine
 from benchmarks.rivals.full_size_models import MODELS, PIXELS, TINY, make_backbone, make_conditions
 from benchmarks.rivals.unsplit import opened
-from benchmarks.speed.gpu_tables import ILF_ROW, TORCH_ILF_ROW
+from benchmarks.speed.gpu_tables import FP8_ATTENTION, ILF_ROW, TORCH_ILF_ROW
 from benchmarks.speed.hoisting import linear_flop
 from benchmarks.speed.machine import DTYPES, MIB, Machine, Shot, measured_rate
 from benchmarks.speed.stand_ins import lane_of
@@ -248,7 +248,7 @@ class Bench:
 
     def _linear_share(self, entry: Entry, ready: Ready, rates: list[dict[str, str]]) -> float | None:
         """The rate of the Linears over the time of all graphs, as a share of the measured rate of square products."""
-        rate = measured_rate(rates, self.machine.gpu, entry.precision)
+        rate = measured_rate(rates, self.machine.gpu, bundle_precision(entry.precision))
         if ready.graph_ms is None or ready.spec is None or rate is None:
             return None
         graph_ms = sum(ready.graph_ms().values())
@@ -337,6 +337,11 @@ class Bench:
 
     def _tensors(self) -> tuple[dict[str, torch.Tensor], torch.Tensor]:
         return {name: torch.from_numpy(value) for name, value in self.conditions.items()}, torch.from_numpy(self.noise)
+
+
+def bundle_precision(name: str) -> Precision:
+    """The precision to build a bundle in and that of its Linears; `fp8-attention` is FP8 with attention in FP8 too."""
+    return Precision.FP8 if name == FP8_ATTENTION else Precision(name)
 
 
 def bundle_path(work: Path, name: str, batch: int, precision: str) -> Path:

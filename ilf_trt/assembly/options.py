@@ -127,11 +127,24 @@ class BuildOptions:
         precisions = {part: self.precision_of(part, gpus) for part in PipelinePart}
         for part, precision in precisions.items():
             part.check(precision, gpus)
+        self._check_text(precisions[PipelinePart.TEXT], gpus)
         return replace(
             self,
             text_precision=precisions[PipelinePart.TEXT],
             decoder_precision=precisions[PipelinePart.DECODER],
         )
+
+    def _check_text(self, precision: Precision, gpus: tuple[Architecture, ...]) -> None:
+        """Raise InvalidRequest for a text encoder in FP32 and a GPU for which TensorRT-RTX has no FP32 products."""
+        engines = self.engines
+        if PipelinePart.TEXT.graph not in self.part_graphs or engines is None or precision is not Precision.FP32:
+            return
+        old = [gpu for gpu in gpus or engines.gpus if gpu.number < BF16_FROM]
+        if engines.library is Library.TENSORRT_RTX and old:
+            raise InvalidRequest(
+                f"{engines.library} has no FP32 products for {old[0]}, and T5 overflows fp16; pass --without text, or "
+                "leave that GPU out of --gpu"
+            )
 
     def _given(self, part: PipelinePart) -> Precision | None:
         return self.text_precision if part is PipelinePart.TEXT else self.decoder_precision

@@ -27,6 +27,11 @@ LARGEST_POWER = 700.0  # of e, that a float64 can hold
 MEDIAN_ERROR = 1.2533
 """The standard error of a median over that of a mean, for a normal distribution: the square root of pi / 2."""
 NAME_CHARS = 60
+MOST_ROWS = 1024
+"""Of one result; each is resampled."""
+
+Key = tuple[str, int]
+"""Slug and batch of a row."""
 
 
 class Change(StrEnum):
@@ -95,15 +100,20 @@ def compare(before: Measured, after: Measured) -> Comparison:
     """Row by row, second against first.
 
     The interval is the bootstrap over the runs of both, if both have them, else it is taken from their spreads. Raises
-    InvalidRequest for results of different models or boundaries, and for results without a row in common.
+    InvalidRequest for results of different models or boundaries, for results without a row in common, and for one of
+    more than `MOST_ROWS` rows.
     """
     _check_alike(before, after)
-    pairs = [(row, other) for row in before.result.rows if (other := after.result.row(row.slug, row.batch)) is not None]
+    others = {_key(row): row for row in reversed(after.result.rows)}
+    pairs = [(row, others[_key(row)]) for row in before.result.rows if _key(row) in others]
     if not pairs:
         raise InvalidRequest(
             f"no row is in both results: {_rows_of(before)}, and {_rows_of(after)}; measure the same rows and batches"
         )
-    rows = tuple(_compared(row, other, before, after, len(pairs)) for row, other in pairs)
+    samples = _by_row(before.observations), _by_row(after.observations)
+    rows = tuple(
+        _compared(row, other, *(each.get(_key(row), []) for each in samples), rows=len(pairs)) for row, other in pairs
+    )
     warnings = [*_warnings(before.result, after.result, pairs), *_shared_changes(rows, before.result.base_line)]
     return Comparison(before, after, rows, tuple(warnings))
 
@@ -149,6 +159,12 @@ def change_of(ratio: Interval) -> Change:
 
 def _check_alike(before: Measured, after: Measured) -> None:
     first, second = before.result, after.result
+    for each in (before, after):
+        if len(each.result.rows) > MOST_ROWS:
+            raise InvalidRequest(
+                f"{told(each.name, NAME_CHARS)} has {len(each.result.rows)} rows, at most {MOST_ROWS} are compared; "
+                "pass the result of one benchmark"
+            )
     models = [(each.subject.model, each.subject.base_sha256) for each in (first, second)]
     if models[0] != models[1]:
         words = [f"{told(model)} on base {told(sha256[:HASH_CHARS])}" for model, sha256 in models]
@@ -160,12 +176,28 @@ def _check_alike(before: Measured, after: Measured) -> None:
         )
 
 
-def _compared(row: RowResult, other: RowResult, before: Measured, after: Measured, rows: int) -> ComparedRow:
+def _key(row: RowResult) -> Key:
+    return row.slug, row.batch
+
+
+def _by_row(observations: Sequence[Observation]) -> dict[Key, list[Observation]]:
+    """The samples of each row that belong to a result."""
+    found: dict[Key, list[Observation]] = {}
+    for one in observations:
+        if one.counts:
+            found.setdefault((one.row, one.batch), []).append(one)
+    return found
+
+
+def _compared(
+    row: RowResult, other: RowResult, before: Sequence[Observation], after: Sequence[Observation], *, rows: int
+) -> ComparedRow:
+    """`before` and `after` are the samples of this row; `rows` are compared in all."""
     first, second = _spreads(row, other)
     ratio, source = None, Source.NOTHING
     if first is not None and second is not None and first.p50_ms > 0 and second.p50_ms > 0:
         on_gpu = row.device is not None and other.device is not None
-        before_ms, after_ms = (_runs(each, row, on_gpu=on_gpu) for each in (before, after))
+        before_ms, after_ms = (_runs(each, on_gpu=on_gpu) for each in (before, after))
         if all(len(times_ms) and times_ms.min() > 0 for times_ms in (before_ms, after_ms)):
             ratio, source = medians_ratio(before_ms, after_ms, rows), Source.RUNS
         else:
@@ -188,10 +220,9 @@ def _spreads(row: RowResult, other: RowResult) -> tuple[Spread | None, Spread | 
     return None if row.failed else first, None if other.failed else second
 
 
-def _runs(measured: Measured, row: RowResult, *, on_gpu: bool) -> Numbers:
+def _runs(samples: Sequence[Observation], *, on_gpu: bool) -> Numbers:
     """The times of a row; empty if one of them is not of the asked kind."""
-    mine = [one for one in measured.observations if one.counts and (one.row, one.batch) == (row.slug, row.batch)]
-    times_ms = [one.device_ms if on_gpu else one.host_ms for one in mine]
+    times_ms = [one.device_ms if on_gpu else one.host_ms for one in samples]
     return np.asarray([] if None in times_ms else times_ms, np.float64)
 
 

@@ -40,7 +40,10 @@ def comparison_view(comparison: Comparison) -> RenderableType:
 
 def _remarks(comparison: Comparison) -> list[str]:
     sources = {row.source for row in comparison.rows}
-    lines = ["below 1x the second is faster; no difference is seen while the 95 % bounds hold 1x"]
+    lines = [
+        "below 1x the second is faster; no difference is seen while the 95 % bounds hold 1x",
+        "the bounds know how runs scatter, not how one start differs from the next: measure again to be sure",
+    ]
     if Source.RUNS in sources:
         lines.append("bounds: bootstrap over the runs in both observations.jsonl; they hold for all rows together")
     if Source.SPREAD in sources:

@@ -2,16 +2,13 @@
 
 import time
 from collections import defaultdict
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import ExitStack
-from dataclasses import dataclass, field
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack, suppress
 from datetime import UTC, datetime
 from math import ceil
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
-
-import numpy as np
 
 from ilf_trt import leaves
 from ilf_trt.contract.bundle import MANIFEST_FILE, Bundle, sha256_of
@@ -19,15 +16,16 @@ from ilf_trt.contract.manifest import Manifest
 from ilf_trt.contract.plan import StepPlan, make_plan
 from ilf_trt.contract.progress import Progress, no_progress
 from ilf_trt.contract.spec import Precision
-from ilf_trt.errors import IlfError, InvalidRequest, one_line
+from ilf_trt.errors import IlfError
 
+from .agreement import PictureCheck
 from .environment import governor, machine_load
 from .gpu_probe import GpuProbe, GpuState
-from .inputs import decibels, png_of, read_latents, relative_difference, write_latents
+from .measured import Measured, whole_turns
 from .noise import noise_of
 from .observation import Observation
 from .options import BenchOptions
-from .result import Agreement, ColdStart, Noise, Result, RowResult, Subject, Verdict
+from .result import ColdStart, Noise, Result, RowResult, Subject, Verdict
 from .row import Boundary, Rival, Row, Side, rows_of
 from .statistics import Interval, is_enough, ratio_interval, spread
 from .worker import Worker
@@ -41,26 +39,6 @@ MOST_TURNS = 1000
 Show = Callable[[Result], None]
 
 
-@dataclass(slots=True)
-class Measured:
-    """What is known so far of one row at one batch."""
-
-    row: Row
-    batch: int
-    cold: ColdStart | None = None
-    peak_mib: float | None = None
-    agreement: Agreement | None = None
-    failed: str = ""
-    library: str = ""
-    """Only of a row that runs in another library than its process."""
-    observations: list[Observation] = field(default_factory=list)
-
-    @property
-    def times_ms(self) -> dict[int, float]:
-        """The times that ratios compare, by turn."""
-        return {each.turn: each.best_ms for each in self.observations if each.counts}
-
-
 class Conductor:
     """One benchmark. `write` gets every observation as it is made; `show` gets the result so far after every turn."""
 
@@ -70,16 +48,22 @@ class Conductor:
         command: str,
         *,
         probe: GpuProbe | None = None,
+        begin: Callable[[Sequence[Observation]], None] = lambda _: None,
         write: Callable[[Observation], None] = lambda _: None,
         show: Show = lambda _: None,
         tell: Progress = no_progress,
+        stop: Callable[[], bool] = lambda: False,
         earlier: Sequence[Observation] = (),
     ) -> None:
-        """`probe` reads the GPU's clocks; behind the samples `earlier` of an interrupted run the turns go on."""
+        """`probe` reads the GPU's clocks; `stop` ends the run behind its row.
+
+        Behind the samples `earlier` of an interrupted run the turns go on; `begin` gets those of whole turns, which
+        alone count.
+        """
         options.check()
         self._options = options
         self._command = command
-        self._write, self._show, self._tell = write, show, tell
+        self._begin, self._write, self._show, self._tell, self._stop = begin, write, show, tell, stop
         self._earlier: dict[tuple[str, int], list[Observation]] = defaultdict(list)
         for each in earlier:
             if each.counts:
@@ -88,6 +72,7 @@ class Conductor:
         self._started = datetime.now(UTC).isoformat(timespec="seconds")
         self._begin_s = time.perf_counter()
         self._measured: list[Measured] = []
+        self._reached: set[int] = set()
         self._workers: dict[Side, Worker] = {}
         self._loads: dict[Side, dict[str, Any]] = {}
         self._rows: tuple[Row, ...] = ()
@@ -105,8 +90,9 @@ class Conductor:
             folder = Path(name)
             self._start(stack)
             for batch in self._options.batches:
-                self._measure(batch, folder)
-        result = self._result(finished=True)
+                if not self._stop():
+                    self._measure(batch, folder)
+        result = self._result(finished=not self._stop())
         self._show(result)
         return result
 
@@ -133,6 +119,11 @@ class Conductor:
         plans = {name: StepPlan.from_json(plan) for name, plan in loaded["plans"].items()}
         front = [StepPlan.from_json(plan) for plan in loaded["front"]]
         self._rows = rows_of(plans["plain"], plans["equal"], plans["ilf"], options.against, front)
+        for batch in options.batches:
+            rows = [Measured(row, batch, observations=list(self._earlier[row.slug, batch])) for row in self._rows]
+            whole_turns(rows)
+            self._measured += rows
+        self._begin([one for each in self._measured for one in each.observations])
         self._guidance_scale = manifest.guidance_scale if options.guidance_scale is None else options.guidance_scale
         if any(row.side is Side.TORCH for row in self._rows):
             self._tell("loading the checkpoint", 0, 1)
@@ -153,23 +144,32 @@ class Conductor:
 
     def _measure(self, batch: int, folder: Path) -> None:
         """One batch: the same inputs for both sides, every row ready and warm, then turns, then what is no time."""
-        self._inputs(batch, folder, self._options.seed, keep=False)
-        measured = [Measured(row, batch, observations=list(self._earlier[row.slug, batch])) for row in self._rows]
-        self._measured += measured
+        self._reached.add(batch)
+        broken = self._inputs(batch, folder, self._options.seed, keep=False)
+        measured = [each for each in self._measured if each.batch == batch]
         for index, each in enumerate(measured):
             self._tell(each.row.title, index, len(measured))
-            self._open(each)
-        ready = [each for each in measured if not each.failed]
-        self._take_turns(ready)
-        self._compare(ready, batch, folder)
+            if each.row.side in broken:
+                each.fail(broken[each.row.side])
+            elif not self._stop():
+                self._open(each)
+        self._take_turns([each for each in measured if not each.failed])
+        ready = [each for each in measured if not each.failed and each.observations]
         for each in ready:
-            self._ask(each, lambda each: setattr(each, "peak_mib", self._worker(each).ask("memory")["peak_mib"]))
-        ilf = next((each for each in ready if each.row.slug == "ilf"), None)
-        if ilf is not None and not self._ilf_ms:
-            self._ilf_ms = self._workers[Side.RUNTIME].ask("profile", slug="ilf")
+            with suppress(IlfError):
+                each.peak_mib = self._worker(each).ask("memory")["peak_mib"]
+        if self._stop():
+            return
+        self._compare(ready, batch, folder)
+        if not self._ilf_ms and any(each.row.slug == "ilf" for each in ready):
+            with suppress(IlfError):
+                self._ilf_ms = self._workers[Side.RUNTIME].ask("profile", slug="ilf")
 
-    def _inputs(self, batch: int, folder: Path, seed: int, *, keep: bool) -> None:
-        """The same noise and conditions for both processes; `keep` keeps the rows, which are for such a batch."""
+    def _inputs(self, batch: int, folder: Path, seed: int, *, keep: bool) -> dict[Side, IlfError]:
+        """The same noise and conditions for both processes; `keep` keeps the rows, which are for such a batch.
+
+        Gives the error of PyTorch's process if it cannot take them; the runtime's is raised, for it makes them.
+        """
         options, path = self._options, str(folder / "inputs.npz")
         asked = {
             "batch": batch,
@@ -182,7 +182,11 @@ class Conductor:
         }
         self._workers[Side.RUNTIME].ask("inputs", path=path, **asked)
         if Side.TORCH in self._workers:
-            self._workers[Side.TORCH].ask("inputs", path=path, keep=keep)
+            try:
+                self._workers[Side.TORCH].ask("inputs", path=path, keep=keep)
+            except IlfError as error:
+                return {Side.TORCH: error}
+        return {}
 
     def _open(self, each: Measured) -> None:
         row = each.row
@@ -202,11 +206,10 @@ class Conductor:
     def _take_turns(self, measured: list[Measured]) -> None:
         """A B A B …, until every ratio is known well enough or the time is over; a turn is whole or not at all."""
         end_s = time.perf_counter() + self._options.max_s
-        done = [max(each.times_ms, default=-1) + 1 for each in measured if not each.failed]
-        first = min(done, default=0)
-        for each in measured:
-            each.observations = [one for one in each.observations if one.turn < first]
+        first = max((max(each.times_ms, default=-1) + 1 for each in measured), default=0)
         for turn in range(first, MOST_TURNS):
+            if self._stop():
+                return
             begin_s = time.perf_counter()
             for each in measured:
                 if not each.failed:
@@ -223,7 +226,9 @@ class Conductor:
         time.sleep(SETTLE_S)
         at_s = time.perf_counter() - self._begin_s
         answer = self._worker(each).ask("shoot", slug=each.row.slug)
-        one = Observation(each.row.slug, each.batch, turn, at_s, answer["host_ms"], answer["device_ms"])
+        whole = self._options.boundary is Boundary.END_TO_END  # the GPU's time is that of the steps alone
+        device_ms = None if whole else answer["device_ms"]
+        one = Observation(each.row.slug, each.batch, turn, at_s, answer["host_ms"], device_ms)
         if one.counts:
             each.observations.append(one)
         self._write(one)
@@ -231,49 +236,17 @@ class Conductor:
             self._clocks.append(state)
 
     def _compare(self, measured: list[Measured], batch: int, folder: Path) -> None:
-        """How near every row's latents are to eager PyTorch's from the same noise; the first ILF rows give pictures."""
+        """How near every row's latents are to eager PyTorch's; the pictures are those of the first batch."""
         chunks = max(ceil(self._options.quality_pictures / batch), 1)
-        latents: dict[str, list[Any]] = defaultdict(list)
-        references: dict[StepPlan, list[Any]] = defaultdict(list)
-        plans = [self._rows[0].plan, self._long_plan(), *(each.row.plan for each in measured)]
+        check = PictureCheck(self._workers, folder, self._rows[0].plan, self._long_plan())
         for chunk in range(chunks):
             self._tell("comparing pictures", chunk, chunks)
-            if chunk:
-                self._inputs(batch, folder, self._options.seed + chunk, keep=True)
-            for each in measured:
-                self._ask(each, lambda each: latents[each.row.slug].append(self._latents(each, folder)))
-            if Side.TORCH in self._workers:
-                for plan in dict.fromkeys(plans):
-                    references[plan].append(self._reference(plan, folder))
-        wanted = {plan: np.concatenate(each) for plan, each in references.items()}
-        pixels = {plan: self._pixels(each, folder) for plan, each in wanted.items() if plan == plans[0]}
-        for each in measured:
-            if not each.failed:
-                got = np.concatenate(latents[each.row.slug])
-                drawn = self._pixels(got, folder)
-                each.agreement = _agreement(got, drawn, each.row.plan, plans[1], wanted, pixels.get(plans[0]), plans[0])
-                if drawn is not None and batch == self._options.batches[0]:
-                    self.pictures[each.row.slug] = png_of(drawn[0])
-
-    def _latents(self, each: Measured, folder: Path) -> Any:
-        path = folder / "latents.npy"
-        self._worker(each).ask("latents", slug=each.row.slug, path=str(path))
-        return read_latents(path)
-
-    def _reference(self, plan: StepPlan, folder: Path) -> Any:
-        path = folder / "reference.npy"
-        self._workers[Side.TORCH].ask("reference", plan=plan.as_json(), path=str(path))
-        return read_latents(path)
-
-    def _pixels(self, latents: Any, folder: Path) -> Any:
-        """What the bundle's decoder makes of latents, whoever made them; None without one, and for latents with NaN."""
-        path = folder / "pixels.npy"
-        write_latents(path, latents)
-        try:
-            answer = self._workers[Side.RUNTIME].ask("pixels", path=str(path))
-        except InvalidRequest:
-            return None
-        return read_latents(path) if answer["pixels"] else None
+            if chunk and self._inputs(batch, folder, self._options.seed + chunk, keep=True):
+                return
+            check.add_chunk(measured)
+        pictures = check.judge(measured, chunks)
+        if batch == self._options.batches[0]:
+            self.pictures.update(pictures)
 
     def _long_plan(self) -> StepPlan:
         manifest = self._manifest
@@ -286,8 +259,7 @@ class Conductor:
         try:
             work(each)
         except IlfError as error:
-            each.failed = one_line(error, 300)
-            each.observations = []
+            each.fail(error)
 
     def _worker(self, each: Measured) -> Worker:
         return self._workers[each.row.side]
@@ -319,7 +291,7 @@ class Conductor:
             device=self._loads[Side.RUNTIME]["device"],
             base_line=base.row.slug if base else "",
             within=options.within,
-            rows=tuple(self._row_result(each) for each in self._measured),
+            rows=tuple(self._row_result(each) for each in self._measured if each.batch in self._reached),
             ilf_ms=self._ilf_ms,
             fell_out=leaves.layers_outside(self._bundle) if options.device != "cpu" else (),
             noise=self._noise(),
@@ -390,13 +362,3 @@ def _subject(bundle: Bundle) -> Subject:
 def _pixels(manifest: Manifest) -> tuple[int, int]:
     _, height, width = manifest.spec.latent
     return height * manifest.picture.cell, width * manifest.picture.cell
-
-
-def _agreement(
-    got: Any, drawn: Any, own: StepPlan, long: StepPlan, wanted: Mapping[StepPlan, Any], pixels: Any, plain: StepPlan
-) -> Agreement:
-    """Distances of latents `got` and of pixels `drawn` from those of eager PyTorch, as far as there are any."""
-    own_db, plain_db, long_db = (decibels(got, wanted[plan]) if plan in wanted else None for plan in (own, plain, long))
-    pixels_db = None if drawn is None or pixels is None else decibels(drawn, pixels)
-    relative = relative_difference(got, wanted[own]) if own in wanted else None
-    return Agreement(own_db, plain_db, long_db, pixels_db, float(1 - np.isfinite(got).mean()), relative)

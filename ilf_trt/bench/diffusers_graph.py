@@ -20,6 +20,7 @@ from ilf_trt.model.ilf_model import ILFModel
 from ilf_trt.model.sampling import check_finite
 
 from .rivals import Run
+from .row import Rival
 
 OPSET = 20
 EXPORTERS = ("torch.onnx", "onnxscript", "onnx_ir", "torch.export")
@@ -44,14 +45,22 @@ class DiffusersGraph:
     @staticmethod
     @contextmanager
     def opened(
-        model: ILFModel, plan: StepPlan, guidance_scale: float, *, guidance: bool = True, threads: int = 0
+        model: ILFModel,
+        plan: StepPlan,
+        guidance_scale: float,
+        *,
+        guidance: bool = True,
+        threads: int = 0,
+        device: str = "cpu",
     ) -> Iterator[Run]:
-        """A run of `plan` on the CPU.
+        """A run of `plan` on the CPU, the only `device`.
 
         Without `guidance`, and for a scale of 1 and below, every picture runs once instead of twice. With `threads` 0,
-        ONNX Runtime chooses the number of threads. Raises InvalidRequest for a model that takes more than a class
-        label, and MissingDependency without ONNX Runtime.
+        ONNX Runtime chooses the number of threads. Raises InvalidRequest for another device and for a model
+        that takes more than a class label, and MissingDependency without ONNX Runtime.
         """
+        if device != "cpu":
+            raise InvalidRequest(f"{Rival.ONNX} is measured on a CPU only; leave it out of --against")
         onnxruntime = leaves.import_onnxruntime()
         conditioning = model.adapter.conditioning(1)
         if conditioning.classes is None:

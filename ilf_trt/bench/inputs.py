@@ -8,6 +8,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from ilf_trt.contract.arrays import write_npz
+
 NOISE = "noise"
 
 Arrays = dict[str, NDArray[Any]]
@@ -16,7 +18,7 @@ Arrays = dict[str, NDArray[Any]]
 def write_inputs(path: Path, noise: NDArray[np.float32], conditions: Mapping[str, NDArray[Any]]) -> None:
     """Write noise (B, C, H, W) and the conditions by port name."""
     with path.open("wb") as file:
-        np.savez(file, allow_pickle=False, **{NOISE: noise, **conditions})
+        write_npz(file, {NOISE: noise, **conditions})
 
 
 def read_inputs(path: Path) -> tuple[NDArray[np.float32], Arrays]:

@@ -62,7 +62,7 @@ class RowResult:
     """How many times faster than the base line, turn by turn."""
     pictures_per_s: float | None = None
     peak_mib: float | None = None
-    """Of the process on a CPU, of the whole GPU on a GPU."""
+    """Of the row's process with all its rows of this batch; on a GPU what the process takes of it."""
     cold: ColdStart | None = None
     agreement: Agreement | None = None
     failed: str = ""

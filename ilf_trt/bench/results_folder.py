@@ -1,7 +1,7 @@
 """The folder that a benchmark writes: raw samples as they come, then the result and its reports."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import IO, Any
 
@@ -33,15 +33,21 @@ class ResultsFolder:
         self._place = place
         self.earlier: tuple[Observation, ...] = ()
         known, samples = place / ASKED_FILE, place / OBSERVATIONS_FILE
-        if known.exists() or samples.exists():
+        if known.exists() and samples.exists() and samples.stat().st_size:
             if not resume:
                 raise InvalidRequest(f"{place} has results already; pass --resume to go on, or another -o FOLDER")
             self._check(known, asked)
-            self.earlier = read_observations(samples) if samples.exists() else ()
+            self.earlier = read_observations(samples)
         place.mkdir(parents=True, exist_ok=True)
         write_whole(known, canonical(asked) + b"\n")
-        write_whole(samples, b"".join(map(_line, self.earlier)))
         self._samples: IO[bytes] = samples.open("ab")
+
+    def begin(self, observations: Sequence[Observation]) -> None:
+        """Keep just these samples of an interrupted run; the next ones come behind them."""
+        self._samples.close()
+        samples = self._place / OBSERVATIONS_FILE
+        write_whole(samples, b"".join(map(_line, observations)))
+        self._samples = samples.open("ab")
 
     def write(self, observation: Observation) -> None:
         """Add one sample; it is on its way to the disk when this returns."""

@@ -17,10 +17,10 @@ from ilf_trt.errors import InvalidRequest
 from .answering import serve
 from .gpu_memory import GpuMemory
 from .inputs import Arrays, read_latents, write_inputs, write_latents
+from .process_memory import peak_mib, reset_peak
 from .row import Boundary
 
 FORBIDDEN = ("torch", "diffusers", "transformers")
-MIB = 1024
 
 
 class NoTorch:
@@ -95,6 +95,7 @@ class RuntimeProcess:
         noise, conditions = pipeline.inputs(**self._request)
         write_inputs(Path(request["path"]), noise, conditions)
         self._inputs = (noise, conditions)
+        reset_peak()
         return {"shape": list(noise.shape), "guidance_scale": self._scale}
 
     def open(self, request: Mapping[str, Any]) -> dict[str, Any]:
@@ -165,12 +166,6 @@ class RuntimeProcess:
         loaded = [name for name in FORBIDDEN if name in sys.modules]
         if loaded:
             raise InvalidRequest(f"the process that serves has loaded {', '.join(loaded)}; report this to ilf-trt")
-
-
-def peak_mib() -> float:
-    """Peak memory of this process; getrusage would also count the parent's memory at the start of the process."""
-    lines = Path("/proc/self/status").read_text().splitlines()
-    return next(int(line.split()[1]) for line in lines if line.startswith("VmHWM:")) / MIB
 
 
 def _repeated(request: Mapping[str, Any], count: int, manifest: Any) -> dict[str, Any]:

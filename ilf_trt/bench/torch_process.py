@@ -25,9 +25,9 @@ from ilf_trt.model.sampling import CompileMode, CompileOptions
 from .answering import serve
 from .diffusers_graph import DiffusersGraph
 from .inputs import read_inputs, write_latents
+from .process_memory import peak_mib, reset_peak
 from .rivals import Eager, Run
 from .row import Rival
-from .runtime_process import peak_mib
 
 DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 ON_ONNX_RUNTIME = (Rival.ONNX, Rival.ONE_GRAPH)
@@ -58,6 +58,9 @@ class TorchProcess:
         self._device = request["device"]
         if self._device != "cpu" and not torch.cuda.is_available():
             raise InvalidRequest(f"torch sees no GPU for --device {self._device}; install torch with CUDA")
+        if self._device != "cpu":
+            self._device = "cuda:0" if self._device == "cuda" else self._device
+            torch.cuda.set_device(self._device)  # whose events and memory are counted
         checkpoint = read_checkpoint(request["checkpoint"])
         self._model = checkpoint.load().float()
         self._check(request)
@@ -82,6 +85,10 @@ class TorchProcess:
             self._closing.close()
             self._rows.clear()
             gc.collect()
+            reset_peak()
+            if self._device != "cpu":
+                torch.cuda.empty_cache()
+                torch.cuda.reset_peak_memory_stats()
         noise, conditions = read_inputs(Path(request["path"]))
         self._noise = torch.from_numpy(noise)
         self._conditions = {name: torch.from_numpy(value) for name, value in conditions.items()}
@@ -93,9 +100,7 @@ class TorchProcess:
         slug, plan, rival = request["slug"], StepPlan.from_json(request["plan"]), Rival(request["rival"])
         compiled = CompileOptions(CompileMode.REDUCE_OVERHEAD) if rival is Rival.COMPILE else None
         if rival is Rival.ONNX:
-            self._rows[slug] = self._closing.enter_context(
-                DiffusersGraph.opened(self._model, plan, self._scale, guidance=self._guidance, threads=self._threads)
-            )
+            self._rows[slug] = self._closing.enter_context(self._diffusers_graph(plan))
         elif rival is Rival.ONE_GRAPH:
             self._rows[slug] = self._closing.enter_context(self._one_graph(plan))
         elif rival is Rival.CACHE:
@@ -112,6 +117,10 @@ class TorchProcess:
         self._run(slug)
         facts = {"library": _onnxruntime()} if rival in ON_ONNX_RUNTIME else {}
         return {"load_s": load_s, "first_s": perf_counter() - begin_s, **facts}
+
+    def _diffusers_graph(self, plan: StepPlan) -> AbstractContextManager[Run]:
+        options = {"guidance": self._guidance, "threads": self._threads, "device": self._device}
+        return DiffusersGraph.opened(self._model, plan, self._scale, **options)
 
     def shoot(self, request: Mapping[str, Any]) -> dict[str, Any]:
         """One run of a row, from arrays of the host to arrays of the host: the host's ms, and the GPU's."""

@@ -1,5 +1,6 @@
 """The command `bench`: measure a bundle against eager PyTorch and other rivals, or under a stream of requests."""
 
+import json
 import sys
 from contextlib import closing, nullcontext
 from dataclasses import asdict
@@ -17,7 +18,7 @@ from ilf_trt.bench.conductor import Conductor
 from ilf_trt.bench.environment import Environment, public_command
 from ilf_trt.bench.gpu_probe import GpuProbe
 from ilf_trt.bench.load import Load, pipeline_target, run_load
-from ilf_trt.bench.load_result import LoadResult
+from ilf_trt.bench.load_result import LOAD_FILE, LoadResult
 from ilf_trt.bench.load_view import print_load
 from ilf_trt.bench.options import DEFAULT_MAX_S, DEFAULT_STEPS, DEFAULT_WITHIN, BenchOptions
 from ilf_trt.bench.result import Result
@@ -28,6 +29,8 @@ from ilf_trt.contract.arrays import numbers_of
 from ilf_trt.contract.bundle import Bundle
 from ilf_trt.contract.packaged import find_packaged
 from ilf_trt.errors import BenchmarkFailed, InvalidRequest
+from ilf_trt.files import write_whole
+from ilf_trt.interrupts import EXIT_BASE, hold_first_signal
 
 from .flags import CacheFolder, cache_folder, size_of
 from .numbers import OptionalReal, OptionalWhole, Real, Whole
@@ -135,7 +138,7 @@ def bench(
     compare_
         Two result.json, or their folders: say what changed, and measure nothing.
     output
-        Folder for the samples, the result and its reports.
+        Folder for the samples, the result and its reports; of a stream, for load.json.
     resume
         Go on with the samples in --output.
     """
@@ -149,7 +152,17 @@ def bench(
         raise InvalidRequest("bench needs a bundle, or --compare A B; build one with ilf-trt build")
     known = find_packaged(bundle)
     if clients is not None or rate is not None:
-        load = Load.of(clients, rate, requests=requests, max_seconds=max_seconds)
+        load = Load.of(clients, rate, requests=requests, max_seconds=max_seconds, warm_ups=2 * sessions, seed=seed)
+        for flag, given in (
+            ("--against", against),
+            ("--plans", plans),
+            ("--torch-precision", torch_precision),
+            ("--quality-pictures", quality_pictures),
+            ("--resume", resume),
+            ("more than one --batch", "," in batch),
+        ):
+            if given:
+                raise InvalidRequest(f"{flag} is about rows in turns; leave it out, or leave out --clients and --rate")
     elif requests is not None:
         raise InvalidRequest("--requests is about a stream of requests; pass --clients or --rate too")
     else:
@@ -181,7 +194,7 @@ def bench(
     if load is None:
         _measure(options, output, console, resume=resume)
     else:
-        _send(options, load, sessions, console)
+        _send(options, load, sessions, output, console)
 
 
 def _measure(options: BenchOptions, output: Path | None, console: Console, *, resume: bool) -> None:
@@ -190,16 +203,18 @@ def _measure(options: BenchOptions, output: Path | None, console: Console, *, re
     environment = Environment.of(sys.argv, probe.read() if probe else None)
     if resume and output is None:
         raise InvalidRequest("--resume goes on in a folder; pass -o FOLDER too")
-    folder = None if output is None else ResultsFolder(output, _asked(options), resume=resume)
+    folder = None if output is None else ResultsFolder(output, _asked(options, environment), resume=resume)
     with closing(folder) if folder is not None else nullcontext():
-        with live_table(console) as table:
+        with hold_first_signal() as signals, live_table(console) as table:
             conductor = Conductor(
                 options,
                 public_command(sys.argv),
                 probe=probe,
+                begin=folder.begin if folder is not None else lambda _: None,
                 write=folder.write if folder is not None else lambda _: None,
                 show=lambda result: table.update(result.rows),
                 tell=table.tell,
+                stop=lambda: bool(signals),
                 earlier=folder.earlier if folder is not None else (),
             )
             result = conductor.run()
@@ -208,25 +223,41 @@ def _measure(options: BenchOptions, output: Path | None, console: Console, *, re
         console.print(outcome_view(result))
         if folder is not None:
             say(*(f"wrote {path}" for path in folder.finish(result, environment, conductor.pictures)), console=console)
+    if signals:
+        sys.exit(EXIT_BASE + signals[0])
     _check_rows(result)
 
 
-def _send(options: BenchOptions, load: Load, sessions: int, console: Console) -> None:
+def _send(options: BenchOptions, load: Load, sessions: int, output: Path | None, console: Console) -> None:
     """Drive the pipeline in this process with a stream of requests."""
     with leaves.load_pipeline(
         options.bundle, device=options.device, engine=options.engine, threads=options.threads, sessions=sessions
     ) as pipeline:
         request = _request(pipeline, options)
-        pipeline.warm_up(options.batches[0])
-        with progress_bar() as progress:
-            run = run_load(load, pipeline_target(pipeline, request), turn_away=pipeline.close, progress=progress)
-    print_load(LoadResult.of(load, run), console)
+        pipeline.warm_up(options.batches[0], request["plan"], size=options.size)
+        with hold_first_signal() as signals, progress_bar() as progress:
+            run = run_load(
+                load,
+                pipeline_target(pipeline, request),
+                stop=lambda: bool(signals),
+                turn_away=pipeline.close,
+                progress=progress,
+            )
+    result = LoadResult.of(load, run)
+    print_load(result, console)
+    if output is not None:
+        place = output / LOAD_FILE
+        write_whole(place, json.dumps(result.as_json(), indent=1).encode() + b"\n")
+        say(f"wrote {place}", console=console)
+    if signals:
+        sys.exit(EXIT_BASE + signals[0])
 
 
 def _request(pipeline: Any, options: BenchOptions) -> dict[str, Any]:
     """What every request of a stream asks for, but for its seed."""
     count, manifest = options.batches[0], pipeline.manifest
-    request: dict[str, Any] = {"decode": options.boundary is Boundary.END_TO_END}
+    plan = pipeline.plan(options.ilf_steps, feedback=options.feedback)
+    request: dict[str, Any] = {"plan": plan, "decode": options.boundary is Boundary.END_TO_END}
     if options.guidance_scale is not None:
         request["guidance_scale"] = options.guidance_scale
     if options.size is not None:
@@ -238,12 +269,14 @@ def _request(pipeline: Any, options: BenchOptions) -> dict[str, Any]:
     return {**request, "class_labels": [labels[index % len(labels)] for index in range(count)]}
 
 
-def _asked(options: BenchOptions) -> dict[str, Any]:
-    """What decides what is measured, as plain data; where to stop does not."""
+def _asked(options: BenchOptions, environment: Environment) -> dict[str, Any]:
+    """What decides what is measured, as plain data, and where; when to stop does not."""
     data = asdict(options)
     for name in ("within", "max_s"):
         del data[name]
-    return {**data, "bundle": Bundle.open(options.bundle, check_hashes=False).manifest.as_json()["digest"]}
+    machine = [environment.cpu, environment.usable_cores, environment.gpu.name if environment.gpu else ""]
+    digest = Bundle.open(options.bundle, check_hashes=False).manifest.digest
+    return {**data, "bundle": digest, "machine": machine, "versions": environment.versions}
 
 
 def _check_rows(result: Result) -> None:

@@ -83,6 +83,16 @@ def read_npy(file: IO[bytes], *, size_bytes: int) -> NDArray[Any]:
     return np.frombuffer(content, dtype).reshape(shape, order="F" if fortran else "C")
 
 
+def write_npz(place: Path | IO[bytes], arrays: Mapping[str, Any]) -> None:
+    """Write arrays of numbers under their names; raises ValueError for other ones, which numpy would pickle.
+
+    numpy 2.0 has no `allow_pickle` here: it would write that as one more array.
+    """
+    if others := [name for name, array in arrays.items() if np.asarray(array).dtype.hasobject]:
+        raise ValueError(f"{shown(others[0], TEXT_CHARS)!r} holds Python objects, expected numbers")
+    np.savez(place, **arrays)
+
+
 def read_conditions(path: Path) -> dict[str, NDArray[Any]]:
     """The arrays of a caller's .npz under their names; raises InvalidRequest."""
     try:

@@ -206,8 +206,12 @@ class Manifest:
             raise InvalidRequest("the FP8 facts do not go with the precision")
         if self.fp8 is None:
             return
-        ranges = {f"{name}.{part}": v for name, each in self.fp8.attentions.items() for part, v in asdict(each).items()}
-        for name, value in (self.fp8.amax | ranges).items():
+        ranges = (
+            (f"{name}.{part}", value)
+            for name, each in self.fp8.attentions.items()
+            for part, value in asdict(each).items()
+        )
+        for name, value in (*self.fp8.amax.items(), *ranges):
             self.spec.graph_of_linear(name)
             if not 0 <= value <= LARGEST:
                 raise InvalidRequest(

@@ -11,6 +11,7 @@ import sys
 import warnings
 from importlib import import_module
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -114,7 +115,7 @@ def test_a_dry_run_has_every_row(dry: tuple[Path, str]) -> None:
             (name, library, precision)
             for library in ("tensorrt", "onnxruntime")
             for name in ENGINE_ROWS
-            for precision in (("fp16", "fp8") if name == "ilf-trt ILF" else ("fp16",))
+            for precision in (gpu.PRECISIONS if name == "ilf-trt ILF" else ("fp16",))
         ),
     ]
 
@@ -140,12 +141,26 @@ def test_nothing_of_a_dry_run_says_that_it_was_measured_on_a_gpu(dry: tuple[Path
             assert not any(row.get(column) for column in ("peak_device_mib", "build_s"))
     for text in (dry[1], (dry[0] / "gpu-latency.md").read_text()):
         assert "dry run on a CPU with a tiny model: these numbers measure no GPU" in text
-        assert "aim" not in text
+        assert "reached" not in text
+
+
+@pytest.mark.parametrize("precision", gpu.PRECISIONS)
+def test_a_bundle_has_fp8_attention_only_if_its_precision_says_so(
+    precision: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    built: list[Any] = []
+    monkeypatch.setattr(gpu_pieces, "build", lambda checkpoint, output, options, force: built.append(options))
+    job: Any = SimpleNamespace(work=tmp_path, machine=SimpleNamespace(device="cpu"), graph_parity=False)
+    bench: Any = SimpleNamespace(name="pixart-alpha-1024", batch=1, bundle=lambda name: tmp_path / f"{name}.ilf")
+    gpu_pieces._export(job, bench, precision)
+    built[0].check()
+    assert built[0].precision is Precision(precision.partition("-")[0])
+    assert built[0].has_fp8_attention(4096) is (precision == "fp8-attention")
 
 
 def test_a_dry_run_holds_every_graph_and_both_plans_against_torch(dry: tuple[Path, str]) -> None:
     rows = [row for row in rows_of(dry[0] / "gpu-parity.csv") if row["library"] == "onnxruntime"]
-    for precision in ("fp16", "fp8"):
+    for precision in gpu.PRECISIONS:
         by_tensor = {row["what"]: row for row in rows if row["precision"] == precision}
         assert {what.split()[0] for what in by_tensor} >= {
             "cond",
@@ -299,8 +314,8 @@ def test_without_rows_every_table_says_that_no_gpu_was_at_hand(monkeypatch: pyte
     monkeypatch.setattr(tables, "read_rows", lambda name: [])
     for table in (tables.gpu_latency, tables.gpu_facts, tables.gpu_parity):
         assert table() == "Not measured: no GPU was at hand."
-    assert len(tables.gpu_aims()) == len(tables.AIMS)
-    assert all(line.startswith("aim not measured: ") for line in tables.gpu_aims())
+    assert len(tables.gpu_limits()) == len(tables.LIMITS)
+    assert all(line.startswith("not measured: ") for line in tables.gpu_limits())
 
 
 def test_rows_without_numbers_stand_below_the_table_by_reason() -> None:
@@ -320,7 +335,7 @@ def test_rows_without_numbers_stand_below_the_table_by_reason() -> None:
     )
 
 
-def test_an_aim_is_met_by_the_best_library_of_a_gpu() -> None:
+def test_a_limit_is_reached_by_the_best_library_of_a_gpu() -> None:
     alpha = {"model": "pixart-alpha-1024", "precision": "fp16"}
     rows = [
         gpu_row(**alpha, faster_than_eager_20="2.9", linear_share="0.5"),
@@ -332,12 +347,13 @@ def test_an_aim_is_met_by_the_best_library_of_a_gpu() -> None:
         {"gpu": "H100 SXM", **alpha, "faster_ilf": "3.8", "linear_share": "0.7"},
         {"gpu": "H100 SXM", "model": "dit-xl-256", "precision": "fp16", "faster_ilf": "6", "linear_share": "0.4"},
     ]
-    assert [line.partition(":")[0] for line in gpu_tables.gpu_aims(rows, roofline)] == [
-        "aim met",
-        "aim not measured",
-        "aim missed",
-        "aim missed",
-        "aim met",
+    assert [line.partition(":")[0] for line in gpu_tables.gpu_limits(rows, roofline)] == [
+        "reached",
+        "not measured",
+        "not measured",
+        "not reached",
+        "not reached",
+        "reached",
     ]
 
 

@@ -83,6 +83,8 @@ def test_every_large_kernel_of_a_block_is_measured(name: str) -> None:
         if product.rows > GUIDED_ROWS:
             size = rates.product_size(product.rows, product.inputs, product.outputs)
             assert {("linear fp16", size), ("linear fp8", size)} <= measured
+    for product in work.filled.engine_products:
+        assert ("linear fp8", rates.product_size(product.rows, product.inputs, product.outputs)) in measured
     for each in work.attentions:
         eager = rates.attention_size(each.queries, each.keys, each.head_size, masked=each.masked)
         assert (rates.attention_name(FP16, rates.DEFAULT), eager) in measured

@@ -1,4 +1,4 @@
-"""The roofline: the traced work of a block, its rates, its rows, and the table and the aims that come from it."""
+"""The roofline: the traced work of a block, its rates, its rows, and the table and the limits that come from it."""
 
 from collections import Counter
 from typing import Any
@@ -9,7 +9,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks.record import Records
 from benchmarks.rivals.full_size_models import MODELS
-from benchmarks.speed import block_work, gpu_tables, roofline, roofline_rates
+from benchmarks.speed import block_work, gpu, gpu_tables, roofline, roofline_rates
 from benchmarks.speed import rows as speed_rows
 from benchmarks.speed.block_work import Attention, BlockWork, Product, trace_block
 from benchmarks.speed.roofline_rates import FP8, FP16, GPUS, GpuRates, by_length, tiled_flop
@@ -68,6 +68,16 @@ def test_a_traced_block_has_the_operations_that_torch_counts(name: str) -> None:
         block(*args, **kwargs)
     counted = sum(each.flop for each in work.products) + sum(each.flop() for each in work.attentions)
     assert counted == counter.get_total_flops()
+
+
+@pytest.mark.parametrize(("name", "attentions"), [("dit-xl-256", 1), ("pixart-alpha-512", 2)])
+def test_fp8_attention_for_tensorrt_widens_the_linears_around_each_attention(name: str, attentions: int) -> None:
+    work = trace_block(name)
+    changed = [new for new, old in zip(work.filled.products, work.products, strict=True) if new != old]
+    of_attention = [(1152, 1280), (1152, 1280), (1152, 1280), (1280, 1152)]  # 16 heads of 80
+    assert [(each.inputs, each.outputs) for each in changed] == attentions * of_attention
+    assert {each.head_size for each in work.filled.attentions} == {80}
+    assert work.filled.filled == work.filled
 
 
 def test_linears_of_one_input_are_one_product_of_an_engine() -> None:
@@ -197,19 +207,39 @@ def test_a_pass_is_its_parts_and_a_ratio_counts_the_block_forwards_of_both_plans
         assert float(row["faster_ilf"]) == pytest.approx(ratio, rel=0.01)
 
 
-def test_kernels_are_those_of_a_build_of_the_same_kind() -> None:
-    def build(model: str, precision: str, kernels: int) -> dict[str, str]:
-        return {"model": model, "precision": precision, "graph": "loop_body", "kernels": str(kernels)}
+def test_fp8_attention_computes_the_linears_with_filled_heads() -> None:
+    for row in Records().read("gpu-roofline"):
+        share = float(row["linears_padded_gflop"]) / float(row["linears_gflop"])
+        if row["precision"] != gpu_tables.FP8_ATTENTION:
+            assert share == 1
+        elif row["model"] == "dit-xl-256":
+            assert share == pytest.approx(1 + 4 / 12 / 9, abs=0.001)
+        else:
+            assert share > 1 + 4 / 12 / 9
 
-    builds = [build("dit-xl-256", FP16, 120), build("dit-xl-256", FP8, 144), build("pixart-alpha-512", FP8, 240)]
-    assert roofline.kernels_of(builds, "dit-xl-256", FP16) == 10
-    assert roofline.kernels_of(builds, "dit-xl-256", gpu_tables.FP8_ATTENTION) == 12
-    assert roofline.kernels_of(builds, "pixart-sigma-1024", FP8) == 20
-    with pytest.raises(ValueError, match=r"no fp16 build of pixart-sigma-1024; run python -m benchmarks"):
-        roofline.kernels_of(builds, "pixart-sigma-1024", FP16)
+
+def test_kernels_are_those_of_an_engine_of_the_same_kind() -> None:
+    def report(model: str, precision: str, kernels: int, gpu: str = "sm89") -> dict[str, str]:
+        return {"model": model, "precision": precision, "gpu": gpu, "kernels": str(kernels)}
+
+    reports = [
+        report("demo", FP16, 9),
+        report("dit-xl-256", FP16, 10),
+        report("dit-xl-256", FP8, 13, gpu="sm120"),
+        report("dit-xl-256", FP8, 12),
+        report("dit-xl-256", "fp8-attention", 15),
+        report("dit-xl-256", "fp8-attention, padded heads", 14),
+        report("pixart-alpha-512", FP8, 20),
+        report("pixart-alpha-1024", FP8, 21),
+    ]
+    assert [roofline.kernels_of(reports, "dit-xl-256", name) for name in roofline.PRECISIONS] == [10, 12, 14]
+    assert roofline.kernels_of(reports, "pixart-sigma-1024", FP8) == 20
+    assert roofline.kernels_of(reports, "pixart-alpha-1024", FP8) == 21
+    with pytest.raises(ValueError, match=r"no fp16 engine of pixart-sigma-1024 on sm89; run python -m benchmarks"):
+        roofline.kernels_of(reports, "pixart-sigma-1024", FP16)
 
 
-# --- the table and the aims
+# --- the table and the limits
 
 
 def roofline_row(**values: str) -> dict[str, str]:
@@ -234,17 +264,25 @@ def test_the_table_has_a_measured_speed_or_says_that_there_is_none() -> None:
     assert "Not measured" not in gpu_tables.gpu_roofline(rows[:1], latency)
 
 
-def test_an_aim_is_a_share_of_the_roofline_of_its_gpu() -> None:
-    rows = [roofline_row(gpu="H200", model="dit-xl-256", precision=FP16, faster_ilf="5.0")]
-    for faster, verdict in (("4.1", "met"), ("3.9", "missed")):
-        lines = gpu_tables.gpu_aims([latency_row(faster_than_eager_20=faster)], rows)
-        assert (
-            f"aim {verdict}: DiT-XL/2 256, FP16, 80% of the roofline's gain over eager: {faster} of 4, NVIDIA H200"
-            in lines
-        )
+def test_measured_fp8_attention_stands_beside_its_own_roofline() -> None:
+    rows = [roofline_row(gpu="H200", model="dit-xl-256", precision=name) for name in (FP8, "fp8-attention")]
+    latency = [latency_row(precision=name, faster_than_eager_20=v) for name, v in ((FP8, "5"), ("fp8-attention", "6"))]
+    lines = gpu_tables.gpu_roofline(rows, latency).splitlines()
+    assert [line.split(" | ")[-2] for line in lines[2:4]] == ["5.00x", "6.00x"]
+    assert set(roofline.PRECISIONS) == set(gpu.PRECISIONS)
 
 
-def test_an_aim_is_not_set_on_a_gpu_without_a_roofline() -> None:
-    lines = gpu_tables.gpu_aims([latency_row(gpu="NVIDIA A100", faster_than_eager_20="4", launch_us="9")], [])
-    assert [line.partition(":")[0] for line in lines].count("aim not set") == 1
-    assert "aim met: DiT-XL/2 256, FP16, launched within 50 µs: 9 of 50, NVIDIA A100" in lines
+@pytest.mark.parametrize("precision", [FP16, FP8, "fp8-attention"])
+def test_a_limit_is_a_share_of_the_roofline_of_its_gpu_and_precision(precision: str) -> None:
+    name = {"model": "pixart-alpha-1024", "precision": precision}
+    rows = [roofline_row(gpu="H200", **name, faster_ilf="5.0")]
+    for faster, verdict in (("4.1", "reached"), ("3.9", "not reached")):
+        lines = gpu_tables.gpu_limits([latency_row(**name, faster_than_eager_20=faster)], rows)
+        told = f"80 % of the roofline, faster than eager, PixArt-α 1024 {precision}: {faster} of 4, NVIDIA H200"
+        assert [line for line in lines if not line.startswith("not measured")] == [f"{verdict}: {told}"]
+
+
+def test_a_gpu_without_a_roofline_is_held_against_the_launch_alone() -> None:
+    lines = gpu_tables.gpu_limits([latency_row(gpu="NVIDIA A100", faster_than_eager_20="4", launch_us="9")], [])
+    assert [line.partition(":")[0] for line in lines].count("no roofline") == 1
+    assert "reached: launch within 50 µs, DiT-XL/2 256 fp16: 9 of 50, NVIDIA A100" in lines

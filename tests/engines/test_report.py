@@ -95,6 +95,14 @@ def test_an_attention_that_was_asked_for_in_fp8_is_flagged_unless_it_runs_in_fp8
     assert outside(replace(asked, kernels=(replace(attention, precision="fp8"),), expected=())) == ["mha"]
 
 
+def test_the_two_products_of_an_fp8_attention_apart_are_flagged() -> None:
+    products = tuple(Kernel(part, "matmul", "fp8", (f"blocks.0.{part}",)) for part in ("scores", "mixed"))
+    asked = replace(REPORT, kernels=products, expected=("blocks.0.scores", "blocks.0.mixed", "blocks.0.to_q"))
+    assert outside(asked) == ["scores", "mixed"]
+    linear = Kernel("to_q", "matmul", "fp8", ("blocks.0.to_q",))
+    assert outside(replace(asked, kernels=(linear,))) == []
+
+
 def test_a_linear_that_is_fp8_and_was_left_out_is_flagged() -> None:
     assert outside(with_kernel("out", precision="fp8")) == ["out"]
 

@@ -4,6 +4,7 @@ from collections.abc import Callable
 from copy import copy
 from typing import Any
 
+import ml_dtypes
 import numpy as np
 import onnx
 import onnxruntime
@@ -16,7 +17,7 @@ from ilf_trt import attach
 from ilf_trt.contract.manifest import AttentionAmax
 from ilf_trt.contract.ports import Graph
 from ilf_trt.contract.spec import BatchRange, Precision
-from ilf_trt.export.attention import attentions, fold_attention_scales, name_attentions, pad_heads
+from ilf_trt.export.attention import _factor, attentions, fold_attention_scales, name_attentions, pad_heads
 from ilf_trt.export.graph import trace_segment
 from ilf_trt.export.passes import name_linears
 from ilf_trt.export.quantization import quantize_attentions
@@ -206,6 +207,15 @@ def test_a_weight_that_another_product_uses_is_copied_before_it_is_scaled() -> N
     assert fold_attention_scales(model) == 1
     assert difference(run_by_hand(model), before) <= FLOAT32_ROUNDING
     assert operators(model).count("Mul") == 0
+
+
+@pytest.mark.parametrize("dtype", [ml_dtypes.bfloat16, np.float16, np.float32])
+@pytest.mark.parametrize("size", [18, 64, 72, 80, 128])
+def test_the_folded_scale_is_that_of_the_attention_whatever_its_roots_were_rounded_to(size: int, dtype: Any) -> None:
+    root = float(np.sqrt(dtype(size**-0.5).astype(np.float32)).astype(dtype))
+    assert _factor([root, root], (2, 4, 256, size)) == size**-0.5
+    assert _factor([root, root], None) == root * root
+    assert _factor([0.3, 0.5], (2, 4, 256, size)) == 0.15
 
 
 def test_an_attention_that_keeps_its_scale_is_not_quantised() -> None:

@@ -6,7 +6,6 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 from diffusers import PixArtTransformer2DModel
@@ -16,6 +15,7 @@ from ilf_trt import attach, leaves, save_ilf
 from ilf_trt.assembly.conductor import BuildResult, build, compile_bundle
 from ilf_trt.assembly.options import BuildOptions
 from ilf_trt.commands.build_view import print_build
+from ilf_trt.contract.arrays import write_npz
 from ilf_trt.contract.bundle import REFERENCE_FILE, Bundle
 from ilf_trt.contract.manifest import Manifest
 from ilf_trt.contract.ports import DECODE, TEXT
@@ -161,7 +161,7 @@ def test_a_text_encoder_that_was_too_large_for_a_reference_is_not_restated(
     copy, manifest = tmp_path / "copy.ilf", gpu_build.bundle.manifest
     gpu_build.bundle.copy(copy)
     kept = {name: array for name, array in gpu_build.bundle.arrays(REFERENCE_FILE).items() if name != TEXT_EMBEDDED}
-    np.savez(copy / REFERENCE_FILE, allow_pickle=False, **kept)
+    write_npz(copy / REFERENCE_FILE, kept)
     restated = write_rounded(copy, tmp_path / "rounded", manifest)
     rows, _ = verify.verify(restated, built=manifest)
     assert Bundle.open(restated).manifest.text is None

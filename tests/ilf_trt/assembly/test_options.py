@@ -1,5 +1,7 @@
 """What text encoder and decoder run in when nobody says, and what a GPU cannot run."""
 
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -67,6 +69,15 @@ def test_a_given_bf16_is_refused_for_an_old_gpu(given: dict[str, Any], message: 
     with pytest.raises(InvalidRequest, match=message):
         options.settled((ADA, TURING))
     assert options.settled((ADA,)).text_precision is BF16
+
+
+def test_a_text_encoder_for_a_gpu_that_rtx_cannot_build_it_for_is_refused_at_once(tmp_path: Path) -> None:
+    options = BuildOptions(engines=rtx(ADA, TURING), pipeline=tmp_path)
+    with pytest.raises(InvalidRequest, match="no FP32 products for sm75, and T5 overflows fp16; pass --without text"):
+        options.settled((ADA, TURING))
+    without = replace(options, without=(PipelinePart.TEXT,))
+    assert without.settled((ADA, TURING)).text_precision is FP32
+    assert replace(options, engines=TENSORRT).settled((TURING,)).text_precision is FP32
 
 
 def test_the_command_line_leaves_the_choice_to_the_target() -> None:

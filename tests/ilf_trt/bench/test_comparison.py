@@ -1,6 +1,7 @@
 """Two results against one another."""
 
 import re
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -26,7 +27,7 @@ from ilf_trt.bench.result import Noise, Result
 from ilf_trt.bench.row import Boundary
 from ilf_trt.bench.statistics import Interval, spread
 from ilf_trt.errors import InvalidRequest
-from tests.ilf_trt.bench.synthetic import failed, observations, result, times_ms, with_row, written
+from tests.ilf_trt.bench.synthetic import WORK, failed, observations, result, times_ms, with_row, written
 from tests.ilf_trt.bench.test_fairness import printed
 
 LEAST_COVERAGE = 0.9  # of 95 %: a bootstrap of few medians is a little too narrow
@@ -160,12 +161,34 @@ def test_only_rows_of_both_are_compared() -> None:
         (replace(result(), boundary=Boundary.END_TO_END), "have different boundaries: denoise, and end-to-end"),
         (result(2), "no row is in both results"),
         (replace(result(), rows=()), "no row is in both results"),
+        (replace(result(), rows=result().rows[:1] * 1025), "'b' has 1025 rows, at most 1024 are compared"),
     ],
 )
 def test_results_that_are_not_alike_are_refused_in_one_line(other: Result, words: str) -> None:
     with pytest.raises(InvalidRequest, match=re.escape(words)) as caught:
         compare(Measured("a", result()), Measured("b", other))
     assert "\n" not in str(caught.value)
+
+
+class Counted(tuple[Observation, ...]):
+    """Samples that count how often somebody goes through them."""
+
+    passes = 0
+
+    def __iter__(self) -> Iterator[Observation]:
+        self.passes += 1
+        return super().__iter__()
+
+
+def test_each_row_is_compared_by_the_samples_of_its_batch_which_are_read_once() -> None:
+    samples = Counted([*observations(1), *observations(4)])
+    slower = [replace(one, host_ms=one.host_ms * (2 if one.batch == 4 else 1)) for one in samples]
+    samples.passes = 0
+    comparison = compare(Measured("a", result(1, 4), samples), Measured("b", result(1, 4), tuple(slower)))
+    ratios = {(row.slug, row.batch): row.ratio.median for row in comparison.rows if row.ratio is not None}
+    assert ratios == {(slug, batch): pytest.approx({1: 1, 4: 2}[batch]) for slug in WORK for batch in (1, 4)}
+    assert {row.source for row in comparison.rows} == {Source.RUNS}
+    assert samples.passes == 1
 
 
 def test_what_differs_is_said() -> None:

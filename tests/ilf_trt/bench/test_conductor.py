@@ -13,7 +13,7 @@ from ilf_trt.bench.inputs import write_latents
 from ilf_trt.bench.observation import Observation
 from ilf_trt.bench.options import BenchOptions
 from ilf_trt.bench.result import Result
-from ilf_trt.bench.row import Boundary, Rival
+from ilf_trt.bench.row import Boundary, Rival, Side
 from ilf_trt.bench.statistics import LEAST_TURNS
 from ilf_trt.contract.bundle import Bundle
 from ilf_trt.errors import EngineError, IlfError, InvalidRequest
@@ -30,6 +30,9 @@ class Stage:
         self.manifest = Bundle.open(bundle).manifest
         self.asked: list[tuple[str, str, dict[str, Any]]] = []
         self.broken: dict[tuple[str, str], IlfError] = {}
+        self.dead_from: tuple[str, int] | None = None
+        """The process that dies, and behind how many shots of all rows."""
+        self.device_ms: float | None = None
         self.jitter = itertools.cycle([0.99, 1.0, 1.01])
 
     def shots(self) -> list[str]:
@@ -51,6 +54,12 @@ def stage(dit_bundle: Path, monkeypatch: pytest.MonkeyPatch) -> Stage:
             broken = made.broken.get((fields.get("slug", ""), do))
             if broken is not None:
                 raise broken
+            if (
+                made.dead_from is not None
+                and self.module == made.dead_from[0]
+                and len(made.shots()) > made.dead_from[1]
+            ):
+                raise EngineError(f"the process {self.module} was ended by signal 9")
             return getattr(self, f"_{do}")(fields)  # type: ignore[no-any-return]
 
         def _load(self, fields: dict[str, Any]) -> dict[str, Any]:
@@ -73,7 +82,7 @@ def stage(dit_bundle: Path, monkeypatch: pytest.MonkeyPatch) -> Stage:
             return {"load_s": 0.1, "first_s": 0.2}
 
         def _shoot(self, fields: dict[str, Any]) -> dict[str, Any]:
-            return {"host_ms": TIMES_MS.get(fields["slug"], 15.0) * next(made.jitter), "device_ms": None}
+            return {"host_ms": TIMES_MS.get(fields["slug"], 15.0) * next(made.jitter), "device_ms": made.device_ms}
 
         def _latents(self, fields: dict[str, Any]) -> dict[str, Any]:
             write_latents(Path(fields["path"]), np.full(SHAPE, 1.5, np.float32))
@@ -110,7 +119,7 @@ def stage(dit_bundle: Path, monkeypatch: pytest.MonkeyPatch) -> Stage:
 
 
 def run(bundle: Path, **options: Any) -> Result:
-    more = {name: options.pop(name) for name in ("write", "earlier", "show") if name in options}
+    more = {name: options.pop(name) for name in ("begin", "write", "earlier", "stop") if name in options}
     return Conductor(BenchOptions(bundle=bundle, **options), "ilf-trt bench", **more).run()
 
 
@@ -146,18 +155,54 @@ def test_engines_alone_start_no_torch(dit_bundle: Path, stage: Stage) -> None:
     assert all(row.agreement is not None and row.agreement.own_plan_db is None for row in result.rows)
 
 
-@pytest.mark.parametrize("do", ["open", "shoot", "latents"])
+@pytest.mark.parametrize("do", ["open", "shoot"])
 @pytest.mark.parametrize("slug", ["eager", "ilf"])
 def test_a_row_that_fails_is_a_row_with_its_reason(slug: str, do: str, dit_bundle: Path, stage: Stage) -> None:
     stage.broken[slug, do] = EngineError("no kernel for this")
     result = against_eager(dit_bundle)
     broken = result.row(slug, 1)
     assert broken is not None
-    assert (broken.failed, broken.host, broken.ratio) == ("no kernel for this", None, None)
+    numbers = (broken.host, broken.ratio, broken.cold, broken.peak_mib, broken.agreement)
+    assert (broken.failed, numbers) == ("no kernel for this", (None,) * 5)
     others = [row for row in result.rows if row.slug != slug]
     assert all(row.failed == "" and row.host is not None for row in others)
     assert result.base_line == ("eager-equal" if slug == "eager" else "eager")
     assert result.row("eager-ilf", 1).ratio is not None  # type: ignore[union-attr]
+
+
+@pytest.mark.parametrize(("slug", "do"), [("eager", "latents"), ("", "reference"), ("", "memory"), ("ilf", "profile")])
+def test_what_fails_behind_the_turns_costs_no_row_its_times(
+    slug: str, do: str, dit_bundle: Path, stage: Stage, caplog: pytest.LogCaptureFixture
+) -> None:
+    stage.broken[slug, do] = EngineError("CUDA out of memory")
+    result = against_eager(dit_bundle)
+    assert result.base_line == "eager"
+    assert all(row.failed == "" and row.host is not None for row in result.rows)
+    agreements = [row.agreement is not None and row.agreement.own_plan_db is not None for row in result.rows]
+    assert agreements == [do != "reference" and (slug, do) != ("eager", "latents"), *[do != "reference"] * 5]
+    assert (result.ilf_ms == {}) == (do == "profile")
+
+
+def test_a_process_that_dies_fails_its_rows_and_the_others_go_on(dit_bundle: Path, stage: Stage) -> None:
+    warm_ups = WARM_UPS * len(TIMES_MS)
+    stage.dead_from = (TORCH, warm_ups + 2 * len(TIMES_MS))
+    result = against_eager(dit_bundle, batches=(1, 2))
+    assert {row.failed for row in result.rows if row.side is Side.TORCH} == {
+        "the process ilf_trt.bench.torch_process was ended by signal 9"
+    }
+    engines = [row for row in result.rows if row.side is Side.RUNTIME]
+    assert [(row.slug, row.batch) for row in engines] == [
+        (slug, n) for n in (1, 2) for slug in ("plain", "equal", "ilf")
+    ]
+    assert all(row.host is not None and row.failed == "" for row in engines)
+
+
+def test_a_stop_ends_behind_the_row_and_says_so(dit_bundle: Path, stage: Stage) -> None:
+    wanted = WARM_UPS * len(TIMES_MS) + 2 * len(TIMES_MS)
+    result = against_eager(dit_bundle, batches=(1, 2), stop=lambda: len(stage.shots()) >= wanted)
+    assert not result.finished
+    assert {(row.batch, row.host.n if row.host else 0) for row in result.rows} == {(1, 2)}
+    assert not [do for _, do, _ in stage.asked if do in ("latents", "reference", "profile")]
 
 
 def test_processes_end_when_one_of_them_cannot_load(dit_bundle: Path, stage: Stage) -> None:
@@ -172,10 +217,26 @@ def test_an_interrupted_run_goes_on_behind_its_last_whole_turn(dit_bundle: Path,
     whole = [Observation(slug, 1, turn, 0.0, TIMES_MS[slug]) for turn in range(3) for slug in rows]
     torn = [Observation(slug, 1, 3, 0.0, 1.0) for slug in rows[:2]]
     written: list[Observation] = []
-    result = against_eager(dit_bundle, earlier=(*whole, *torn), write=written.append)
+    kept: list[Observation] = []
+    result = against_eager(dit_bundle, earlier=(*whole, *torn, *whole), write=written.append, begin=kept.extend)
+    assert sorted(kept, key=lambda one: (one.turn, rows.index(one.row))) == whole
     assert all(row.host is not None and row.host.n == LEAST_TURNS for row in result.rows)
     assert {one.turn for one in written if one.counts} == set(range(3, LEAST_TURNS))
     assert all(row.host is not None and row.host.least_ms > 1 for row in result.rows)
+
+
+def test_a_row_that_failed_before_begins_behind_the_turns_of_the_others(dit_bundle: Path, stage: Stage) -> None:
+    whole = [Observation(slug, 1, turn, 0.0, TIMES_MS[slug]) for turn in range(3) for slug in TIMES_MS if slug != "ilf"]
+    result = against_eager(dit_bundle, earlier=whole)
+    turns = {row.slug: row.host.n for row in result.rows if row.host is not None}
+    assert turns == {slug: LEAST_TURNS - 3 * (slug == "ilf") for slug in TIMES_MS}
+
+
+def test_end_to_end_compares_the_hosts_times(dit_bundle: Path, stage: Stage) -> None:
+    stage.device_ms = 3.0
+    assert all(row.device is not None for row in against_eager(dit_bundle).rows)
+    whole = against_eager(dit_bundle, boundary=Boundary.END_TO_END)
+    assert all(row.device is None for row in whole.rows)
 
 
 def test_every_sample_is_written_and_warm_ups_are_marked(dit_bundle: Path, stage: Stage) -> None:

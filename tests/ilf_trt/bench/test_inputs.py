@@ -19,6 +19,12 @@ def test_noise_and_conditions_come_back_as_they_were(tmp_path: Path) -> None:
     assert conditions["class_labels"].dtype == np.int32
 
 
+def test_only_arrays_of_numbers_are_written(tmp_path: Path) -> None:
+    noise = np.zeros((1, 1, 2, 2), np.float32)
+    with pytest.raises(ValueError, match="'prompts' holds Python objects, expected numbers"):
+        write_inputs(tmp_path / "inputs.npz", noise, {"prompts": np.array([{}], object)})
+
+
 def test_decibels_are_of_the_references_range() -> None:
     assert decibels(REFERENCE + np.float32(0.8), REFERENCE) == pytest.approx(20.0, abs=1e-5)
     assert decibels(REFERENCE, REFERENCE) is None

@@ -74,6 +74,17 @@ def test_a_graph_makes_the_latents_of_eager_pytorch(
             assert difference < ROUNDING
 
 
+def test_diffusers_own_graph_is_refused_on_a_gpu_before_it_is_exported(
+    model: ILFModel, plan: StepPlan, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.onnx, "export", lambda *_, **__: pytest.fail("it was exported"))
+    with (
+        pytest.raises(InvalidRequest, match=r"^onnx is measured on a CPU only; leave it out of --against$"),
+        DiffusersGraph.opened(model, plan, SCALE, device="cuda:0"),
+    ):
+        pass
+
+
 def test_one_graph_is_for_precisions_that_onnx_runtime_has_on_a_cpu(
     model: ILFModel, bundle: Bundle, plan: StepPlan
 ) -> None:

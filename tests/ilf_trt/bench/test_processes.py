@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from ilf_trt.bench.conductor import RUNTIME
+from ilf_trt.bench.load_result import read_load
 from ilf_trt.bench.observation import Observation
 from ilf_trt.bench.observation_log import read_observations
 from ilf_trt.bench.results_folder import ResultsFolder
@@ -55,12 +56,18 @@ def test_an_interrupted_folder_goes_on_behind_its_whole_lines(tmp_path: Path) ->
     with (place / "observations.jsonl").open("ab") as file:
         file.write(b'{"row": "plain", "ba')
     gone_on = ResultsFolder(place, asked, resume=True)
+    assert gone_on.earlier == tuple(samples)
+    gone_on.begin(samples[1:3])
     gone_on.write(samples[0])
     gone_on.close()
-    assert gone_on.earlier == tuple(samples)
-    assert read_observations(place / "observations.jsonl") == (*samples, samples[0])
+    assert read_observations(place / "observations.jsonl") == (*samples[1:3], samples[0])
     with pytest.raises(InvalidRequest, match="with another steps; measure into another -o FOLDER"):
         ResultsFolder(place, {**asked, "steps": 10}, resume=True)
+
+
+def test_a_folder_without_a_sample_is_no_result(tmp_path: Path) -> None:
+    ResultsFolder(tmp_path / "results", {"batches": [1000]}, resume=False).close()
+    ResultsFolder(tmp_path / "results", {"batches": [1]}, resume=False).close()
 
 
 def test_the_process_that_serves_cannot_load_torch(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -127,6 +134,8 @@ def test_what_is_not_the_bundles_or_not_here_is_refused(
         (("BUNDLE", "--against", "eager"), "--checkpoint CKPT"),
         (("BUNDLE", "--within", "wide"), "--within is 'wide'"),
         (("BUNDLE", "--resume"), "pass -o FOLDER too"),
+        (("BUNDLE", "--clients", "1", "--plans", "3:all"), "--plans is about rows in turns"),
+        (("BUNDLE", "--clients", "1", "--batch", "1,2"), "more than one --batch is about rows in turns"),
         (("--compare", "a", "b"), "no result of ilf-trt bench"),
     ],
 )
@@ -139,7 +148,9 @@ def test_what_cannot_be_measured_is_one_line_and_exit_code_two(
     assert ran.err.count("\n") == 1
 
 
-def test_a_stream_of_requests_is_answered_in_process(run: Run, dit_bundle: Path) -> None:
-    ran = run("bench", dit_bundle, "--clients", 2, "--requests", 6, "--threads", 1)
+def test_a_stream_of_requests_is_answered_in_process(run: Run, dit_bundle: Path, tmp_path: Path) -> None:
+    asked = ("bench", dit_bundle, "--clients", 2, "--requests", 6, "--threads", 1, "--ilf-steps", 2, "-o", tmp_path)
+    ran = run(*asked)
     assert ran.code == 0, ran.err
     assert "6 of 6 requests answered" in ran.out
+    assert read_load(tmp_path / "load.json").answered == 6

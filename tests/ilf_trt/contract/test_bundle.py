@@ -522,6 +522,16 @@ def test_ranges_of_an_attention_that_is_none_or_that_are_none_are_refused(
         Manifest.from_json(stamped({**data, "fp8": {**data["fp8"], "attentions": {name: ranges}}}))
 
 
+def test_a_range_hides_no_scale_of_a_linear_of_its_name(dit_bundle: Path) -> None:
+    data = json.loads(json.dumps(eight(Bundle.open(dit_bundle).manifest).as_json()))
+    hidden = {
+        "amax": {"feedback.attn1.query": -5.0},
+        "attentions": {"feedback.attn1": {"query": 1.0, "key": 1.0, "value": 1.0}},
+    }
+    with pytest.raises(BundleError, match=r"FP8 scale of 'feedback\.attn1\.query' is -5\.0"):
+        Manifest.from_json(stamped({**data, "fp8": {**data["fp8"], **hidden}}))
+
+
 def test_fp8_facts_in_another_precision_are_refused(dit_bundle: Path) -> None:
     manifest = replace(Bundle.open(dit_bundle).manifest, fp8=Calibration(Calibrator.OWN, 10, {}))
     with pytest.raises(InvalidRequest, match="the FP8 facts do not go with the precision"):
