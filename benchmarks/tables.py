@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from benchmarks.record import ROOT, read_rows
-from benchmarks.speed.gpu_tables import gpu_aims, gpu_facts, gpu_latency, gpu_parity, gpu_roofline
+from benchmarks.speed.gpu_tables import gpu_facts, gpu_latency, gpu_limits, gpu_parity, gpu_roofline
 from benchmarks.speed.smoke_table import gpu_smoke
 from benchmarks.study.tables import STUDY, distances
 
@@ -67,6 +67,25 @@ def latency() -> str:
         cells = [machine(row), *(row[name] for name in ("model", "row", "steps", "block_forwards"))]
         cells += [faster(row), f"{float(row['cost_against_one_graph']):.3f}"]
         cells += [row[name] or "–" for name in ("relative_difference", "frechet", "accuracy")]
+        lines += [f"| {' | '.join(cells)} |"]
+    return "\n".join(lines)
+
+
+def openvino() -> str:
+    """OpenVINO against ONNX Runtime with the same steps and threads."""
+    lines = [
+        "| machine | model | graphs in OpenVINO | steps | block forwards | threads | precision | "
+        "faster than ONNX Runtime (95 %) | difference from it |",
+        "|---|---|---|---|---|---|---|---|---|",
+    ]
+    for row in read_rows("openvino"):
+        if row["library"] != "OpenVINO":
+            continue
+        low, middle, high = (float(row[f"faster_{name}"]) for name in ("low", "than_onnxruntime", "high"))
+        graphs = row["graph"] if row["graph"].startswith("diffusers") else f"the bundle's, {row['graph']}"
+        names = ("steps", "block_forwards", "threads", "precision")
+        cells = [machine(row), row["model"], graphs, *(row[name] for name in names)]
+        cells += [f"{middle:.2f}x ({low:.2f} to {high:.2f})", row["relative_difference"]]
         lines += [f"| {' | '.join(cells)} |"]
     return "\n".join(lines)
 
@@ -298,8 +317,9 @@ TABLES: dict[str, dict[str, Callable[[], str]]] = {
 
 ANYWHERE: dict[str, Callable[[], str]] = {
     **STUDY,
+    "openvino": openvino,
     "gpu-latency": gpu_latency,
-    "gpu-aims": lambda: "\n".join(f"- {line}" for line in gpu_aims()),
+    "gpu-limits": lambda: "\n".join(f"- {line}" for line in gpu_limits()),
     "gpu-facts": gpu_facts,
     "gpu-parity": gpu_parity,
     "gpu-smoke": gpu_smoke,

@@ -1,6 +1,7 @@
 """The replay: finds the bundle of a recorded picture, makes the picture again, and holds the two against each other."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from math import inf, log10
 from pathlib import Path
@@ -93,14 +94,29 @@ def replay(
 ) -> Replayed:
     """Make the picture of a PNG again; `arrays` and `latents` are the request's own conditions and start noise.
 
-    Raises InvalidRequest for a picture that was cropped or scaled after it was made, for other arrays than the
+    Raises InvalidRequest for a picture that was cropped, scaled or damaged after it was made, for other arrays than the
     request's, and for a bundle that cannot serve the request.
     """
     arguments = provenance.arguments(arrays, latents)
-    try:
+    with _blaming_another_bundle(pipeline, provenance):
         size = picture_size(pipeline.manifest, provenance.size, binning=provenance.binning)
         _check_sides(png, provenance, size.native if pipeline.manifest.decoder is None else size.requested)
+    first = png.pixels()
+    with _blaming_another_bundle(pipeline, provenance):
         result = pipeline.generate(**arguments, progress=progress)
+    if result.pixels is None:
+        raise InvalidRequest(f"{pipeline.bundle.path} gives latents, no pictures; pass the --bundle that has a decoder")
+    sheet = grid(result.pixels, provenance.columns)
+    if first.shape != sheet.shape:
+        raise InvalidRequest(f"{png.path} is {first.shape} (height, width, channels), the bundle makes {sheet.shape}")
+    return Replayed(sheet, result.provenance(provenance.columns), Agreement.of(first, sheet))
+
+
+@contextmanager
+def _blaming_another_bundle(pipeline: Pipeline, provenance: Provenance) -> Iterator[None]:
+    """What the block refuses is told with the digests if the bundle is not the recorded one."""
+    try:
+        yield
     except InvalidRequest as error:
         digest, recorded = pipeline.manifest.digest, provenance.origin.bundle_sha256
         if digest == recorded:
@@ -109,13 +125,6 @@ def replay(
             f"{pipeline.bundle.path} is another bundle (digest {digest[:HASH_CHARS]}…, the picture's is "
             f"{recorded[:HASH_CHARS]}…) and cannot make this picture: {error}"
         ) from error
-    if result.pixels is None:
-        raise InvalidRequest(f"{pipeline.bundle.path} gives latents, no pictures; pass the --bundle that has a decoder")
-    sheet = grid(result.pixels, provenance.columns)
-    first = png.pixels()
-    if first.shape != sheet.shape:
-        raise InvalidRequest(f"{png.path} is {first.shape} (height, width, channels), the bundle makes {sheet.shape}")
-    return Replayed(sheet, result.provenance(provenance.columns), Agreement.of(first, sheet))
 
 
 def _check_sides(png: PngFile, provenance: Provenance, size: tuple[int, int]) -> None:

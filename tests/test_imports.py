@@ -232,7 +232,8 @@ def dangers(source: Source) -> set[str]:
                 value = ast.unparse(keyword.value)
                 if (keyword.arg, value) in (("weights_only", "False"), ("trust_remote_code", "True")):
                     found.add(f"{keyword.arg}={value}")
-                if keyword.arg in ("shell", "allow_pickle") and value != "False":
+                writes = called.endswith(("savez", "savez_compressed"))
+                if keyword.arg in ("shell", "allow_pickle") and (value != "False" or writes):
                     found.add(f"{keyword.arg}={value}")
     return found
 
@@ -297,6 +298,7 @@ def test_the_check_lets_a_leaf_name_itself() -> None:
         "torch.load(path)",
         "np.load(path, allow_pickle=True)",
         "np.load(path, allow_pickle=flag)",
+        "np.savez(path, allow_pickle=False)",
         "os.system(line)",
     ],
 )

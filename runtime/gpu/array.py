@@ -20,7 +20,8 @@ class DeviceArray(Allocated):
 
     The memory is freed with the last reference, also that of another library. Its stream may still read then:
     the memory serves nobody else before the work on every stream that asked for the array is done. Such a stream must
-    live as long as the array.
+    live as long as the array. The per-thread default stream (2 in DLPack) is another one on every thread: whoever reads
+    there synchronises it before another thread may drop the last reference.
     """
 
     def __init__(self, memory: Memory, shape: tuple[int, ...], gpu: Gpu) -> None:
@@ -32,11 +33,15 @@ class DeviceArray(Allocated):
         view = import_module("cuda.core.utils").StridedMemoryView
         self._view = view.from_buffer(buffer, shape, dtype=LATENT)
 
+    def close(self) -> None:
+        """Free the memory now; nobody may read the array afterwards, nor what another library made of it."""
+        super().close()
+
     def _free(self) -> None:
-        """Nobody may read the array afterwards."""
         self._owner.close()
 
     def __dlpack__(self, *, stream: int | None = None, **options: Any) -> Any:
+        """The memory for another library that reads on `stream`; raises InvalidRequest after `close`."""
         self._owner.lend(stream)
         return self._view.__dlpack__(stream=stream, **options)
 
@@ -57,7 +62,12 @@ class _Owner(Allocated):
         self._streams: dict[int, Stream] = {}
 
     def lend(self, handle: int | None) -> None:
-        """Note the stream of a consumer, as DLPack says it: None is CUDA's default stream, -1 is no stream."""
+        """Note the stream of a consumer, as DLPack says it: None is CUDA's default stream, -1 is no stream.
+
+        Raises InvalidRequest when the memory is gone.
+        """
+        if self._memory is None:
+            raise InvalidRequest("these latents are closed and their memory is free; share them before close()")
         handle = DEFAULT_STREAM if handle in (None, 0) else handle
         if handle != NO_STREAM and handle not in self._streams:
             self._streams[handle] = Stream.of_handle(handle)

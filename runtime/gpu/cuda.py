@@ -4,8 +4,8 @@ Tests without a GPU cannot prove what cuda.core and the driver do, so only this 
 """
 
 import ctypes
-from collections.abc import Callable, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from importlib import import_module
 from typing import Any, Self
 
@@ -18,7 +18,7 @@ from ilf_trt.errors import DeviceError, MissingDependency, one_line
 
 from .collection import no_collection
 from .current import OnGpu
-from .errors import translate_errors
+from .errors import device_error, translate_errors
 
 ALIGNMENT = 256  # bytes, of every address that an engine reads or writes
 
@@ -34,10 +34,19 @@ class Gpu(OnGpu):
         capability = device.compute_capability
         self.architecture = Architecture(int(capability.major), int(capability.minor))
         self.driver = driver
+        self._bindings = import_module("cuda.bindings.driver")
+        self._context: int | None = None
 
     @classmethod
     def open(cls, ordinal: int) -> Self:
-        """The GPU `cuda:ordinal`, current on this thread.
+        """The GPU `cuda:ordinal`, current on this thread; raises as `found` does."""
+        gpu = cls.found(ordinal)
+        gpu.use()
+        return gpu
+
+    @classmethod
+    def found(cls, ordinal: int) -> Self:
+        """The GPU `cuda:ordinal`; what is current on this thread stays.
 
         Raises MissingDependency without cuda-core. Raises DeviceError without a driver, without such a GPU, and if
         another process holds the GPU in exclusive mode.
@@ -58,9 +67,9 @@ class Gpu(OnGpu):
                     f"device 'cuda:{ordinal}' does not exist, this machine has {count} GPU{'s' * (count != 1)}; "
                     + (f"pass cuda:0 to cuda:{count - 1}" if count else "check nvidia-smi, or pass device='cpu'")
                 )
-            device = core.Device(ordinal)
-            device.set_current()
-            return cls(device, ordinal, driver)
+            gpu = cls(core.Device(ordinal), ordinal, driver)
+            with gpu.current():  # a GPU that another process holds is refused here
+                return gpu
 
     @property
     def description(self) -> str:
@@ -68,9 +77,30 @@ class Gpu(OnGpu):
         return f"{self.name}, {self.architecture}, driver {'.'.join(map(str, self.driver)) or 'unknown'}"
 
     def use(self) -> None:
-        """Make the GPU current on the calling thread."""
-        with translate_errors("the GPU cannot be used"):
+        """Make the GPU current on the calling thread, for good."""
+        with translate_errors(f"cuda:{self.ordinal} cannot be used"):
             self._device.set_current()
+
+    @contextmanager
+    def current(self) -> Iterator[None]:
+        """The GPU is current on the calling thread within the block; what was before is again after it.
+
+        A thread that had none has none again: a GPU that stayed would become the one that other libraries take there.
+        """
+        try:
+            before = self._current_context()
+            there = int(before) == self._context
+            if not there:
+                self._device.set_current()
+                if self._context is None:
+                    self._context = int(self._current_context())
+        except Exception as error:
+            raise device_error(f"cuda:{self.ordinal} cannot be used", error) from error
+        try:
+            yield
+        finally:
+            if not there:
+                self._bindings.cuCtxSetCurrent(before)  # can fail only where that context was destroyed meanwhile
 
     def stream(self) -> "Stream":
         """A new stream that waits for no other stream."""
@@ -92,15 +122,14 @@ class Gpu(OnGpu):
     def trim(self) -> None:
         """Give memory that is free, and that CUDA keeps for later allocations of this process, back to the GPU."""
         with translate_errors("free memory could not be given back"):
-            driver = import_module("cuda.bindings.driver")
-            (result,) = driver.cuMemPoolTrimTo(self._device.memory_resource.handle, 0)
+            (result,) = self._bindings.cuMemPoolTrimTo(self._device.memory_resource.handle, 0)
             if result:
                 raise DeviceError(f"free memory could not be given back: {result.name}")
 
     def used_bytes(self) -> int:
         """Memory of the whole GPU that any process uses, in bytes."""
         with translate_errors("the memory of the GPU is not known"):
-            result, free, total = import_module("cuda.bindings.driver").cuMemGetInfo()
+            result, free, total = self._bindings.cuMemGetInfo()
             if result:
                 raise DeviceError(f"the memory of the GPU is not known: {result.name}")
             return int(total - free)
@@ -109,6 +138,13 @@ class Gpu(OnGpu):
         """An event that records a time: `last - first` is in ms, after the GPU has passed both."""
         with translate_errors("no event could be created"):
             return self._device.create_event(options=import_module("cuda.core").EventOptions(timing_enabled=True))
+
+    def _current_context(self) -> Any:
+        """What is current on the calling thread: an object whose int is 0 for none."""
+        result, context = self._bindings.cuCtxGetCurrent()
+        if result:
+            raise RuntimeError(result.name)
+        return context
 
 
 class Memory:

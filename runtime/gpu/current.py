@@ -1,4 +1,4 @@
-"""What lives on one GPU, and may be used from any thread: each entry makes that GPU current on the calling thread."""
+"""What lives on one GPU, and may be used from any thread: each entry makes that GPU current there, and goes back."""
 
 from collections.abc import Callable
 from contextlib import suppress
@@ -14,14 +14,15 @@ if TYPE_CHECKING:
     from .cuda import Gpu
 
 CALLED_BY_SYNTAX = ("__call__", "__dlpack__")
-MAKE_CURRENT_THEMSELVES = ("use", "close")
+MAKE_CURRENT_THEMSELVES = ("use", "current", "close")
 
 
 class OnGpu:
     """Base of what lives on one GPU, `_gpu`.
 
     CUDA keeps the current GPU per thread, and refuses most calls on a thread that has none or another one. Therefore
-    every public method that a subclass defines makes the GPU current first, without a word in the method.
+    every public method that a subclass defines makes the GPU current for its time, without a word in the method. What
+    the thread had before, another GPU or none, it has again afterwards.
     """
 
     _gpu: "Gpu"
@@ -39,8 +40,7 @@ class Allocated(OnGpu):
 
     def close(self) -> None:
         """Free everything, after the work that still runs; a lost GPU has nothing left to free."""
-        with suppress(DeviceError), translate_errors("the GPU could not be freed"):
-            self._gpu.use()
+        with suppress(DeviceError), translate_errors("the GPU could not be freed"), self._gpu.current():
             self._free()
 
     def _free(self) -> None:
@@ -50,7 +50,7 @@ class Allocated(OnGpu):
 def _with_current_gpu(method: Callable[..., Any]) -> Callable[..., Any]:
     @wraps(method)
     def entry(self: OnGpu, *args: Any, **options: Any) -> Any:
-        self._gpu.use()
-        return method(self, *args, **options)
+        with self._gpu.current():
+            return method(self, *args, **options)
 
     return entry

@@ -60,7 +60,12 @@ class Device(Allocated):
         A failure frees everything. Raises MissingDependency, DeviceError and its subclasses, EngineError, BundleError,
         PortMismatch.
         """
-        gpu = Gpu.open(ordinal)
+        gpu = Gpu.found(ordinal)
+        with gpu.current():
+            return cls._opened(gpu, bundle, kind, graphs)
+
+    @classmethod
+    def _opened(cls, gpu: Gpu, bundle: Bundle, kind: EngineKind | None, graphs: Sequence[str] | None) -> "Device":
         manifest = bundle.manifest
         runtimes: dict[Library, TensorRT] = {}
 

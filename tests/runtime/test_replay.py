@@ -417,6 +417,16 @@ def test_a_missing_file_and_a_pipe_are_refused(run: Run, tmp_path: Path) -> None
     run("replay", "/dev/zero").refused("/dev/zero cannot be read")
 
 
+def test_damaged_pixels_are_refused_before_any_work(
+    pipeline: Pipeline, provenance: Provenance, picture: bytes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    png = read(tmp_path, picture)
+    monkeypatch.setattr(Pipeline, "generate", lambda *_, **__: pytest.fail("it generated"))
+    for origin in (provenance.origin, replace(provenance.origin, bundle_sha256="0" * 64)):
+        with pytest.raises(InvalidRequest, match=r"^\S+read.png has damaged pixels"):
+            replay(pipeline, replace(png, packed=png.packed[:-8]), replace(provenance, origin=origin), {}, None)
+
+
 def test_a_record_for_more_than_the_picture_shows_is_refused_before_any_work(
     run: Run, dit_bundle: Path, tmp_path: Path, picture: bytes, provenance: Provenance
 ) -> None:

@@ -43,6 +43,7 @@ __all__ = [
 
 CUDA_VERSION, OLDER_CUDA_VERSION = (13, 0), (12, 2)
 POOL = 0x9001_0000
+NO_CONTEXT, CONTEXT = 0, 0xC700_0000
 NO_DRIVER = (
     '"{}" is an NVIDIA driver library and can only be found via system search. Ensure the NVIDIA display driver is '
     "installed."
@@ -85,7 +86,13 @@ def modules() -> dict[str, ModuleType]:
         "cuda.core.utils": (StridedMemoryView,),
         "cuda.core.system": (get_kernel_mode_driver_version, get_user_mode_driver_version, get_num_devices),
         "cuda.bindings": (),
-        "cuda.bindings.driver": (cuDriverGetVersion, cuMemGetInfo, cuMemPoolTrimTo),
+        "cuda.bindings.driver": (
+            cuCtxGetCurrent,
+            cuCtxSetCurrent,
+            cuDriverGetVersion,
+            cuMemGetInfo,
+            cuMemPoolTrimTo,
+        ),
         "cuda.core._utils": (),
         "cuda.core._utils.cuda_utils": (CUDAError, ComputeCapability),
     }
@@ -155,6 +162,20 @@ def cuDriverGetVersion() -> tuple[int, int]:  # noqa: N802
         raise DynamicLibNotFoundError(NO_DRIVER.format("cuda"))
     major, minor = CUDA_VERSION if not driver or driver >= (580,) else OLDER_CUDA_VERSION
     return 0, major * 1000 + minor * 10
+
+
+def cuCtxGetCurrent() -> "tuple[int, Handle]":  # noqa: N802
+    """Of cuda.bindings: an error code, and the context that is current on this thread, 0 for none."""
+    cuda = _started()
+    cuda.journal.append(("get_context",))
+    return 0, Handle(NO_CONTEXT if cuda.current is None else CONTEXT + cuda.current)
+
+
+def cuCtxSetCurrent(ctx: "Handle") -> tuple[int]:  # noqa: N802
+    """Of cuda.bindings; each GPU has one context."""
+    context = int(ctx)
+    _started().set_context(None if context == NO_CONTEXT else context - CONTEXT)
+    return (0,)
 
 
 def cuMemGetInfo() -> tuple[int, int, int]:  # noqa: N802

@@ -278,6 +278,11 @@ class FakeCuda:
                 raise cuda_error("CUDA_ERROR_DEVICE_UNAVAILABLE")
             self._current.device = device
 
+    def set_context(self, device: int | None) -> None:
+        """What the driver does with a context that it knows: it works after a sticky error too."""
+        self.journal.append(("set_context", device))
+        self._current.device = device
+
     def allocate(self, kind: str, size: int, device: int, stream: StreamState | None) -> Allocation:
         with self.lock:
             call = "allocate" if kind == "buffer" else "pinned"

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 from fake_gpu import Op
 
+from ilf_trt.errors import InvalidRequest
 from ilf_trt.runtime import Pipeline
 from ilf_trt.runtime.gpu.array import DeviceArray
 from ilf_trt.runtime.gpu.cuda import Gpu, Stream
@@ -113,6 +114,16 @@ def test_an_array_that_is_closed_twice_or_that_nobody_took_is_freed_once(
         array.close()
         del array
     assert counted.frees == 1
+
+
+def test_an_array_that_is_closed_lends_its_memory_no_more(gpu: Gpu, stream: Stream, machine: Machine) -> None:
+    array = ones(gpu, stream)
+    reader = Consumer(gpu)
+    array.close()
+    for handle in (None, -1, reader.stream.handle):
+        with pytest.raises(InvalidRequest, match=r"^these latents are closed .*; share them before close\(\)$"):
+            array.__dlpack__(stream=handle)
+    reader.close()
 
 
 @pytest.mark.parametrize("handle", [None, -1, 0, 1, 2])

@@ -6,12 +6,13 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from threading import Barrier
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 from ilf_trt.runtime import Pipeline
-from ilf_trt.runtime.gpu import trajectory
+from ilf_trt.runtime.gpu import collection, trajectory
 from ilf_trt.runtime.gpu.collection import no_collection
 from ilf_trt.runtime.gpu.cuda import Gpu, Memory
 from tests.runtime.conftest import Compiled, Machine
@@ -108,6 +109,44 @@ def test_the_collector_is_as_it_was_after_blocks_that_overlap(enabled: bool) -> 
         assert gc.isenabled() == enabled
         with pytest.raises(ZeroDivisionError), no_collection():
             raise ZeroDivisionError
+        assert gc.isenabled() == enabled
+    finally:
+        gc.enable()
+
+
+@pytest.mark.parametrize("enabled", [True, False])
+@pytest.mark.parametrize("where", ["after the lock", "after gc.disable()"])
+def test_an_interrupt_as_a_block_begins_leaves_the_collector_as_it_was(
+    where: str, enabled: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    interrupts = [KeyboardInterrupt]
+
+    class Interrupted:
+        """The lock, left by an interrupt the first time."""
+
+        def __enter__(self) -> None:
+            pass
+
+        def __exit__(self, *raised: object) -> None:
+            if interrupts:
+                raise interrupts.pop()
+
+    def disable() -> None:
+        gc.disable()
+        raise interrupts.pop()
+
+    (gc.enable if enabled else gc.disable)()
+    try:
+        with monkeypatch.context() as changed:
+            if where == "after the lock":
+                changed.setattr(collection, "_lock", Interrupted())
+            else:
+                changed.setattr(collection, "gc", SimpleNamespace(**vars(gc) | {"disable": disable}))
+            with pytest.raises(KeyboardInterrupt), no_collection():
+                pytest.fail("the block ran")
+        assert gc.isenabled() == enabled
+        with no_collection():
+            assert not gc.isenabled()
         assert gc.isenabled() == enabled
     finally:
         gc.enable()

@@ -1,5 +1,9 @@
-"""Every entry of what lives on a GPU makes that GPU current, whatever thread calls it. The GPU is a stand-in."""
+"""Every entry of what lives on a GPU makes that GPU current, whatever thread calls it, and goes back.
 
+The GPU is a stand-in.
+"""
+
+import gc
 import inspect
 import pkgutil
 from collections.abc import Callable, Iterator
@@ -9,11 +13,13 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
+import fake_dlpack
 import numpy as np
 import pytest
 
 import ilf_trt.runtime.gpu
 from ilf_trt.contract.bundle import Bundle
+from ilf_trt.errors import DeviceError, OutOfMemory
 from ilf_trt.runtime import Pipeline
 from ilf_trt.runtime.gpu.array import DeviceArray
 from ilf_trt.runtime.gpu.call import DeviceCall
@@ -27,18 +33,21 @@ from tests.runtime.conftest import Compiled, Machine
 from tests.runtime.gpu.test_device import close_to, conditions, on_cpu
 
 SIZES = {"B": 2, "R": 4}
+CALLS_FOR_CURRENT = ("get_context", "set_current", "set_context")
 Elsewhere = Callable[..., Any]
 
 
 @contextmanager
 def elsewhere(machine: Machine, current: int | None) -> Iterator[Elsewhere]:
-    """Runs a call on a thread of its own, on which another GPU, or none, is current."""
+    """Runs a call on a thread of its own, on which another GPU, or none, is current before and after it."""
 
     def run(call: Callable[..., Any], *args: Any, **options: Any) -> Any:
         with ThreadPoolExecutor(1) as thread:
-            if current is not None:
-                thread.submit(machine.cuda.make_current, current).result()
-            return thread.submit(call, *args, **options).result()
+            thread.submit(machine.cuda.set_context, current).result()
+            try:
+                return thread.submit(call, *args, **options).result()
+            finally:
+                assert thread.submit(lambda: machine.cuda.current).result() == current
 
     yield run
 
@@ -67,8 +76,11 @@ def test_a_new_entry_cannot_forget_it() -> None:
     used: list[str] = []
 
     class Probe:
-        def use(self) -> None:
-            used.append("use")
+        @contextmanager
+        def current(self) -> Iterator[None]:
+            used.append("begin")
+            yield
+            used.append("end")
 
     class Thing(Allocated):
         def __init__(self) -> None:
@@ -85,7 +97,7 @@ def test_a_new_entry_cannot_forget_it() -> None:
     assert thing.entry(1, more=2) == 3
     assert thing.entry.__doc__ == "Words."
     thing.close()
-    assert used == ["use", "use", "free"]
+    assert used == ["begin", "end", "begin", "free", "end"]
 
 
 @pytest.mark.parametrize(("ordinal", "current"), [(0, None), (1, 0)])
@@ -122,7 +134,7 @@ def test_every_entry_works_on_a_fresh_thread(
 @pytest.mark.parametrize(("ordinal", "current"), [(0, None), (1, 0)])
 def test_every_entry_of_a_gpu_works_on_a_fresh_thread(ordinal: int, current: int | None, machine: Machine) -> None:
     with elsewhere(machine, current) as run:
-        gpu: Gpu = run(Gpu.open, ordinal)
+        gpu: Gpu = run(Gpu.found, ordinal)
         stream = run(gpu.stream)
         memory, pinned, event = run(gpu.allocate, 512, stream), run(gpu.pinned, 512), run(gpu.event)
         gpu.use()
@@ -142,3 +154,54 @@ def test_a_session_that_one_thread_made_serves_another(
             result = run(pipeline.generate, **conditions(pipeline, pictures))
             assert close_to(result.latents, wanted[pictures])
         run(pipeline.close)
+
+
+@pytest.mark.parametrize("current", [None, 1])
+def test_an_entry_that_fails_puts_back_what_was_current(current: int | None, machine: Machine) -> None:
+    with elsewhere(machine, current) as run:
+        gpu: Gpu = run(Gpu.found, 0)
+        machine.cuda.fail("pinned")
+        with pytest.raises(OutOfMemory):
+            run(gpu.pinned, 512)
+        machine.cuda.fail("set_current", "CUDA_ERROR_INVALID_DEVICE")
+        with pytest.raises(DeviceError, match=r"^cuda:0 cannot be used: .*CUDA_ERROR_INVALID_DEVICE"):
+            run(gpu.pinned, 512)
+
+
+@pytest.mark.parametrize("shared", [False, True])
+@pytest.mark.parametrize("current", [None, 1])
+def test_latents_that_are_dropped_anywhere_leave_the_threads_gpu_current(
+    current: int | None, shared: bool, dit_bundle: Path, machine: Machine, compiled: Compiled
+) -> None:
+    with elsewhere(machine, current) as run, Pipeline.load(compiled(dit_bundle), device="cuda:0") as pipeline:
+        held = [pipeline.generate(**conditions(pipeline, 1), on_device=True).latents]
+        if shared:
+            capsules = [held[0].__dlpack__(stream=1)]
+            held.clear()
+        with machine.cuda.during() as counted:
+            if shared:
+                run(lambda: fake_dlpack.release(capsules.pop()))
+            else:
+                run(held.clear)
+            run(gc.collect)
+        assert counted.frees == 1
+
+
+@pytest.mark.parametrize(
+    ("current", "calls"),
+    [
+        (0, [("get_context",)]),
+        (1, [("get_context",), ("set_current", 0), ("set_context", 1)]),
+        (None, [("get_context",), ("set_current", 0), ("set_context", None)]),
+    ],
+)
+def test_a_captured_generation_costs_few_calls_for_its_gpu(
+    current: int | None, calls: list[tuple[Any, ...]], dit_bundle: Path, machine: Machine, compiled: Compiled
+) -> None:
+    with elsewhere(machine, current) as run, Pipeline.load(compiled(dit_bundle), device="cuda:0") as pipeline:
+        asked = conditions(pipeline, 1)
+        run(pipeline.generate, **asked)
+        begin = len(machine.cuda.journal)
+        assert run(pipeline.generate, **asked).timings.captured
+        made = [each for each in machine.cuda.journal[begin:] if each[0] in CALLS_FOR_CURRENT]
+        assert made == [("set_context", current), *calls]
