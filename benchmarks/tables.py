@@ -9,10 +9,13 @@ from pathlib import Path
 
 import numpy as np
 
-from benchmarks.record import ROOT, read_rows
+from benchmarks.record import RESULTS, ROOT, read_rows
 from benchmarks.speed.gpu_tables import gpu_facts, gpu_latency, gpu_limits, gpu_parity, gpu_roofline
 from benchmarks.speed.smoke_table import gpu_smoke
 from benchmarks.study.tables import STUDY, distances
+from ilf_trt.bench.fairness import by_batch
+from ilf_trt.bench.result import RESULT_FILE, read_result
+from ilf_trt.bench.sentences import decibels, figure, ratio_words
 
 Row = dict[str, str]
 
@@ -68,6 +71,28 @@ def latency() -> str:
         cells += [faster(row), f"{float(row['cost_against_one_graph']):.3f}"]
         cells += [row[name] or "–" for name in ("relative_difference", "frechet", "accuracy")]
         lines += [f"| {' | '.join(cells)} |"]
+    return "\n".join(lines)
+
+
+def bench() -> str:
+    """What `ilf-trt bench` measured: the committed results, ILF always beside its row of equal cost."""
+    lines = [
+        "| bundle | row | steps | block forwards | p50 ms | p90 ms | pictures a second | times faster (95 %) | "
+        "PSNR to eager, same plan | to 50 steps |",
+        "|---|---|---|---|---|---|---|---|---|---|",
+    ]
+    for place in sorted((RESULTS / "bench").glob(f"*/{RESULT_FILE}")):
+        result = read_result(place)
+        for row in by_batch(result.rows)[1]:
+            if row.host is None:
+                lines.append(f"| {result.subject.bundle} | {row.title} | failed: {row.failed} |" + " – |" * 7)
+                continue
+            known = row.agreement
+            qualities = (known.own_plan_db, known.long_db) if known else (None, None)
+            cells = [result.subject.bundle, row.title, row.steps, row.block_forwards]
+            cells += [figure(value) for value in (row.host.p50_ms, row.host.p90_ms, row.pictures_per_s)]
+            cells += [ratio_words(row, result.rows), *map(decibels, qualities)]
+            lines.append(f"| {' | '.join(map(str, cells))} |")
     return "\n".join(lines)
 
 
@@ -317,6 +342,7 @@ TABLES: dict[str, dict[str, Callable[[], str]]] = {
 
 ANYWHERE: dict[str, Callable[[], str]] = {
     **STUDY,
+    "bench": bench,
     "openvino": openvino,
     "gpu-latency": gpu_latency,
     "gpu-limits": lambda: "\n".join(f"- {line}" for line in gpu_limits()),

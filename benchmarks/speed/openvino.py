@@ -65,7 +65,7 @@ class Row:
 
 @dataclass(frozen=True, slots=True)
 class Worker:
-    """A process that loads one library for a model and runs the rows of `graphs` on demand."""
+    """A process that loads one library for a model and runs its rows on demand."""
 
     model: str
     folder: Path

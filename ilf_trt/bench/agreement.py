@@ -2,7 +2,7 @@
 
 import logging
 from collections import defaultdict
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,8 @@ from .inputs import decibels, png_of, read_latents, relative_difference, write_l
 from .measured import Measured
 from .result import Agreement
 from .row import Side
+from .scores import PictureScore
+from .statistics import mean_interval
 from .worker import Worker
 
 log = logging.getLogger(__name__)
@@ -28,8 +30,20 @@ class PictureCheck:
     `plain` is the plan of the base line, `long` the one with many more steps.
     """
 
-    def __init__(self, workers: Mapping[Side, Worker], folder: Path, plain: StepPlan, long: StepPlan) -> None:
+    def __init__(
+        self,
+        workers: Mapping[Side, Worker],
+        folder: Path,
+        plain: StepPlan,
+        long: StepPlan,
+        *,
+        scorer: Worker | None = None,
+        prompts: Sequence[str] = (),
+        batch: int = 1,
+    ) -> None:
+        """`scorer` scores the pictures by `prompts`, which a chunk of `batch` pictures takes in turn."""
         self._workers = workers
+        self._scorer, self._prompts, self._batch = scorer, prompts, batch
         self._folder = folder
         self._plain, self._long = plain, long
         self._latents: dict[str, list[Any]] = defaultdict(list)
@@ -47,7 +61,7 @@ class PictureCheck:
         """Give each row its agreement, and the first pictures as PNG by slug; rows without all chunks get none."""
         wanted = {plan: np.concatenate(each) for plan, each in self._references.items() if len(each) == chunks}
         pixels = self._pixels(wanted[self._plain]) if self._plain in wanted else None
-        pictures = {}
+        pictures, scored = {}, {}
         for each in measured:
             found = self._latents[each.row.slug]
             if len(found) != chunks:
@@ -57,7 +71,26 @@ class PictureCheck:
             each.agreement = self._agreement(got, drawn, each.row.plan, wanted, pixels)
             if drawn is not None:
                 pictures[each.row.slug] = png_of(drawn[0])
+                scored[each.row.slug] = self._score(drawn)
+        base = next((scores for scores in scored.values() if scores), {})
+        for each in measured:
+            each.scores = tuple(
+                _score(name, values, base[name]) for name, values in scored.get(each.row.slug, {}).items()
+            )
         return pictures
+
+    def _score(self, pixels: Any) -> dict[str, list[float]]:
+        """The scores of pictures by name; none if nobody asked for them, or if their process fails."""
+        if self._scorer is None:
+            return {}
+        path = self._folder / "pictures.npy"
+        write_latents(path, pixels)
+        prompts = [self._prompts[index % self._batch % len(self._prompts)] for index in range(len(pixels))]
+        try:
+            return self._scorer.ask("score", path=str(path), prompts=prompts)
+        except IlfError as error:
+            log.warning("pictures cannot be scored: %s", one_line(error))
+            return {}
 
     def _take(self, latents: list[Any], ask: Callable[[Path], object]) -> None:
         path = self._folder / "latents.npy"
@@ -91,3 +124,12 @@ class PictureCheck:
         pixels_db = None if drawn is None or pixels is None else decibels(drawn, pixels)
         relative = relative_difference(got, wanted[own]) if own in wanted else None
         return Agreement(own_db, plain_db, long_db, pixels_db, float(1 - np.isfinite(got).mean()), relative)
+
+
+def _score(name: str, values: Sequence[float], base: Sequence[float]) -> PictureScore:
+    """The score of a row; the base line has no difference."""
+    mean = float(np.mean(values))
+    if values is base:
+        return PictureScore(name, mean)
+    interval = mean_interval([value - other for value, other in zip(values, base, strict=True)])
+    return PictureScore(name, mean, interval.median, interval.low, interval.high)

@@ -31,6 +31,7 @@ from .statistics import Interval, is_enough, ratio_interval, spread
 from .worker import Worker
 
 RUNTIME, TORCH = "ilf_trt.bench.runtime_process", "ilf_trt.bench.torch_process"
+SCORES = "ilf_trt.bench.score_process"
 WARM_UPS = 2  # after the first run, in which libraries capture and compile
 SETTLE_S = 0.05  # for the threads of the row before, which may still spin
 LONG_STEPS = 50
@@ -75,6 +76,8 @@ class Conductor:
         self._reached: set[int] = set()
         self._workers: dict[Side, Worker] = {}
         self._loads: dict[Side, dict[str, Any]] = {}
+        self._scorer: Worker | None = None
+        self._awake: Side | None = None
         self._rows: tuple[Row, ...] = ()
         self._ilf_ms: dict[str, float] = {}
         self.pictures: dict[str, bytes] = {}
@@ -119,6 +122,10 @@ class Conductor:
         plans = {name: StepPlan.from_json(plan) for name, plan in loaded["plans"].items()}
         front = [StepPlan.from_json(plan) for plan in loaded["front"]]
         self._rows = rows_of(plans["plain"], plans["equal"], plans["ilf"], options.against, front)
+        if options.scores:
+            self._tell("loading the scores", 0, 1)
+            self._scorer = stack.enter_context(Worker(SCORES, threads=options.threads))
+            self._scorer.ask("load", scores=[score.value for score in options.scores], device=options.device)
         for batch in options.batches:
             rows = [Measured(row, batch, observations=list(self._earlier[row.slug, batch])) for row in self._rows]
             whole_turns(rows)
@@ -224,6 +231,9 @@ class Conductor:
 
     def _shoot(self, each: Measured, turn: int) -> None:
         time.sleep(SETTLE_S)
+        if self._awake is not each.row.side:  # the first run after the other process's is slower
+            self._worker(each).ask("shoot", slug=each.row.slug)
+            self._awake = each.row.side
         at_s = time.perf_counter() - self._begin_s
         answer = self._worker(each).ask("shoot", slug=each.row.slug)
         whole = self._options.boundary is Boundary.END_TO_END  # the GPU's time is that of the steps alone
@@ -238,7 +248,15 @@ class Conductor:
     def _compare(self, measured: list[Measured], batch: int, folder: Path) -> None:
         """How near every row's latents are to eager PyTorch's; the pictures are those of the first batch."""
         chunks = max(ceil(self._options.quality_pictures / batch), 1)
-        check = PictureCheck(self._workers, folder, self._rows[0].plan, self._long_plan())
+        check = PictureCheck(
+            self._workers,
+            folder,
+            self._rows[0].plan,
+            self._long_plan(),
+            scorer=self._scorer,
+            prompts=self._options.prompts,
+            batch=batch,
+        )
         for chunk in range(chunks):
             self._tell("comparing pictures", chunk, chunks)
             if chunk and self._inputs(batch, folder, self._options.seed + chunk, keep=True):
@@ -321,6 +339,7 @@ class Conductor:
             peak_mib=each.peak_mib,
             cold=each.cold,
             agreement=each.agreement,
+            scores=each.scores,
             failed=each.failed,
         )
 

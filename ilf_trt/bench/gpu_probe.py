@@ -45,6 +45,17 @@ class GpuState:
     """What keeps the clocks below what was asked for, in words."""
 
 
+def clock_words(state: GpuState) -> str:
+    """`GPU without work: 345 of 1980 MHz, memory 2619 of 2619 MHz, at most 700 W`; what it does not tell is unknown."""
+
+    def of(now: int | None, most: int | None) -> str:
+        return f"{'unknown' if now is None else now} of {'unknown' if most is None else most} MHz"
+
+    power = "unknown" if state.power_limit_w is None else f"{state.power_limit_w:.0f}"
+    graphics, memory = of(state.graphics_mhz, state.graphics_max_mhz), of(state.memory_mhz, state.memory_max_mhz)
+    return f"GPU without work: {graphics}, memory {memory}, at most {power} W"
+
+
 class GpuProbe:
     """One GPU by its number in CUDA, to be read again and again."""
 

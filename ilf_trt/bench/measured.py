@@ -7,6 +7,7 @@ from ilf_trt.errors import one_line
 from .observation import Observation
 from .result import Agreement, ColdStart
 from .row import Row
+from .scores import PictureScore
 
 REASON_CHARS = 300
 
@@ -21,6 +22,7 @@ class Measured:
     cold: ColdStart | None = None
     peak_mib: float | None = None
     agreement: Agreement | None = None
+    scores: tuple[PictureScore, ...] = ()
     failed: str = ""
     observations: list[Observation] = field(default_factory=list)
 
@@ -33,7 +35,7 @@ class Measured:
         """Give the row its reason in the place of all numbers."""
         self.failed = one_line(error, REASON_CHARS)
         self.cold = self.peak_mib = self.agreement = None
-        self.observations = []
+        self.scores, self.observations = (), []
 
 
 def whole_turns(measured: list[Measured]) -> int:

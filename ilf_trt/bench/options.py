@@ -8,6 +8,7 @@ from pathlib import Path
 from ilf_trt.errors import InvalidRequest, told
 
 from .row import Boundary, Rival
+from .scores import Score
 
 DEFAULT_STEPS = 20
 DEFAULT_WITHIN = 0.02
@@ -24,8 +25,9 @@ class BenchOptions:
     `against` names the rivals; without any, the engines are alone. `steps` are those of the plain rows; `ilf_steps` and
     `feedback` None take the bundle's plan. `plans` are more plans of the engines, as `STEPS:FEEDBACK`. `prompts` and
     `labels` are what the pictures show, without either the classes of the model. Agreement is measured on
-    `quality_pictures`, at least on one batch. `within` is the half width of the wanted interval of a ratio, as a share;
-    `max_s` the most seconds that the turns of a batch take. `torch_precision` None is fp32 on a CPU, fp16 on a GPU.
+    `quality_pictures`, at least on one batch; `scores` are taken of the same pictures. `within` is the half width of
+    the wanted interval of a ratio, as a share; `max_s` the most seconds that the turns of a batch take.
+    `torch_precision` None is fp32 on a CPU, fp16 on a GPU.
     """
 
     bundle: Path
@@ -47,6 +49,7 @@ class BenchOptions:
     torch_precision: str | None = None
     threads: int = 0
     quality_pictures: int = 0
+    scores: tuple[Score, ...] = ()
     within: float = DEFAULT_WITHIN
     max_s: float = DEFAULT_MAX_S
 
@@ -69,6 +72,8 @@ class BenchOptions:
                 raise InvalidRequest(f"--plans names {told(plan)}, expected STEPS:FEEDBACK, such as 10:outer:2")
         if not 0 <= self.quality_pictures <= MOST_PICTURES:
             raise InvalidRequest(f"--quality-pictures is {self.quality_pictures}, it must be 0 to {MOST_PICTURES}")
+        if self.scores and not self.prompts:
+            raise InvalidRequest("--scores compares pictures with their prompts; pass --prompt TEXT, once or more")
         if self.prompts and self.labels:
             raise InvalidRequest("--prompt and --labels are both given; a model takes one of them")
 

@@ -28,6 +28,7 @@ from .sentences import (
     nonfinite_words,
     parts_of,
     ratio_words,
+    score_lines,
     share,
     spread_of,
     times,
@@ -66,6 +67,7 @@ def report_html(
         if result.ilf_ms
         else "",
         _quality(batches),
+        _scores(result.rows),
         _pictures(result, pictures or {}),
         _section("What to know", "", _remarks(result)),
         _section("Environment", "", _list(flat(environment or {})), element("h3", "command"), _code(result.command)),
@@ -263,6 +265,18 @@ def _agreement(rows: Sequence[RowResult]) -> Markup:
             named = [_td(name, cell) for name, cell in zip(columns[1:], cells, strict=True)]
             lines.append(element("tr", element("td", row.title), *named))
     return _table(columns, lines)
+
+
+def _scores(rows: Sequence[RowResult]) -> Markup:
+    columns = ("row", "batch", "score", "mean", "from the base line (95 %)")
+    lines = [
+        element("tr", element("td", title), *(_td(name, text) for name, text in zip(columns[1:], cells, strict=True)))
+        for title, *cells in score_lines(rows)
+    ]
+    if not lines:
+        return Markup("")
+    about = "Scores of the pictures by their prompts, more is better; the difference is paired, picture by picture."
+    return _section("Scores", about, _table(columns, lines))
 
 
 def _pictures(result: Result, pictures: Mapping[str, bytes]) -> Markup:

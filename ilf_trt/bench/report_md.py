@@ -21,6 +21,7 @@ from .sentences import (
     parts_of,
     ratio_words,
     row_notes,
+    score_lines,
     share,
     verdict_words,
     whole,
@@ -59,6 +60,10 @@ def report_md(result: Result, environment: Mapping[str, Any]) -> str:
     if any(row.agreement is not None for row in result.rows):
         lines += ["", "### Agreement from the same noise", "", *_agreement(result.rows), ""]
         lines += ["PSNR to eager PyTorch; – was not asked for, or is equal to the bit."]
+    if scores := score_lines(result.rows):
+        columns = ("row", "batch", "score", "mean", "from the base line (95 %)")
+        lines += ["", "### Scores of the pictures by their prompts", ""]
+        lines += _table(columns, (tuple(map(plain, line)) for line in scores))
     lines += ["", "### What to know", ""]
     lines += [f"- machine {plain(noise_words(result.noise))}", f"- not as asked: {fell_out_words(result)}"]
     lines += [f"  - {plain(layer)}" for layer in result.fell_out]

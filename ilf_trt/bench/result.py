@@ -9,6 +9,7 @@ from ilf_trt.contract.document import DocumentError, as_type, read_json
 from ilf_trt.errors import InvalidRequest
 
 from .row import Boundary, Side
+from .scores import PictureScore
 from .statistics import Interval, Spread
 
 SCHEMA = 1
@@ -65,6 +66,7 @@ class RowResult:
     """Of the row's process with all its rows of this batch; on a GPU what the process takes of it."""
     cold: ColdStart | None = None
     agreement: Agreement | None = None
+    scores: tuple[PictureScore, ...] = ()
     failed: str = ""
 
 

@@ -1,6 +1,6 @@
 """What a benchmark says in words and figures, the same on a terminal, in Markdown and on a page."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from .fairness import base_of, equal_cost_of, fair_ratio, is_withheld
@@ -110,6 +110,18 @@ def cold_rows(result: Result) -> list[tuple[str, tuple[float, float, float]]]:
         for row in result.rows
         if row.cold is not None and not row.failed
     ]
+
+
+def score_lines(rows: Sequence[RowResult]) -> list[tuple[str, str, str, str, str]]:
+    """Row, batch, score, mean, and mean difference from the base line with its 95 % bounds."""
+    lines = []
+    for row in rows:
+        for score in row.scores:
+            difference = NOTHING
+            if score.difference is not None and score.low is not None and score.high is not None:
+                difference = f"{score.difference:+.3f} ({score.low:+.3f} to {score.high:+.3f})"
+            lines.append((row.title, f"{row.batch}", score.name, f"{score.mean:.3f}", difference))
+    return lines
 
 
 def headline(result: Result, batch: int) -> str:

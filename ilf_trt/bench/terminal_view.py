@@ -29,6 +29,7 @@ from .sentences import (
     parts_of,
     ratio_words,
     row_notes,
+    score_lines,
     share,
     verdict_words,
     whole,
@@ -66,6 +67,8 @@ def outcome_view(result: Result) -> RenderableType:
     views: list[RenderableType] = [_time_view(result), ""] if result.ilf_ms else []
     if any(row.agreement is not None for row in result.rows):
         views += [_agreement_table(result), ""]
+    if any(row.scores for row in result.rows):
+        views += [_score_table(result), ""]
     views.append(_line("not as asked", fell_out_words(result)))
     views += [cell(f"- {layer}") for layer in result.fell_out[:MOST_LAYERS]]
     if len(result.fell_out) > MOST_LAYERS:
@@ -200,6 +203,20 @@ def _agreement_table(result: Result) -> Table:
         if (known := row.agreement) is not None:
             values = (known.own_plan_db, known.plain_db, known.long_db, known.pixels_db)
             table.add_row(cell(row.title), f"{row.batch}", *(decibels(value) for value in values))
+    return table
+
+
+def _score_table(result: Result) -> Table:
+    table = plain_table(
+        Column("row", width=TITLE, overflow="fold", vertical="bottom"),
+        number_column("batch", 5),
+        Column("score", width=12, vertical="bottom"),
+        number_column("mean", 8),
+        number_column("from the base line\n(95 %)", 27),
+        title="scores of the pictures by their prompts; more is better",
+    )
+    for title, *cells in score_lines(result.rows):
+        table.add_row(cell(title), *map(cell, cells))
     return table
 
 

@@ -16,7 +16,7 @@ from ilf_trt.bench.comparison import compare, read_measured
 from ilf_trt.bench.comparison_view import comparison_view
 from ilf_trt.bench.conductor import Conductor
 from ilf_trt.bench.environment import Environment, public_command
-from ilf_trt.bench.gpu_probe import GpuProbe
+from ilf_trt.bench.gpu_probe import GpuProbe, clock_words
 from ilf_trt.bench.load import Load, pipeline_target, run_load
 from ilf_trt.bench.load_result import LOAD_FILE, LoadResult
 from ilf_trt.bench.load_view import print_load
@@ -24,6 +24,7 @@ from ilf_trt.bench.options import DEFAULT_MAX_S, DEFAULT_STEPS, DEFAULT_WITHIN, 
 from ilf_trt.bench.result import Result
 from ilf_trt.bench.results_folder import ResultsFolder
 from ilf_trt.bench.row import Boundary, Rival
+from ilf_trt.bench.scores import Score
 from ilf_trt.bench.terminal_view import head_lines, live_table, outcome_view, rows_view
 from ilf_trt.contract.arrays import numbers_of
 from ilf_trt.contract.bundle import Bundle
@@ -63,6 +64,7 @@ def bench(
     torch_precision: str | None = None,
     threads: Whole = 0,
     quality_pictures: Whole = 0,
+    scores: str | None = None,
     within: str = f"{DEFAULT_WITHIN:.0%}",
     max_seconds: Real = DEFAULT_MAX_S,
     clients: OptionalWhole = None,
@@ -123,6 +125,8 @@ def bench(
         Threads of the CPU for every row; 0 leaves the number to each library.
     quality_pictures
         Pictures to compare with eager PyTorch's, at least one batch.
+    scores
+        Scores of those pictures by their prompts: clip-score, image-reward; each needs its extra.
     within
         Measure until every ratio is known to ± this share.
     max_seconds
@@ -158,6 +162,7 @@ def bench(
             ("--plans", plans),
             ("--torch-precision", torch_precision),
             ("--quality-pictures", quality_pictures),
+            ("--scores", scores),
             ("--resume", resume),
             ("more than one --batch", "," in batch),
         ):
@@ -187,6 +192,7 @@ def bench(
         torch_precision=torch_precision,
         threads=threads,
         quality_pictures=quality_pictures,
+        scores=() if scores is None else Score.parse_all(scores),
         within=_share(within),
         max_s=max_seconds,
     )
@@ -217,6 +223,8 @@ def _measure(options: BenchOptions, output: Path | None, console: Console, *, re
                 stop=lambda: bool(signals),
                 earlier=folder.earlier if folder is not None else (),
             )
+            if environment.gpu is not None:
+                say(clock_words(environment.gpu), console=console)
             result = conductor.run()
         say(*head_lines(result), console=console)
         console.print(rows_view(result.rows))

@@ -3,6 +3,7 @@
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from importlib import import_module
 from pathlib import Path
 from types import SimpleNamespace
@@ -10,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from ilf_trt.bench.gpu_probe import GpuProbe, GpuState
+from ilf_trt.bench.gpu_probe import GpuProbe, GpuState, clock_words
 
 UUID = "11111111-2222-3333-4444-555555555555"
 MHZ = {"now": {0: 1755, 2: 2619}, "max": {0: 1980, 2: 2619}}
@@ -106,6 +107,14 @@ def smi(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[[str], Path
         return tmp_path / "arguments"
 
     return install
+
+
+def test_clocks_are_told_in_one_line() -> None:
+    state = GpuState("NVIDIA H200", "580.65.6", 345, 1980, 2619, 3201, 700.0, None, ())
+    words = "GPU without work: 345 of 1980 MHz, memory 2619 of 3201 MHz, at most 700 W"
+    assert clock_words(state) == words
+    unknown = replace(state, graphics_mhz=None, power_limit_w=None)
+    assert clock_words(unknown) == words.replace("345", "unknown").replace("700", "unknown")
 
 
 def test_nvml_tells_clocks_power_and_driver(nvml: Callable[..., None]) -> None:
