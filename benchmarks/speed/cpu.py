@@ -148,6 +148,11 @@ def _times_ms(row: RowResult, samples: Sequence[Observation]) -> list[float]:
     return [times[turn] for turn in sorted(times)]
 
 
+DEMO, MIDDLE = "demo", "dit-12x384"
+LABELS = {DEMO: 3, MIDDLE: 207}
+"""The models by name, with the class of the picture."""
+
+
 def demo_quality(folder: Path) -> Quality:
     """Distance and accuracy of the demo under the timed plans, for one noise seed and without guidance."""
     judge = DigitsJudge()
@@ -212,25 +217,26 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--within", type=float, default=DEFAULT_WITHIN, help="measure until ratios are known to ± this")
     parser.add_argument("--max-seconds", type=float, default=DEFAULT_MAX_S, help="most seconds of the turns of a model")
+    parser.add_argument("--models", nargs="+", choices=LABELS, default=list(LABELS))
     parser.add_argument("--process-only", action="store_true", help="import time, memory and overhead, no latency")
     options = parser.parse_args()
     command = f"python -m benchmarks.speed.cpu --within {options.within:g} --max-seconds {options.max_seconds:g}"
-    command += " --process-only" * options.process_only
+    command += f" --models {' '.join(options.models)}" + " --process-only" * options.process_only
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        demo = Model.built("demo", "demo", folder, 3)
-        middle = Model.built("dit-12x384", middle_checkpoint(folder), folder, 207)
+        makers = {DEMO: lambda: "demo", MIDDLE: lambda: middle_checkpoint(folder)}
+        models = [Model.built(name, makers[name](), folder, LABELS[name]) for name in options.models]
         if not options.process_only:
             rows = []
-            for model in (demo, middle):
+            for model in models:
                 result, samples = measure(model, command, options.within, options.max_seconds)
-                rows += latency_rows(model.name, result, samples, demo_quality(folder) if model is demo else {})
+                rows += latency_rows(model.name, result, samples, demo_quality(folder) if model.name == DEMO else {})
             for row in rows:
                 print(row)
             print(append_rows("cpu-latency", command, rows, key=("device", "model", "row")))
         facts = [
             {"model": model.name, "overhead_us_per_step": round(overhead_us(model), 1)} | process_facts(model.bundle)
-            for model in (demo, middle)
+            for model in models
         ]
         for fact in facts:
             print(fact)
