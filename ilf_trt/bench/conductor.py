@@ -203,7 +203,7 @@ class Conductor:
             answer = worker.ask(
                 "open", slug=row.slug, plan=row.plan.as_json(), rival=row.rival and row.rival.value, ilf=row.ilf
             )
-            each.library = answer.get("library", "")
+            each.library, each.block_forwards = answer.get("library", ""), answer.get("block_forwards")
             each.cold = ColdStart(worker.process_s, loaded["load_s"] + answer["load_s"], answer["first_s"])
             for number in range(WARM_UPS):
                 self._shoot(each, number - WARM_UPS)
@@ -330,7 +330,7 @@ class Conductor:
             precision=self._precision(row),
             steps=len(row.plan.steps),
             feedback_steps=sum(step.feedback for step in row.plan.steps),
-            block_forwards=row.plan.block_forwards,
+            block_forwards=row.plan.block_forwards if each.block_forwards is None else each.block_forwards,
             warm_ups=1 + WARM_UPS,
             host=host,
             device=spread(on_gpu) if on_gpu else None,

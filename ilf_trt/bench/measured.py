@@ -14,11 +14,15 @@ REASON_CHARS = 300
 
 @dataclass(slots=True)
 class Measured:
-    """What is known so far. `library` is empty where it is that of the row's side; `failed` is a reason, or empty."""
+    """What is known so far; `failed` is a reason, or empty.
+
+    `library` is empty where it is that of the row's side, `block_forwards` None where the plan tells them.
+    """
 
     row: Row
     batch: int
     library: str = ""
+    block_forwards: int | None = None
     cold: ColdStart | None = None
     peak_mib: float | None = None
     agreement: Agreement | None = None

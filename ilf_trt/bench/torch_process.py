@@ -5,7 +5,7 @@ python -m ilf_trt.bench.torch_process
 
 import gc
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, ExitStack
 from pathlib import Path
 from time import perf_counter
@@ -17,7 +17,7 @@ from torch import Tensor
 
 from ilf_trt import leaves
 from ilf_trt.contract.bundle import Bundle
-from ilf_trt.contract.plan import StepPlan
+from ilf_trt.contract.plan import StepPlan, cached_block_forwards
 from ilf_trt.errors import InvalidRequest, MissingDependency, NonFinite
 from ilf_trt.model.checkpoint import fingerprint, read_checkpoint
 from ilf_trt.model.sampling import CompileMode, CompileOptions
@@ -26,7 +26,7 @@ from .answering import serve
 from .diffusers_graph import DiffusersGraph
 from .inputs import read_inputs, write_latents
 from .process_memory import peak_mib, reset_peak
-from .rivals import Eager, Run
+from .rivals import CACHED_EVERY, Eager, Run, cached_blocks
 from .row import Rival
 
 DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
@@ -98,6 +98,7 @@ class TorchProcess:
         """Get a row ready; gives the seconds that its copy and its first run took."""
         begin_s = perf_counter()
         slug, plan, rival = request["slug"], StepPlan.from_json(request["plan"]), Rival(request["rival"])
+        counted: Callable[[], int] | None = None
         compiled = CompileOptions(CompileMode.REDUCE_OVERHEAD) if rival is Rival.COMPILE else None
         if rival is Rival.ONNX:
             self._rows[slug] = self._closing.enter_context(self._diffusers_graph(plan))
@@ -106,7 +107,7 @@ class TorchProcess:
         elif rival is Rival.CACHE:
             self._rows[slug] = self._closing.enter_context(self._eager.cached(plan))
         elif rival is Rival.CACHE_DIT:
-            self._rows[slug], _ = self._closing.enter_context(self._eager.cache_dit(plan))
+            self._rows[slug], counted = self._closing.enter_context(self._eager.cache_dit(plan))
         elif request["ilf"]:
             self._rows[slug] = self._closing.enter_context(self._eager.ilf(plan, compiled=compiled))
         else:
@@ -115,8 +116,16 @@ class TorchProcess:
         load_s = perf_counter() - begin_s
         begin_s = perf_counter()
         self._run(slug)
-        facts = {"library": _onnxruntime()} if rival in ON_ONNX_RUNTIME else {}
-        return {"load_s": load_s, "first_s": perf_counter() - begin_s, **facts}
+        facts: dict[str, Any] = {"library": _onnxruntime()} if rival in ON_ONNX_RUNTIME else {}
+        first_s = perf_counter() - begin_s
+        if rival is Rival.CACHE:
+            costs = cached_block_forwards(
+                plan.blocks, len(plan.steps), cached=cached_blocks(plan.blocks), every=CACHED_EVERY
+            )
+            facts["block_forwards"] = sum(costs)
+        if counted is not None:
+            facts["block_forwards"] = counted()
+        return {"load_s": load_s, "first_s": first_s, **facts}
 
     def _diffusers_graph(self, plan: StepPlan) -> AbstractContextManager[Run]:
         options = {"guidance": self._guidance, "threads": self._threads, "device": self._device}

@@ -15,10 +15,10 @@ from ilf_trt.assembly.conductor import BuildResult
 from ilf_trt.bench.diffusers_graph import DiffusersGraph
 from ilf_trt.bench.inputs import read_latents, relative_difference, write_inputs
 from ilf_trt.bench.one_graph import one_graph
-from ilf_trt.bench.rivals import Eager, Run
+from ilf_trt.bench.rivals import CACHED_EVERY, Eager, Run, cached_blocks
 from ilf_trt.bench.torch_process import TorchProcess
 from ilf_trt.contract.bundle import Bundle
-from ilf_trt.contract.plan import StepPlan
+from ilf_trt.contract.plan import StepPlan, cached_block_forwards
 from ilf_trt.contract.spec import Precision
 from ilf_trt.errors import InvalidRequest
 from ilf_trt.runtime.request import changed_plan
@@ -123,6 +123,9 @@ def test_the_process_of_torch_has_rows_for_both_graphs(
     process.inputs({"path": str(inputs), "keep": False})
     process.reference({"plan": plan.as_json(), "path": str(latents)})
     wanted = read_latents(latents)
+    counted = process.open({"slug": "cache", "plan": plan.as_json(), "rival": "cache", "ilf": False})["block_forwards"]
+    costs = cached_block_forwards(plan.blocks, len(plan.steps), cached=cached_blocks(plan.blocks), every=CACHED_EVERY)
+    assert 0 < counted == sum(costs) < plan.block_forwards
     for slug in ("onnx", "one-graph"):
         answer = process.open({"slug": slug, "plan": plan.as_json(), "rival": slug, "ilf": False})
         assert answer["library"].startswith("onnxruntime 1.")
