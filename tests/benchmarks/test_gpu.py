@@ -90,7 +90,8 @@ def rows_of(path: Path) -> list[dict[str, str]]:
 
 
 def results() -> dict[str, bytes]:
-    return {path.name: path.read_bytes() for path in (BENCHMARKS / "results").iterdir()}
+    files = (path for path in (BENCHMARKS / "results").rglob("*") if path.is_file())
+    return {path.relative_to(BENCHMARKS).as_posix(): path.read_bytes() for path in files}
 
 
 @pytest.fixture(scope="module")

@@ -30,9 +30,9 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture
 def rows(quick: None, tmp_path: Path) -> list[dict[str, str]]:
     """The rows of a dry run."""
-    before = {path.name: path.read_bytes() for path in RESULTS.iterdir()}
+    before = {path: path.read_bytes() for path in RESULTS.rglob("*") if path.is_file()}
     assert rates.main(["--dry-run", "--output", str(tmp_path), "--commit", "abc"]) == 0
-    assert {path.name: path.read_bytes() for path in RESULTS.iterdir()} == before
+    assert {path: path.read_bytes() for path in RESULTS.rglob("*") if path.is_file()} == before
     with (tmp_path / "gpu-rates.csv").open(newline="") as file:
         return list(csv.DictReader(file))
 

@@ -149,9 +149,9 @@ def test_each_weight_is_stored_once_over_all_graphs(kind: str, request: pytest.F
     bundle: Bundle = request.getfixturevalue(f"{kind}_build").bundle
     stored = Counter(key(array) for array in (*float_weights(bundle), *bundle.constants().values()))
     heads: Any = model.adapter.model.config
-    scale = np.square(np.sqrt(np.float32(heads.attention_head_dim**-0.5)), dtype=np.float64).astype(np.float32)
+    scale = np.float32(heads.attention_head_dim**-0.5)
     weights = {
-        name: tensor.detach() * (torch.from_numpy(scale[None]) if ".to_q." in name else 1)
+        name: tensor.detach() * (float(scale) if ".to_q." in name else 1)
         for name, tensor in model.named_parameters()
         if name != "feedback.scales"
     }
