@@ -58,8 +58,7 @@ def of_a_step(
     return one_graph(model, bundle, plan, noise, scale, threads=1)
 
 
-@pytest.mark.parametrize(("scale", "pictures"), [(SCALE, 2), (1.0, 1)], ids=["guided", "unguided"])
-@pytest.mark.parametrize("opening", [of_diffusers, of_a_step])
+@pytest.mark.parametrize(("opening", "scale", "pictures"), [(of_diffusers, 1.0, 1), (of_a_step, SCALE, 2)])
 def test_a_graph_makes_the_latents_of_eager_pytorch(
     opening: Opening, scale: float, pictures: int, model: ILFModel, bundle: Bundle, plan: StepPlan
 ) -> None:
@@ -99,7 +98,7 @@ def test_one_graph_is_for_precisions_that_onnx_runtime_has_on_a_cpu(
         pass
 
 
-def test_the_process_of_torch_has_rows_for_both_graphs(
+def test_the_process_of_torch_has_rows_for_caches_and_both_graphs(
     bundle: Bundle, plan: StepPlan, dit_checkpoint: Path, tmp_path: Path
 ) -> None:
     manifest, process = bundle.manifest, TorchProcess()
