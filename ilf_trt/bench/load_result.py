@@ -1,15 +1,15 @@
 """What a load found out, `load.json`: throughput, latency and its parts, and what was not answered."""
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Self
 
-from ilf_trt.contract.document import DocumentError, as_type, read_json
 from ilf_trt.errors import InvalidRequest
 
 from .load import Load, LoadRun
+from .result_file import read_result_file
 from .statistics import Spread, spread
 
 SCHEMA = 1
@@ -103,25 +103,10 @@ def read_load(path: Path) -> LoadResult:
 
     Raises InvalidRequest for another file, for a newer schema and for an older one.
     """
-    place = path / LOAD_FILE if path.is_dir() else path
-    try:
-        data = read_json(place)
-        _check_schema(data, place)
-        result = as_type(data, LoadResult)
-    except DocumentError as error:
-        raise InvalidRequest(f"{place} is no load of ilf-trt bench ({error.reason}); pass its {LOAD_FILE}") from error
+    result = read_result_file(path, LoadResult, name=LOAD_FILE, what="load", schema=SCHEMA)
     if result.requests != result.answered + result.failed + result.unanswered:
-        raise InvalidRequest(f"{place}: its answers and failures do not add up to its requests; measure again")
+        raise InvalidRequest(f"{path}: its answers and failures do not add up to its requests; measure again")
     return result
-
-
-def _check_schema(data: Mapping[str, Any], place: Path) -> None:
-    schema = data.get("schema")
-    if schema == SCHEMA:
-        return
-    if isinstance(schema, int) and schema > SCHEMA:
-        raise InvalidRequest(f"{place} has schema {schema}, this ilf-trt reads {SCHEMA}; update ilf-trt")
-    raise InvalidRequest(f"{place} has schema {schema!r:.60}, expected {SCHEMA}; measure again with ilf-trt bench")
 
 
 def _per_s(count: int, seconds: float) -> float:

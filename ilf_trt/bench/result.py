@@ -1,13 +1,10 @@
 """The result of a benchmark, `result.json`: its rows, what they may be compared with, and what disturbed them."""
 
-from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from ilf_trt.contract.document import DocumentError, as_type, read_json
-from ilf_trt.errors import InvalidRequest
-
+from .result_file import read_result_file
 from .row import Boundary, Side
 from .scores import PictureScore
 from .statistics import Interval, Spread
@@ -144,21 +141,4 @@ def read_result(path: Path) -> Result:
 
     Raises InvalidRequest for another file, for a newer schema and for an older one.
     """
-    place = path / RESULT_FILE if path.is_dir() else path
-    try:
-        data = read_json(place)
-        _check_schema(data, place)
-        return as_type(data, Result)
-    except DocumentError as error:
-        raise InvalidRequest(
-            f"{place} is no result of ilf-trt bench ({error.reason}); pass its {RESULT_FILE}"
-        ) from error
-
-
-def _check_schema(data: Mapping[str, Any], place: Path) -> None:
-    schema = data.get("schema")
-    if schema == SCHEMA:
-        return
-    if isinstance(schema, int) and schema > SCHEMA:
-        raise InvalidRequest(f"{place} has schema {schema}, this ilf-trt reads {SCHEMA}; update ilf-trt")
-    raise InvalidRequest(f"{place} has schema {schema!r:.60}, expected {SCHEMA}; measure again with ilf-trt bench")
+    return read_result_file(path, Result, name=RESULT_FILE, what="result", schema=SCHEMA)
