@@ -11,6 +11,7 @@ from typing import Any
 from ilf_trt.contract.progress import Progress
 from ilf_trt.contract.target import Architecture, Library
 from ilf_trt.errors import EngineError, one_line
+from ilf_trt.process_memory import peak_mib
 
 from .library import open_library
 from .listing import Kernel, kernels_of_inspector, kernels_of_plan, scratch_of_plan
@@ -18,7 +19,6 @@ from .profiles import Profile
 from .progress import monitor_of
 from .report import EngineReport
 
-KIB_PER_MIB = 1024
 REASON_CHARS = 600
 
 
@@ -98,19 +98,13 @@ def build_engine(request: BuildRequest, tell: Progress, cancelled: Callable[[], 
         graph=request.graph,
         precision=request.precision,
         build_s=round(perf_counter() - begin_s, 2),
-        builder_peak_mib=_peak_mib(),
+        builder_peak_mib=round(peak_mib(), 1),
         engine_bytes=path.stat().st_size,
         scratch_bytes=scratch_bytes,
         network_layers=dict(layers.most_common()),
         expected=request.expected,
         kernels=kernels,
     )
-
-
-def _peak_mib() -> float:
-    """Peak memory of this process; getrusage would also count the parent's memory at the start of the process."""
-    line = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmHWM:"))
-    return round(int(line.split()[1]) / KIB_PER_MIB, 1)
 
 
 def _config(trt: Any, library: Library, request: BuildRequest, tell: Progress, cancelled: Callable[[], bool]) -> Any:

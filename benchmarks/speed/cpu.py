@@ -55,9 +55,9 @@ NAMES = {
 PROCESSES, GENERATIONS = 7, 35
 IMPORTS = "import time; t = time.perf_counter(); import ilf_trt.runtime; print(time.perf_counter() - t)"
 SERVING = (
-    "import re, sys; from ilf_trt.runtime import Pipeline; "
+    "import sys; from ilf_trt.process_memory import peak_mib; from ilf_trt.runtime import Pipeline; "
     "p = Pipeline.load(sys.argv[1]); p.generate(class_labels=[3]); "
-    "print(int(re.search(r'VmHWM:\\s+(\\d+)', open('/proc/self/status').read())[1]) / 1024)"
+    "print(peak_mib())"
 )
 
 Cost = tuple[int, int]

@@ -20,6 +20,7 @@ from statistics import median
 from typing import Any
 
 from benchmarks.record import write_rows
+from ilf_trt.process_memory import peak_mib
 
 MIB = 1 << 20
 CALLS, WARM_UP = 200, 20
@@ -46,12 +47,6 @@ def child(mode: str, bundle: str, request: dict[str, Any]) -> dict[str, float]:
             pipeline.generate(seed=0, **request)
         growth_bytes = tracemalloc.get_traced_memory()[0] - before_bytes
         return {"python_bytes_a_call": growth_bytes / CALLS, "resident_growth_mib": resident_mib() - before_mib}
-
-
-def peak_mib() -> float:
-    """The peak of this process alone; the kernel's ru_maxrss would begin at the peak of its parent."""
-    (line,) = (line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmHWM"))
-    return int(line.split()[1]) / 1024
 
 
 def resident_mib() -> float:

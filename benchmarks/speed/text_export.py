@@ -15,6 +15,7 @@ from typing import Any
 
 from benchmarks.record import append_rows
 from ilf_trt.contract.spec import Precision
+from ilf_trt.process_memory import peak_mib
 
 MIB = 1 << 20
 
@@ -41,12 +42,6 @@ def export(folder: Path, precision: Precision) -> dict[str, Any]:
     before_mib, start_s = peak_mib(), time.perf_counter()
     export_text(source, spec, folder / "text.onnx")
     return {"growth_mib": round(peak_mib() - before_mib, 1), "export_s": round(time.perf_counter() - start_s, 1)}
-
-
-def peak_mib() -> float:
-    """The peak of this process alone; the kernel's ru_maxrss would begin at the peak of its parent."""
-    (line,) = (line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmHWM"))
-    return int(line.split()[1]) / 1024
 
 
 def main() -> None:

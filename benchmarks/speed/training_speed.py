@@ -36,6 +36,7 @@ from benchmarks.record import append_rows
 from ilf_trt import ILFModel, attach
 from ilf_trt.contract.solver import DEFAULT_SCHEDULER
 from ilf_trt.contract.spec import Loop
+from ilf_trt.process_memory import peak_mib
 from ilf_trt.train.batch_stream import Batch, MemoryStream
 from ilf_trt.train.checkpoints import Base
 from ilf_trt.train.loop import RunSetup, Training
@@ -192,11 +193,11 @@ def _measure_memory(blocks: int, batch: int) -> dict[str, Any]:
         engine = new_engine(model, batch, Path(folder), loop)
         ctypes.CDLL("libc.so.6").malloc_trim(0)  # free what the construction of the model left
         Path("/proc/self/clear_refs").write_text("5")  # reset the peak
-        before = psutil.Process().memory_info().rss
+        before_mib = psutil.Process().memory_info().rss / MIB
         batches: Iterator[Any] = engine.stream.batches(start_iteration=1, rank=0, world=1)
         for _ in range(MEMORY_STEPS):
             engine.step(batches)
-        peak = _peak_bytes()
+        growth_mib = peak_mib() - before_mib
         engine.save()
         engine.close()
         state = [value for moments in engine.optimizer.state.values() for value in moments.values()]
@@ -211,13 +212,8 @@ def _measure_memory(blocks: int, batch: int) -> dict[str, Any]:
         "trained_mib": f"{sum(p.numel() for p in model.feedback.parameters()) * 4 / MIB:.1f}",
         "optimizer_mib": f"{sum(x.numel() * x.element_size() for x in state) / MIB:.1f}",
         "checkpoint_mib": f"{checkpoint / MIB:.1f}",
-        "peak_growth_mib": f"{(peak - before) / MIB:.0f}",
+        "peak_growth_mib": f"{growth_mib:.0f}",
     }
-
-
-def _peak_bytes() -> int:
-    (line,) = (x for x in Path("/proc/self/status").read_text().splitlines() if x.startswith("VmHWM"))
-    return int(line.split()[1]) * 1024
 
 
 def main() -> None:

@@ -13,11 +13,11 @@ from typing import Any
 from ilf_trt import leaves
 from ilf_trt.contract.plan import StepPlan
 from ilf_trt.errors import InvalidRequest
+from ilf_trt.process_memory import peak_mib, reset_peak
 
 from .answering import serve
 from .gpu_memory import GpuMemory
 from .inputs import Arrays, read_latents, write_inputs, write_latents
-from .process_memory import peak_mib, reset_peak
 from .row import Boundary
 
 FORBIDDEN = ("torch", "diffusers", "transformers")

@@ -21,11 +21,11 @@ from ilf_trt.contract.plan import StepPlan, cached_block_forwards
 from ilf_trt.errors import InvalidRequest, MissingDependency, NonFinite
 from ilf_trt.model.checkpoint import fingerprint, read_checkpoint
 from ilf_trt.model.sampling import CompileMode, CompileOptions
+from ilf_trt.process_memory import peak_mib, reset_peak
 
 from .answering import serve
 from .diffusers_graph import DiffusersGraph
 from .inputs import read_inputs, write_latents
-from .process_memory import peak_mib, reset_peak
 from .rivals import CACHED_EVERY, Eager, Run, cached_blocks
 from .row import Rival
 
