@@ -15,8 +15,9 @@ from pathlib import Path
 import psutil
 import pytest
 
+from ilf_trt import child_process
 from ilf_trt.contract.target import Library
-from ilf_trt.engines import job
+from ilf_trt.engines.job import ask
 from ilf_trt.errors import EngineError, InvalidRequest, MissingDependency
 from tests.engines.conftest import PRODUCT, VARYING, build_graph, graph_request, workers
 
@@ -198,9 +199,9 @@ def test_an_interrupt_stops_the_builder_at_its_next_step(failing: Failing, tmp_p
 
     began = time.monotonic()
     with pytest.raises(KeyboardInterrupt):
-        job.ask(Library.TENSORRT_RTX, build(tmp_path), interrupt)
+        ask(Library.TENSORRT_RTX, build(tmp_path), interrupt)
     assert not psutil.pid_exists(number_in(place))
-    assert time.monotonic() - began < job.GRACE_S
+    assert time.monotonic() - began < child_process.GRACE_S
 
 
 def test_a_worker_that_nobody_reads_is_not_waited_for(failing: Failing, tmp_path: Path) -> None:
@@ -216,14 +217,14 @@ def test_a_worker_that_nobody_reads_is_not_waited_for(failing: Failing, tmp_path
 
     began = time.monotonic()
     with pytest.raises(KeyboardInterrupt):
-        job.ask(Library.TENSORRT_RTX, build(tmp_path), interrupt)
-    assert time.monotonic() - began < job.GRACE_S
+        ask(Library.TENSORRT_RTX, build(tmp_path), interrupt)
+    assert time.monotonic() - began < child_process.GRACE_S
 
 
 def test_a_builder_that_takes_no_step_is_killed_in_the_end(
     failing: Failing, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(job, "GRACE_S", 0.1)
+    monkeypatch.setattr(child_process, "GRACE_S", 0.1)
     place = tmp_path / "number"
     failing(NO_STEPS.format(place=str(place)))
     inherited = signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs ignore it
@@ -231,7 +232,7 @@ def test_a_builder_that_takes_no_step_is_killed_in_the_end(
     waiting.start()
     try:
         with pytest.raises(KeyboardInterrupt):
-            job.ask(Library.TENSORRT_RTX, build(tmp_path))
+            ask(Library.TENSORRT_RTX, build(tmp_path))
     finally:
         signal.signal(signal.SIGINT, inherited)
     waiting.join()
