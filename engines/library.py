@@ -5,7 +5,7 @@ from dataclasses import asdict, dataclass
 from importlib import import_module
 from typing import Any
 
-from ilf_trt.contract.driver import check_driver, driver_advice, extra_to_install
+from ilf_trt.contract.driver import check_driver, cuda_of_driver, driver_advice, driver_version, extra_to_install
 from ilf_trt.contract.target import Architecture, Library
 from ilf_trt.errors import DeviceError, EngineError, MissingDependency, one_line
 
@@ -74,8 +74,8 @@ def probe(library: Library) -> LibraryFacts:
             f"--target {library} needs cuda-core and cuda-bindings ({one_line(error)}); pip install "
             + extra_to_install(library)
         ) from error
-    driver = _driver_version(system)
-    check_driver(f"--target {library}", driver, _cuda_of_driver(), library)
+    driver = driver_version(system)
+    check_driver(f"--target {library}", driver, cuda_of_driver(), library)
     try:
         device = Device()
         capability = device.compute_capability
@@ -88,18 +88,3 @@ def probe(library: Library) -> LibraryFacts:
         ) from error
     architecture = Architecture(int(capability.major), int(capability.minor))
     return LibraryFacts(module.__version__, (architecture,), device.name, ".".join(map(str, driver)))
-
-
-def _driver_version(system: Any) -> tuple[int, ...]:
-    try:
-        return tuple(system.get_kernel_mode_driver_version())
-    except RuntimeError:  # a machine without a driver, or a container that has a GPU, but not NVML
-        return ()
-
-
-def _cuda_of_driver() -> int:
-    """The major release of CUDA that the driver supports; 0 if it does not say."""
-    try:
-        return int(import_module("cuda.bindings.driver").cuDriverGetVersion()[1]) // 1000
-    except (ImportError, RuntimeError):
-        return 0

@@ -2,7 +2,9 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from importlib import import_module
 from importlib.metadata import PackageNotFoundError, version
+from typing import Any
 
 from ilf_trt.errors import DeviceError
 
@@ -61,6 +63,22 @@ def installed_release() -> CudaRelease:
 def extra_to_install(extra: str) -> str:
     """One of CUDA_EXTRAS for the installed release, as pip takes it: `'ilf-trt[tensorrt-cu12]'` with CUDA 12."""
     return f"'ilf-trt[{installed_release().extras[extra]}]'"
+
+
+def driver_version(system: Any) -> tuple[int, ...]:
+    """The version by the module `cuda.core.system`; () if it is unknown."""
+    try:
+        return tuple(system.get_kernel_mode_driver_version())
+    except RuntimeError:  # a machine without a driver, or a container that has a GPU, but not NVML
+        return ()
+
+
+def cuda_of_driver() -> int:
+    """The major release of CUDA that the driver supports; 0 if it does not say."""
+    try:
+        return int(import_module("cuda.bindings.driver").cuDriverGetVersion()[1]) // 1000
+    except (ImportError, RuntimeError):
+        return 0
 
 
 def check_driver(what: str, driver: tuple[int, ...], cuda: int, extra: str = "") -> None:

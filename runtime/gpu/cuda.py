@@ -1,6 +1,7 @@
 """CUDA through cuda.core: one GPU, its memory, streams, events and graphs.
 
-Tests without a GPU cannot prove what cuda.core and the driver do, so only this file and `array.py` call them.
+Tests without a GPU cannot prove what cuda.core and the driver do, so only this file and `array.py` call them,
+and `contract/driver.py` for the version of the driver.
 """
 
 import ctypes
@@ -12,7 +13,7 @@ from typing import Any, Self
 import numpy as np
 from numpy.typing import NDArray
 
-from ilf_trt.contract.driver import check_driver
+from ilf_trt.contract.driver import check_driver, cuda_of_driver, driver_version
 from ilf_trt.contract.target import Architecture
 from ilf_trt.errors import DeviceError, MissingDependency, one_line
 
@@ -59,8 +60,8 @@ class Gpu(OnGpu):
                 "'ilf-trt[cuda]'"
             ) from error
         with translate_errors(f"device 'cuda:{ordinal}' cannot be used", "check nvidia-smi, or pass device='cpu'"):
-            driver = _driver(system)
-            check_driver(f"device 'cuda:{ordinal}' cannot be used", driver, _cuda_of_driver())
+            driver = driver_version(system)
+            check_driver(f"device 'cuda:{ordinal}' cannot be used", driver, cuda_of_driver())
             count = len(core.Device.get_all_devices())
             if ordinal >= count:
                 raise DeviceError(
@@ -261,18 +262,3 @@ def upload(gpu: Gpu, stream: Stream, target: Memory, array: NDArray[Any]) -> Non
         stream.sync()
     finally:
         pinned.close()
-
-
-def _driver(system: Any) -> tuple[int, ...]:
-    try:
-        return tuple(system.get_kernel_mode_driver_version())
-    except RuntimeError:  # a container that has a GPU, but not NVML
-        return ()
-
-
-def _cuda_of_driver() -> int:
-    """The major release of CUDA that the driver supports; 0 if it does not say."""
-    try:
-        return int(import_module("cuda.bindings.driver").cuDriverGetVersion()[1]) // 1000
-    except (ImportError, RuntimeError):
-        return 0
