@@ -141,12 +141,11 @@ def load_pipeline(bundle: str | Path, **options: Any) -> "Pipeline":
     return Pipeline.load(bundle, **options)
 
 
-def gpu_used_mib(device: str) -> Callable[[], float]:
-    """A call that gives the used memory of the whole GPU `cuda:N` in MiB; raises as `Gpu.open` does."""
+def gpu_used_mib(ordinal: int) -> Callable[[], float]:
+    """A call that gives the used memory of the whole GPU `cuda:ordinal` in MiB; raises as `Gpu.open` does."""
     from ilf_trt.runtime.gpu.cuda import Gpu
 
-    number = device.partition(":")[2]
-    gpu = Gpu.open(int(number) if number.isdecimal() else 0)
+    gpu = Gpu.open(ordinal)
     return lambda: gpu.used_bytes() / (1 << 20)
 
 

@@ -14,8 +14,8 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from ilf_trt import __version__
-from ilf_trt.contract.arrays import is_digits
 from ilf_trt.contract.bundle import TOKENIZER_FILE, Bundle
+from ilf_trt.contract.device import ordinal_of
 from ilf_trt.contract.manifest import Manifest
 from ilf_trt.contract.plan import Ratio, Rule, StepPlan
 from ilf_trt.contract.ports import DECODE, TEXT
@@ -104,7 +104,7 @@ class Pipeline:
         Raises BundleError, InvalidRequest, PortMismatch, EngineError for engines that are not for this machine,
         MissingDependency, DeviceError and its kinds.
         """
-        ordinal = _ordinal(device)
+        ordinal = ordinal_of(text_of("device", device, "cpu, cuda or cuda:N"))
         kind = None if engine is None else EngineKind.parse(engine)
         if ordinal is None and kind not in (None, EngineKind.ONNXRUNTIME):
             raise InvalidRequest(f"{kind} engines run on a GPU; pass device='cuda:0', or engine='onnxruntime'")
@@ -411,13 +411,3 @@ def _tokenizer(bundle: Bundle, spec: TextSpec) -> Tokenizer:
 
 def _capacity(sessions: int, kept: int) -> tuple[int, int]:
     return whole_of("sessions", sessions, most=MOST_SESSIONS), whole_of("kept", kept, most=MOST_KEPT)
-
-
-def _ordinal(device: str) -> int | None:
-    """`"cuda:1"` -> 1, `"cuda"` -> 0, `"cpu"` -> None."""
-    name, colon, number = text_of("device", device, "cpu, cuda or cuda:N").partition(":")
-    if device == "cpu":
-        return None
-    if name != "cuda" or (colon and not is_digits(number)):
-        raise InvalidRequest(f"device {told(device)} is unknown; it is cpu, cuda or cuda:N")
-    return int(number or 0)

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from math import isfinite
 from pathlib import Path
 
+from ilf_trt.contract.device import ordinal_of
 from ilf_trt.errors import InvalidRequest, told
 
 from .row import Boundary, Rival
@@ -55,6 +56,7 @@ class BenchOptions:
 
     def check(self) -> None:
         """Raise InvalidRequest for options that cannot be measured, before anything is loaded."""
+        ordinal_of(self.device)
         if self.against and self.checkpoint is None:
             raise InvalidRequest(
                 "--against runs PyTorch on the checkpoint that the bundle was built from; pass it: --checkpoint CKPT"

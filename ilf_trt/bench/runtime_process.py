@@ -11,6 +11,7 @@ from time import perf_counter
 from typing import Any
 
 from ilf_trt import leaves
+from ilf_trt.contract.device import ordinal_of
 from ilf_trt.contract.plan import StepPlan
 from ilf_trt.errors import InvalidRequest
 from ilf_trt.process_memory import peak_mib, reset_peak
@@ -48,8 +49,8 @@ class RuntimeProcess:
 
     def load(self, request: Mapping[str, Any]) -> dict[str, Any]:
         """Load the bundle; gives the plans of the three rows, and what is measured."""
-        if request["device"] != "cpu":
-            self._memory = GpuMemory(leaves.gpu_used_mib(request["device"]))
+        if (ordinal := ordinal_of(request["device"])) is not None:
+            self._memory = GpuMemory(leaves.gpu_used_mib(ordinal))
         begin_s = perf_counter()
         with self._watched():
             self._pipeline = leaves.load_pipeline(

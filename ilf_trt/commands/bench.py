@@ -28,6 +28,7 @@ from ilf_trt.bench.scores import Score
 from ilf_trt.bench.terminal_view import head_lines, live_table, outcome_view, rows_view
 from ilf_trt.contract.arrays import numbers_of
 from ilf_trt.contract.bundle import Bundle
+from ilf_trt.contract.device import ordinal_of
 from ilf_trt.contract.packaged import find_packaged
 from ilf_trt.errors import BenchmarkFailed, InvalidRequest
 from ilf_trt.files import write_whole
@@ -205,7 +206,8 @@ def bench(
 
 def _measure(options: BenchOptions, output: Path | None, console: Console, *, resume: bool) -> None:
     """Measure rows in turns; show them as they grow, and write the folder."""
-    probe = GpuProbe.open(_ordinal(options.device)) if options.device != "cpu" else None
+    ordinal = ordinal_of(options.device)
+    probe = None if ordinal is None else GpuProbe.open(ordinal)
     environment = Environment.of(sys.argv, probe.read() if probe else None)
     if resume and output is None:
         raise InvalidRequest("--resume goes on in a folder; pass -o FOLDER too")
@@ -292,11 +294,6 @@ def _check_rows(result: Result) -> None:
     if failed:
         first = failed[0]
         raise BenchmarkFailed(f"{len(failed)} of {len(result.rows)} rows failed; {first.title}: {first.failed}")
-
-
-def _ordinal(device: str) -> int:
-    number = device.partition(":")[2]
-    return int(number) if number.isdecimal() else 0
 
 
 def _share(text: str) -> float:

@@ -273,6 +273,7 @@ def test_the_two_sides_are_comparable_only_in_one_precision_and_boundary(dit_bun
     ("options", "words"),
     [
         ({"against": (Rival.EAGER,)}, "pass it: --checkpoint CKPT"),
+        ({"device": "cuda:x"}, "device 'cuda:x' is unknown; it is cpu, cuda or cuda:N"),
         ({"batches": ()}, "--batch is empty"),
         ({"batches": (1, 1)}, "give each number once"),
         ({"batches": (0,)}, "--batch is 0"),
