@@ -125,7 +125,7 @@ class Bench:
 
         self.resolution = side * PIXELS
         self.plain, self.with_feedback = plan(STEPS, "none"), plan(FEEDBACK_STEPS, FEEDBACK)
-        self.equal = plan(round(self.with_feedback.block_forwards / blocks), "none")
+        self.equal = plan(self.with_feedback.equal_steps, "none")
         self.conditions = make_conditions(name, batch)
         shape = (batch, int(checkpoint.config["in_channels"]), side, side)
         self.noise = np.random.default_rng(1).standard_normal(shape, np.float32)

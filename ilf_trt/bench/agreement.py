@@ -3,6 +3,7 @@
 import logging
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
+from itertools import cycle, islice
 from pathlib import Path
 from typing import Any
 
@@ -85,7 +86,8 @@ class PictureCheck:
             return {}
         path = self._folder / "pictures.npy"
         write_latents(path, pixels)
-        prompts = [self._prompts[index % self._batch % len(self._prompts)] for index in range(len(pixels))]
+        of_chunk = list(islice(cycle(self._prompts), self._batch))
+        prompts = list(islice(cycle(of_chunk), len(pixels)))
         try:
             return self._scorer.ask("score", path=str(path), prompts=prompts)
         except IlfError as error:

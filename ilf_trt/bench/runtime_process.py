@@ -6,6 +6,7 @@ python -m ilf_trt.bench.runtime_process
 import sys
 from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext
+from itertools import cycle, islice
 from pathlib import Path
 from time import perf_counter
 from typing import Any
@@ -80,7 +81,7 @@ class RuntimeProcess:
 
     def _equal(self, plan: StepPlan) -> StepPlan:
         """The plain plan of the same number of block forwards, to the nearest step."""
-        return self._pipeline.plan(max(round(plan.block_forwards / plan.blocks), 1), feedback="none")
+        return self._pipeline.plan(plan.equal_steps, feedback="none")
 
     def inputs(self, request: Mapping[str, Any]) -> dict[str, Any]:
         """Draw the noise of a batch and embed its request; both go into a file for the other process."""
@@ -117,10 +118,7 @@ class RuntimeProcess:
 
     def latents(self, request: Mapping[str, Any]) -> dict[str, Any]:
         """Write the latents of a row from the noise in the file."""
-        noise, conditions = self._inputs
-        options = {"guidance_scale": self._scale, "decode": False, **self._sized(), **conditions}
-        result = self._pipeline.generate(latents=noise, plan=self._rows[request["slug"]], **options)
-        write_latents(Path(request["path"]), result.latents)
+        write_latents(Path(request["path"]), self._denoise(request["slug"]).latents)
         return {}
 
     def pixels(self, request: Mapping[str, Any]) -> dict[str, Any]:
@@ -146,13 +144,16 @@ class RuntimeProcess:
         return nullcontext() if self._memory is None else self._memory.watch()
 
     def _generate(self, slug: str, *, profile: bool = False) -> Any:
-        plan = self._rows[slug]
         if self._boundary is Boundary.END_TO_END:
-            return self._pipeline.generate(plan=plan, profile=profile, **self._request)
+            return self._pipeline.generate(plan=self._rows[slug], profile=profile, **self._request)
+        return self._denoise(slug, profile=profile)
+
+    def _denoise(self, slug: str, *, profile: bool = False) -> Any:
+        """A row from the noise and the conditions in the file, to latents."""
         noise, conditions = self._inputs
         return self._pipeline.generate(
             latents=noise,
-            plan=plan,
+            plan=self._rows[slug],
             guidance_scale=self._scale,
             decode=False,
             profile=profile,
@@ -172,11 +173,9 @@ class RuntimeProcess:
 def _repeated(request: Mapping[str, Any], count: int, manifest: Any) -> dict[str, Any]:
     """`count` prompts or labels from those of the request; without any, classes spread over all of them."""
     if request["prompts"]:
-        texts = request["prompts"]
-        return {"prompt": [texts[index % len(texts)] for index in range(count)]}
+        return {"prompt": list(islice(cycle(request["prompts"]), count))}
     if request["labels"]:
-        labels = request["labels"]
-        return {"class_labels": [labels[index % len(labels)] for index in range(count)]}
+        return {"class_labels": list(islice(cycle(request["labels"]), count))}
     if manifest.text is not None:
         return {"prompt": ["a photo"] * count}
     classes = manifest.spec.conditioning.classes

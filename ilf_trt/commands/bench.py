@@ -4,6 +4,7 @@ import json
 import sys
 from contextlib import closing, nullcontext
 from dataclasses import asdict
+from itertools import cycle, islice
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -273,10 +274,8 @@ def _request(pipeline: Any, options: BenchOptions) -> dict[str, Any]:
     if options.size is not None:
         request["size"] = options.size
     if options.prompts or manifest.text is not None:
-        texts = options.prompts or ("a photo",)
-        return {**request, "prompt": [texts[index % len(texts)] for index in range(count)]}
-    labels = options.labels or (0,)
-    return {**request, "class_labels": [labels[index % len(labels)] for index in range(count)]}
+        return {**request, "prompt": list(islice(cycle(options.prompts or ("a photo",)), count))}
+    return {**request, "class_labels": list(islice(cycle(options.labels or (0,)), count))}
 
 
 def _asked(options: BenchOptions, environment: Environment) -> dict[str, Any]:

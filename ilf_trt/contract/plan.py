@@ -81,6 +81,11 @@ class StepPlan:
         return sum(step.block_forwards for step in self.steps)
 
     @property
+    def equal_steps(self) -> int:
+        """Steps of the plain trajectory with as many block forwards, to the nearest step."""
+        return round(self.block_forwards / self.blocks)
+
+    @property
     def times(self) -> tuple[float, ...]:
         """Every time that the network is conditioned on, once, descending."""
         return tuple(sorted({time for step in self.steps for time in (step.t, step.t_post)}, reverse=True))
