@@ -182,10 +182,12 @@ class Pipeline:
         """
         self._loading.check_open()
         wanted = Request.of(self.manifest, prompt, **request)
-        with self._loading.lend() as sessions:
-            text, _ = self._embed(wanted, sessions)
-        conditions, pictures = wanted.conditions_of(self.manifest, text.conditions)
-        return self._start_noise(wanted, pictures), conditions
+        conditions, _, noise = self._drawn(wanted)
+        if wanted.prompts is not None:
+            with self._loading.lend() as sessions:
+                text, _ = self._embed(wanted, sessions)
+            conditions, _ = wanted.conditions_of(self.manifest, text.conditions)
+        return noise, conditions
 
     def generate(
         self,
@@ -291,13 +293,7 @@ class Pipeline:
         on_device: bool = False,
     ) -> Result:
         """Check and draw what can be before the wait for a session, then run all parts of the bundle in it."""
-        conditions: dict[str, NDArray[Any]] = {}
-        if wanted.prompts is None:
-            conditions, pictures = wanted.conditions_of(self.manifest, {})
-        else:
-            pictures = len(wanted.prompts.positive)
-        self._check_memory(wanted, pictures)
-        noise = self._start_noise(wanted, pictures)
+        conditions, pictures, noise = self._drawn(wanted)
         chunks = list(run_batches(pictures, self.manifest.batch))
         if len(chunks) > 1 and (on_device or is_on_gpu(noise)):
             raise InvalidRequest(
@@ -329,6 +325,19 @@ class Pipeline:
             library=shown(library, NAME_CHARS),
             ilf_trt=__version__,
         )
+
+    def _drawn(self, request: Request) -> tuple[dict[str, NDArray[Any]], int, Any]:
+        """The conditions, none for prompts, which wait for the text encoder; the number of pictures; the start noise.
+
+        Refuses a request for which there is not enough memory before it draws.
+        """
+        conditions: dict[str, NDArray[Any]] = {}
+        if request.prompts is None:
+            conditions, pictures = request.conditions_of(self.manifest, {})
+        else:
+            pictures = len(request.prompts.positive)
+        self._check_memory(request, pictures)
+        return conditions, pictures, self._start_noise(request, pictures)
 
     def _check_memory(self, request: Request, pictures: int) -> None:
         batch = self.manifest.batch

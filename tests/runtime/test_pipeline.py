@@ -28,6 +28,7 @@ from ilf_trt.contract.spec import Loop
 from ilf_trt.errors import BundleError, Cancelled, EngineError, InvalidRequest, NonFinite
 from ilf_trt.model.sampling import sample
 from ilf_trt.runtime import NoiseSource, Pipeline
+from ilf_trt.runtime.arguments import MOST_PICTURES
 from ilf_trt.runtime.engine import Engine, Launch
 from ilf_trt.runtime.host import Host
 from ilf_trt.runtime.onnx_file import OnnxFile
@@ -264,6 +265,18 @@ def test_latents_in_another_memory_order_are_the_same_latents(dit: Served) -> No
     results = [dit.pipeline.generate(latents=latents, **labels(3, 7)).latents for latents in (noise, strided)]
     np.testing.assert_array_equal(*results)
     np.testing.assert_array_equal(strided, noise)
+
+
+def test_inputs_are_what_a_generation_runs(dit: Served) -> None:
+    noise, conditions = dit.pipeline.inputs(seed=5, **labels(3, 7))
+    wanted = dit.pipeline.generate(seed=5, **labels(3, 7)).latents
+    np.testing.assert_array_equal(dit.pipeline.generate(latents=noise, **conditions).latents, wanted)
+
+
+@pytest.mark.parametrize("method", ["generate", "inputs"])
+def test_a_request_past_the_memory_is_refused_before_it_takes_any(dit: Served, method: str) -> None:
+    with Pipeline.load(dit.bundle, threads=1, max_memory=16 << 20, check_hashes=False) as pipeline:
+        refused(lambda: getattr(pipeline, method)(**labels(*[0] * MOST_PICTURES)), "the limit is 16 MiB; ask for fewer")
 
 
 @pytest.mark.parametrize("pictures", [1, 3])
