@@ -37,11 +37,11 @@ SETTLE_S = 0.05  # for the threads of the row before, which may still spin
 LONG_STEPS = 50
 MOST_TURNS = 1000
 
-Show = Callable[[Result], None]
+Show = Callable[[tuple[RowResult, ...]], None]
 
 
 class Conductor:
-    """One benchmark. `write` gets every observation as it is made; `show` gets the result so far after every turn."""
+    """One benchmark. `write` gets every observation as it is made; `show` gets the rows so far after every turn."""
 
     def __init__(
         self,
@@ -96,7 +96,7 @@ class Conductor:
                 if not self._stop():
                     self._measure(batch, folder)
         result = self._result(finished=not self._stop())
-        self._show(result)
+        self._show(result.rows)
         return result
 
     @property
@@ -160,7 +160,7 @@ class Conductor:
                 each.fail(broken[each.row.side])
             elif not self._stop():
                 self._open(each)
-        self._take_turns([each for each in measured if not each.failed])
+        self._take_turns(batch, [each for each in measured if not each.failed])
         ready = [each for each in measured if not each.failed and each.observations]
         for each in ready:
             with suppress(IlfError):
@@ -210,7 +210,7 @@ class Conductor:
 
         self._ask(each, ready)
 
-    def _take_turns(self, measured: list[Measured]) -> None:
+    def _take_turns(self, batch: int, measured: list[Measured]) -> None:
         """A B A B …, until every ratio is known well enough or the time is over; a turn is whole or not at all."""
         end_s = time.perf_counter() + self._options.max_s
         first = max((max(each.times_ms, default=-1) + 1 for each in measured), default=0)
@@ -222,10 +222,11 @@ class Conductor:
                 if not each.failed:
                     self._ask(each, lambda each: self._shoot(each, turn))  # noqa: B023
             turns_left = max(int((end_s - time.perf_counter()) / max(time.perf_counter() - begin_s, 1e-9)), 0)
-            ratios = [ratio for each in measured if (ratio := self._ratio(each)) is not None]
+            rows = self._row_results()
+            ratios = [row.ratio for row in rows if row.batch == batch and row.ratio is not None]
             width = max((interval.width for interval in ratios), default=0.0) / 2
             self._tell("turns", turn + 1, turn + 1 + turns_left, f"±{width:.1%} of ±{self._options.within:.1%}")
-            self._show(self._result(finished=False))
+            self._show(rows)
             if not turns_left or is_enough(ratios, turn + 1, self._options.within):
                 break
 
@@ -309,12 +310,15 @@ class Conductor:
             device=self._loads[Side.RUNTIME]["device"],
             base_line=base.row.slug if base else "",
             within=options.within,
-            rows=tuple(self._row_result(each) for each in self._measured if each.batch in self._reached),
+            rows=self._row_results(),
             ilf_ms=self._ilf_ms,
             fell_out=leaves.layers_outside(self._bundle) if options.device != "cpu" else (),
             noise=self._noise(),
             verdict=self._verdict(),
         )
+
+    def _row_results(self) -> tuple[RowResult, ...]:
+        return tuple(self._row_result(each) for each in self._measured if each.batch in self._reached)
 
     def _row_result(self, each: Measured) -> RowResult:
         row, counted = each.row, [one for one in each.observations if one.counts]

@@ -221,7 +221,7 @@ def _measure(options: BenchOptions, output: Path | None, console: Console, *, re
                 probe=probe,
                 begin=folder.begin if folder is not None else lambda _: None,
                 write=folder.write if folder is not None else lambda _: None,
-                show=lambda result: table.update(result.rows),
+                show=table.update,
                 tell=table.tell,
                 stop=lambda: bool(signals),
                 earlier=folder.earlier if folder is not None else (),
