@@ -13,8 +13,10 @@ from .observation import Observation
 from .page_style import STYLE
 from .result import Result, RowResult
 from .sentences import (
+    AGREEMENT_COLUMNS,
     NOT_SHOWN,
     NOTHING,
+    agreement_cells,
     cold_rows,
     decibels,
     facts,
@@ -256,12 +258,11 @@ def _front(rows: Sequence[RowResult], every: tuple[RowResult, ...]) -> Markup:
 
 
 def _agreement(rows: Sequence[RowResult]) -> Markup:
-    columns = ("row", "eager, same plan", "eager, plain", "eager, 50 steps", "pixels, plain", "not finite")
+    columns = ("row", *AGREEMENT_COLUMNS, "not finite")
     lines = []
     for row in rows:
         if (known := row.agreement) is not None:
-            values = (known.own_plan_db, known.plain_db, known.long_db, known.pixels_db)
-            cells = [*map(decibels, values), share(known.nonfinite_share)]
+            cells = [*agreement_cells(known), share(known.nonfinite_share)]
             named = [_td(name, cell) for name, cell in zip(columns[1:], cells, strict=True)]
             lines.append(element("tr", element("td", row.title), *named))
     return _table(columns, lines)

@@ -9,7 +9,8 @@ from ilf_trt.errors import shown
 from .fairness import by_batch, is_ilf
 from .result import Result, RowResult
 from .sentences import (
-    decibels,
+    AGREEMENT_COLUMNS,
+    agreement_cells,
     facts,
     fell_out_words,
     figure,
@@ -102,12 +103,9 @@ def _rows(rows: tuple[RowResult, ...]) -> list[str]:
 
 
 def _agreement(rows: Sequence[RowResult]) -> list[str]:
-    columns = ("row", "batch", "eager, same plan", "eager, plain", "eager, 50 steps", "pixels, plain")
-    cells = []
-    for row in rows:
-        if (known := row.agreement) is not None:
-            values = (known.own_plan_db, known.plain_db, known.long_db, known.pixels_db)
-            cells.append((plain(row.title), f"{row.batch}", *(decibels(value) for value in values)))
+    columns = ("row", "batch", *AGREEMENT_COLUMNS)
+    known = ((row, row.agreement) for row in rows if row.agreement is not None)
+    cells = [(plain(row.title), f"{row.batch}", *agreement_cells(agreement)) for row, agreement in known]
     return _table(columns, cells)
 
 

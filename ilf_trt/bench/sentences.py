@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from .fairness import base_of, equal_cost_of, fair_ratio, is_withheld
-from .result import Noise, Result, RowResult, Verdict
+from .result import Agreement, Noise, Result, RowResult, Verdict
 from .row import Boundary
 from .statistics import Interval, Spread
 
@@ -19,6 +19,7 @@ OUTSIDE = {
     Boundary.DENOISE: "start of the process, loading, text encoder, decoder",
     Boundary.END_TO_END: "start of the process, loading",
 }
+AGREEMENT_COLUMNS = ("eager, same plan", "eager, plain", "eager, 50 steps", "pixels, plain")
 NOT_SHOWN = "no speed-up shown: its row of equal cost was not measured"
 
 
@@ -110,6 +111,16 @@ def cold_rows(result: Result) -> list[tuple[str, tuple[float, float, float]]]:
         for row in result.rows
         if row.cold is not None and not row.failed
     ]
+
+
+def agreement_cells(known: Agreement) -> tuple[str, str, str, str]:
+    """The cells of `AGREEMENT_COLUMNS`."""
+    return (
+        decibels(known.own_plan_db),
+        decibels(known.plain_db),
+        decibels(known.long_db),
+        decibels(known.pixels_db),
+    )
 
 
 def score_lines(rows: Sequence[RowResult]) -> list[tuple[str, str, str, str, str]]:

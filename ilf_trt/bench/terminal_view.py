@@ -17,8 +17,9 @@ from ilf_trt.interrupts import check_interrupted
 from .fairness import by_batch, is_ilf
 from .result import Result, RowResult
 from .sentences import (
+    AGREEMENT_COLUMNS,
     NOTHING,
-    decibels,
+    agreement_cells,
     facts,
     fell_out_words,
     figure,
@@ -193,16 +194,12 @@ def _agreement_table(result: Result) -> Table:
     table = plain_table(
         Column("row", width=TITLE, overflow="fold", vertical="bottom"),
         number_column("batch", 5),
-        number_column("eager,\nsame plan", 12),
-        number_column("eager,\nplain", 12),
-        number_column("eager,\n50 steps", 12),
-        number_column("pixels,\nplain", 12),
+        *(number_column(name.replace(", ", ",\n"), 12) for name in AGREEMENT_COLUMNS),
         title="agreement from the same noise, PSNR; – was not asked for, or is equal to the bit",
     )
     for row in result.rows:
         if (known := row.agreement) is not None:
-            values = (known.own_plan_db, known.plain_db, known.long_db, known.pixels_db)
-            table.add_row(cell(row.title), f"{row.batch}", *(decibels(value) for value in values))
+            table.add_row(cell(row.title), f"{row.batch}", *agreement_cells(known))
     return table
 
 
