@@ -6,8 +6,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import onnx
-import onnx.parser
 import pytest
 
 from benchmarks.rivals.openvino_engine import OpenVinoEngine
@@ -28,22 +26,10 @@ from benchmarks.speed.openvino import (
     workers_of,
 )
 from ilf_trt.contract.plan import SCHEDULERS, make_plan
-from ilf_trt.contract.ports import Graph, Port, Role
 from ilf_trt.contract.spec import Loop
 from ilf_trt.errors import EngineError, MissingDependency, PortMismatch
+from tests.small_graph import SMALL, write_small
 
-TEXT = """
-<ir_version: 10, opset_import: ["" : 20]>
-small (float[B,3] x, float[3] bias) => (float[B,3] y)
-{
-    y = Add (x, bias)
-}
-"""
-SMALL = Graph(
-    "small",
-    (Port("x", ("B", 3), "float32", Role.TOKENS), Port("bias", (3,), "float32", Role.TOKENS)),
-    (Port("y", ("B", 3), "float32", Role.TOKENS),),
-)
 BASE, RIVAL, OWN = (
     Row(ONNX_RUNTIME, PLAIN, F32, 2),
     Row(OPENVINO, PLAIN, F32, 2),
@@ -113,8 +99,7 @@ def test_the_ratio_is_that_of_each_turn(monkeypatch: pytest.MonkeyPatch) -> None
 @pytest.fixture
 def engine(tmp_path: Path) -> OpenVinoEngine:
     pytest.importorskip("openvino")
-    onnx.save(onnx.parser.parse_model(TEXT), tmp_path / "small.onnx")
-    return OpenVinoEngine(SMALL, tmp_path / "small.onnx", threads=1)
+    return OpenVinoEngine(SMALL, write_small(tmp_path), threads=1)
 
 
 def memory(pictures: int) -> dict[str, Any]:

@@ -6,8 +6,6 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
-import onnx
-import onnx.parser
 import pytest
 from numpy.typing import NDArray
 
@@ -16,19 +14,8 @@ from ilf_trt.contract.ports import Graph, Port, Role
 from ilf_trt.errors import EngineError, PortMismatch
 from ilf_trt.runtime.onnx_file import OnnxFile
 from ilf_trt.runtime.onnxruntime_engine import OnnxRuntimeEngine
+from tests.small_graph import SMALL, write_small
 
-TEXT = """
-<ir_version: 10, opset_import: ["" : 20]>
-small (float[B,3] x, float[3] bias) => (float[B,3] y)
-{
-    y = Add (x, bias)
-}
-"""
-SMALL = Graph(
-    "small",
-    (Port("x", ("B", 3), "float32", Role.TOKENS), Port("bias", (3,), "float32", Role.TOKENS)),
-    (Port("y", ("B", 3), "float32", Role.TOKENS),),
-)
 PICTURES = 2
 
 Arrays = dict[str, NDArray[np.float32]]
@@ -36,8 +23,7 @@ Arrays = dict[str, NDArray[np.float32]]
 
 @pytest.fixture
 def path(tmp_path: Path) -> Path:
-    onnx.save(onnx.parser.parse_model(TEXT), tmp_path / "small.onnx")
-    return tmp_path / "small.onnx"
+    return write_small(tmp_path)
 
 
 @pytest.fixture

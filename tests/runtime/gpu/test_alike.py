@@ -3,7 +3,6 @@
 import ctypes
 import threading
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from importlib import import_module
 from typing import Any
@@ -14,8 +13,17 @@ import pytest
 
 from ilf_trt.errors import DeviceError, OutOfMemory
 from ilf_trt.runtime.gpu.cuda import ALIGNMENT, Gpu, upload
+from tests.runtime.gpu.cuda_work import (
+    SIZE,
+    captured,
+    core,
+    device_memory,
+    host_view,
+    new_stream,
+    pinned_memory,
+    work_on_threads,
+)
 
-SIZE = 1024
 TOO_MUCH_BYTES = 1 << 44
 
 
@@ -51,30 +59,8 @@ def building(stream: Any) -> Iterator[Any]:
         builder.close()
 
 
-def core() -> Any:
-    return import_module("cuda.core")
-
-
 def cuda_error() -> type[Exception]:
     return import_module("cuda.core._utils.cuda_utils").CUDAError
-
-
-def new_stream() -> Any:
-    return core().Device(0).create_stream()
-
-
-def device_memory(stream: Any, size: int = SIZE) -> Any:
-    return core().Device(0).allocate(size, stream=stream)
-
-
-def pinned_memory(value: int = 0, size: int = SIZE) -> Any:
-    block = core().LegacyPinnedMemoryResource().allocate(size)
-    host_view(block)[:] = value
-    return block
-
-
-def host_view(buffer: Any) -> Any:
-    return np.frombuffer((ctypes.c_uint8 * buffer.size).from_address(int(buffer.handle)), np.uint8)
 
 
 def values_in(buffer: Any) -> list[int]:
@@ -83,15 +69,6 @@ def values_in(buffer: Any) -> list[int]:
     target.copy_from(buffer, stream=stream)
     stream.sync()
     return sorted(set(host_view(target).tolist()))
-
-
-def captured(stream: Any, work: Callable[[], Any]) -> Any:
-    """The graph of some work; its builder is closed."""
-    builder = stream.create_graph_builder().begin_building("thread_local")
-    work()
-    graph = builder.end_building().complete()
-    builder.close()
-    return graph
 
 
 def on_a_thread(work: Callable[[], Any]) -> list[str]:
@@ -231,24 +208,7 @@ def test_a_device_that_is_not_current_cannot_be_used() -> None:
 
 
 def test_threads_with_streams_of_their_own_do_not_disturb_one_another() -> None:
-    def work(value: int) -> None:
-        core().Device(0).set_current()
-        stream = new_stream()
-        source, target = pinned_memory(value), pinned_memory()
-        for _ in range(20):
-            memory = device_memory(stream)
-            memory.copy_from(source, stream=stream)
-            graph = captured(stream, lambda memory=memory: target.copy_from(memory, stream=stream))
-            graph.launch(stream)
-            stream.sync()
-            assert set(host_view(target).tolist()) == {value}
-            graph.close()
-            memory.close()
-        for each in (stream, source, target):
-            each.close()
-
-    with ThreadPoolExecutor(4) as threads:
-        list(threads.map(work, range(8)))
+    work_on_threads()
 
 
 # --- captures

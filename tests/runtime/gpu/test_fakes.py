@@ -6,7 +6,6 @@ import mmap
 import sys
 import threading
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -22,7 +21,16 @@ from fake_cuda import CUDAError, FakeCuda, FakeGpu, RuleBroken
 from fake_tensorrt import FakeTensorRT, Severity
 from onnxruntime.capi.onnxruntime_pybind11_state import Fail
 
-SIZE = 1024
+from tests.runtime.gpu.cuda_work import (
+    SIZE,
+    captured,
+    core,
+    device_memory,
+    host_view,
+    pinned_memory,
+    work_on_threads,
+)
+
 SHAPE = (2, 4)
 SCRATCH_BYTES = 512
 
@@ -38,25 +46,6 @@ def cuda(monkeypatch: pytest.MonkeyPatch) -> FakeCuda:
 @pytest.fixture
 def stream(cuda: FakeCuda) -> Any:
     return core().Device(0).create_stream()
-
-
-def core() -> Any:
-    return import_module("cuda.core")
-
-
-def device_memory(stream: Any, size: int = SIZE) -> Any:
-    return core().Device(0).allocate(size, stream=stream)
-
-
-def pinned_memory(value: int | None = None, size: int = SIZE) -> Any:
-    block = core().LegacyPinnedMemoryResource().allocate(size)
-    if value is not None:
-        host_view(block)[:] = value
-    return block
-
-
-def host_view(buffer: Any) -> Any:
-    return np.frombuffer((ctypes.c_uint8 * buffer.size).from_address(int(buffer.handle)), np.uint8)
 
 
 def values_at(cuda: FakeCuda, buffer: Any) -> set[int]:
@@ -330,14 +319,6 @@ def test_memory_of_a_small_gpu_is_counted(monkeypatch: pytest.MonkeyPatch) -> No
 # --- captures
 
 
-def captured(stream: Any, work: Callable[[], Any]) -> Any:
-    builder = stream.create_graph_builder().begin_building("thread_local")
-    work()
-    graph = builder.end_building().complete()
-    builder.close()
-    return graph
-
-
 @pytest.fixture
 def building(stream: Any) -> Iterator[Any]:
     """A builder that captures `stream`."""
@@ -483,24 +464,7 @@ def test_a_broken_rule_is_remembered_when_someone_swallows_it(cuda: FakeCuda, st
 
 
 def test_threads_with_streams_of_their_own_break_no_rule_and_leave_nothing(cuda: FakeCuda) -> None:
-    def work(value: int) -> None:
-        core().Device(0).set_current()
-        stream = core().Device(0).create_stream()
-        source, target = pinned_memory(value), pinned_memory()
-        for _ in range(20):
-            memory = device_memory(stream)
-            memory.copy_from(source, stream=stream)
-            graph = captured(stream, lambda memory=memory: target.copy_from(memory, stream=stream))
-            graph.launch(stream)
-            stream.sync()
-            assert set(host_view(target).tolist()) == {value}
-            graph.close()
-            memory.close()
-        for each in (stream, source, target):
-            each.close()
-
-    with ThreadPoolExecutor(4) as threads:
-        list(threads.map(work, range(8)))
+    work_on_threads()
     assert (cuda.broken, cuda.live()) == ([], [])
 
 
