@@ -16,7 +16,7 @@ from rich.table import Table
 from rich.text import Text
 
 from ilf_trt.assembly.packaged_bundle import bundle_of
-from ilf_trt.commands.flags import CacheFolder, MaxError, MaxMemory, bytes_of, cache_folder, size_of
+from ilf_trt.commands.flags import CacheFolder, MaxError, MaxMemory, bytes_of, size_of
 from ilf_trt.commands.log import log_to_terminal
 from ilf_trt.commands.numbers import OptionalReal, OptionalWhole, Whole
 from ilf_trt.commands.progress_bar import progress_bar
@@ -155,7 +155,7 @@ def generate(
     texts = (*prompts, *(_lines(prompts_file) if prompts_file else ()))
     seeds = numbers_of(seed, "seed")
     with Pipeline.load(
-        Path(bundle) if find_packaged(bundle) is None else bundle_of(bundle, cache_folder(cache)),
+        bundle_of(bundle, cache),
         device=device,
         engine=engine,
         threads=threads,
@@ -247,8 +247,7 @@ def replay(
     arrays = {} if conditions is None else read_conditions(conditions)
     noise = None if latents_in is None else _array(latents_in)
     provenance.arguments(arrays, noise)  # refuses other files before a bundle is built or loaded
-    folder = cache_folder(cache)
-    place = find_bundle(provenance.origin, picture, folder) if bundle is None else bundle_of(bundle, folder)
+    place = find_bundle(provenance.origin, picture, cache) if bundle is None else bundle_of(bundle, cache)
     options: dict[str, Any] = {"device": device, "engine": engine, "threads": threads, "sessions": 1}
     most = None if max_memory is None else bytes_of(max_memory)
     with Pipeline.load(place, **options, max_memory=most) as pipeline, _progress() as progress:

@@ -10,6 +10,7 @@ from ilf_trt.contract.packaged import Packaged, find_packaged
 from ilf_trt.errors import BundleError, one_line
 
 from .build_cache import BuildCache
+from .cache_folder import cache_folder
 from .conductor import build
 from .options import BuildOptions
 
@@ -17,13 +18,13 @@ from .options import BuildOptions
 def bundle_of(name: str, cache: Path | None) -> Path:
     """Where the bundle of `name` lies: a folder as it is, or one of the package's, built into `cache` at its first use.
 
-    Raises MissingDependency when it must be built and PyTorch is not there, BundleError when `cache` cannot be used.
+    `cache` is the user's own by default. Raises MissingDependency when it must be built and PyTorch is not there,
+    BundleError when `cache` cannot be used, InvalidRequest as `cache_folder` does.
     """
     known = find_packaged(name)
     if known is None:
         return Path(name)
-    if cache is None:
-        raise _no_place(known, "there is no cache folder")
+    cache = cache_folder(cache)
     note = {"graph": "bundle", "model": known.name, "precision": "fp32", "target": "onnx", "version": __version__}
     store, key, bundle = BuildCache(cache), _key(known), f"{known.name}.ilf"
     try:

@@ -35,7 +35,7 @@ from ilf_trt.errors import BenchmarkFailed, InvalidRequest
 from ilf_trt.files import write_whole
 from ilf_trt.interrupts import EXIT_BASE, hold_first_signal
 
-from .flags import CacheFolder, cache_folder, size_of
+from .flags import CacheFolder, size_of
 from .numbers import OptionalReal, OptionalWhole, Real, Whole
 from .progress_bar import progress_bar
 from .terminal import say
@@ -175,7 +175,7 @@ def bench(
     else:
         load = None
     options = BenchOptions(
-        bundle=Path(bundle) if known is None else bundle_of(bundle, cache_folder(cache_dir)),
+        bundle=bundle_of(bundle, cache_dir),
         checkpoint=checkpoint or (None if known is None else known.name),
         against=() if against is None else Rival.parse_all(against),
         device=device,

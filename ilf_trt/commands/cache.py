@@ -8,10 +8,11 @@ from rich.console import Console
 from rich.table import Table
 
 from ilf_trt.assembly.build_cache import DAY_S, BuildCache
+from ilf_trt.assembly.cache_folder import cache_folder
 from ilf_trt.contract.target import GIB
 from ilf_trt.errors import InvalidRequest
 
-from .flags import CacheFolder, cache_folder
+from .flags import CacheFolder
 from .numbers import OptionalReal
 
 MIB = 1 << 20

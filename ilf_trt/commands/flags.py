@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from cyclopts import Parameter, validators
-from platformdirs import user_cache_path
 
+from ilf_trt.assembly.cache_folder import cache_folder
 from ilf_trt.assembly.options import PipelinePart
 from ilf_trt.contract.spec import Precision
 from ilf_trt.contract.target import GIB, Architecture, EngineOptions, Library
@@ -33,25 +33,6 @@ CacheFolder = Annotated[
 
 MaxError = Annotated[float | None, Parameter(converter=real_number, validator=validators.Number(gte=0))]
 MaxMemory = Annotated[float | None, Parameter(converter=real_number, validator=validators.Number(gt=0))]
-
-
-def cache_folder(given: Path | None) -> Path:
-    """The build cache's folder; raises InvalidRequest for a user without a home folder."""
-    if given is not None:
-        return given
-    try:
-        folder = user_cache_path("ilf-trt")
-    except (RuntimeError, KeyError, OSError) as error:
-        raise _homeless() from error
-    if not folder.is_absolute():
-        raise _homeless()
-    return folder
-
-
-def _homeless() -> InvalidRequest:
-    return InvalidRequest(
-        "this user has no home folder to keep the build cache in; set HOME, or pass --cache-dir FOLDER"
-    )
 
 
 @Parameter(name="*")

@@ -264,6 +264,23 @@ def test_replay_finds_the_bundle_here_and_beside_the_picture(
     assert run("replay", path).out == "the same to the bit\n"
 
 
+def test_a_bundle_in_a_folder_needs_no_home_folder(
+    run: Run, dit_bundle: Path, tmp_path: Path, picture: bytes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def homeless(_: str) -> Path:
+        raise RuntimeError("no home")
+
+    monkeypatch.delenv("ILF_TRT_CACHE", raising=False)
+    monkeypatch.setattr("ilf_trt.assembly.cache_folder.user_cache_path", homeless)
+    monkeypatch.chdir(dit_bundle.parent)
+    path = tmp_path / "picture.png"
+    path.write_bytes(picture)
+    assert run("generate", dit_bundle, *MADE, "-o", tmp_path / "again.png").code == 0
+    assert run("replay", path, "--bundle", dit_bundle).code == 0
+    assert run("replay", path).code == 0
+    run("generate", "demo", *MADE, "-o", tmp_path / "demo.png").refused("no home folder", "--cache-dir FOLDER")
+
+
 def test_a_folder_of_the_name_with_another_digest_is_not_taken(
     dit_bundle: Path, tmp_path: Path, provenance: Provenance, monkeypatch: pytest.MonkeyPatch
 ) -> None:

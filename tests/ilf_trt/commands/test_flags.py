@@ -4,7 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from ilf_trt.commands.flags import EngineFlags, cache_folder
+from ilf_trt.assembly.cache_folder import cache_folder
+from ilf_trt.commands.flags import EngineFlags
 from ilf_trt.contract.target import GIB, Architecture, EngineOptions, Library
 from ilf_trt.errors import InvalidRequest
 
