@@ -4,13 +4,11 @@ import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
-from io import BytesIO
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import numpy as np
 from cyclopts import Parameter, validators
-from numpy.typing import NDArray
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
@@ -21,14 +19,13 @@ from ilf_trt.commands.log import log_to_terminal
 from ilf_trt.commands.numbers import OptionalReal, OptionalWhole, Whole
 from ilf_trt.commands.progress_bar import progress_bar
 from ilf_trt.commands.terminal import say
-from ilf_trt.contract.arrays import MOST_BYTES, MOST_NUMBERS, UNREADABLE, numbers_of, read_conditions, read_npy
-from ilf_trt.contract.document import DocumentError, read_json
+from ilf_trt.contract.arrays import numbers_of, read_conditions
 from ilf_trt.contract.packaged import find_packaged
-from ilf_trt.contract.plan import Rule, StepPlan
+from ilf_trt.contract.plan import Rule
 from ilf_trt.contract.progress import Progress
-from ilf_trt.errors import InvalidRequest, one_line, shown
-from ilf_trt.files import check_writable, open_regular, read_bytes, write_whole
+from ilf_trt.errors import InvalidRequest, shown
 
+from .command_files import array_in, check_place, plan_in, prompts_in, save_latents
 from .engine import EngineKind
 from .picture.png import grid, pixels_from_latents, save_png
 from .picture.png_file import PngFile
@@ -44,7 +41,6 @@ from .verify import verify as run_verify
 log = logging.getLogger(__name__)
 
 DIFFERS = 1
-MOST_TEXT_BYTES = 1 << 24
 
 
 def generate(
@@ -149,10 +145,10 @@ def generate(
         raise InvalidRequest("nothing to write; pass -o PICTURE.png or --latents-out LATENTS.npy")
     for option, place, suffix in (("--output", output, ".png"), ("--latents-out", latents_out, ".npy")):
         if place is not None:
-            _check_place(option, place, suffix)
+            check_place(option, place, suffix)
     log_to_terminal()
     arrays: dict[str, Any] = {} if conditions is None else read_conditions(conditions)
-    texts = (*prompts, *(_lines(prompts_file) if prompts_file else ()))
+    texts = (*prompts, *(prompts_in(prompts_file) if prompts_file else ()))
     seeds = numbers_of(seed, "seed")
     with Pipeline.load(
         bundle_of(bundle, cache),
@@ -177,7 +173,7 @@ def generate(
                 negative_prompt=negative_prompt,
                 size=None if size is None else size_of(size),
                 seed=seeds[0] if len(seeds) == 1 else seeds,
-                latents=None if latents_in is None else _array(latents_in),
+                latents=None if latents_in is None else array_in(latents_in),
                 noise=noise,
                 guidance_scale=guidance_scale,
                 clean_captions=clean_captions,
@@ -185,11 +181,11 @@ def generate(
                 decode=output is not None,
                 profile=profile,
                 progress=progress,
-                plan=_plan(plan) if plan else pipeline.plan(steps, feedback=feedback, rule=rule, ratio=ratio),
+                plan=plan_in(plan) if plan else pipeline.plan(steps, feedback=feedback, rule=rule, ratio=ratio),
                 **arrays,
             )
     if latents_out is not None:
-        _save(latents_out, result.latents)
+        save_latents(latents_out, result.latents)
     if output is not None and result.pixels is not None:
         record = _record(result.provenance(columns), bundle) if metadata else None
         save_png(output, grid(result.pixels, columns), record)
@@ -240,12 +236,12 @@ def replay(
         Engine threads of the CPU; 0 leaves the number to the library, 1 is faster for tiny models.
     """
     if output is not None:
-        _check_place("--output", output, ".png")
+        check_place("--output", output, ".png")
     log_to_terminal()
     png = PngFile.read(picture)
     provenance = Provenance.decoded(png.record)
     arrays = {} if conditions is None else read_conditions(conditions)
-    noise = None if latents_in is None else _array(latents_in)
+    noise = None if latents_in is None else array_in(latents_in)
     provenance.arguments(arrays, noise)  # refuses other files before a bundle is built or loaded
     place = find_bundle(provenance.origin, picture, cache) if bundle is None else bundle_of(bundle, cache)
     options: dict[str, Any] = {"device": device, "engine": engine, "threads": threads, "sessions": 1}
@@ -351,55 +347,3 @@ def _labels(text: str) -> list[int] | list[str]:
     if any(character.isalpha() for character in text):
         return [name.strip() for name in text.split(",")]
     return numbers_of(text, "labels")
-
-
-def _check_place(option: str, place: Path, suffix: str) -> None:
-    """Refuse a name of another format, and a place that cannot be written, before any work."""
-    if place.suffix.lower() != suffix:
-        raise InvalidRequest(f"{option} writes a {suffix} file, got {place}; give a name that ends in {suffix}")
-    try:
-        check_writable(place)
-    except OSError as error:
-        raise _unwritable(option, place, error) from error
-
-
-def _unwritable(option: str, place: Path, error: OSError) -> InvalidRequest:
-    return InvalidRequest(f"cannot write {place}: {one_line(error)}; choose another {option}")
-
-
-def _lines(path: Path) -> list[str]:
-    try:
-        lines = read_bytes(path, most=MOST_TEXT_BYTES).decode("utf-8-sig").splitlines()
-    except (OSError, ValueError) as error:
-        reason = one_line(error)
-        raise InvalidRequest(f"{path} is not a readable text file ({reason}); give one prompt a line") from error
-    texts = [line.strip() for line in lines if line.strip()]
-    if not 0 < len(texts) <= MOST_NUMBERS:
-        raise InvalidRequest(f"{path} holds {len(texts)} prompts, expected 1 to {MOST_NUMBERS}; give one a line")
-    return texts
-
-
-def _plan(path: Path) -> StepPlan:
-    try:
-        data = read_json(path)
-    except DocumentError as error:
-        raise InvalidRequest(f"step plan {error}; make one with ilf-trt plan --json") from error
-    return StepPlan.from_json(data)
-
-
-def _array(path: Path) -> NDArray[Any]:
-    """One array of at most `MOST_NOISE_BYTES`, whose header says what the file really holds."""
-    try:
-        with open_regular(path) as file:
-            return read_npy(file, size_bytes=min(path.stat().st_size, MOST_BYTES))
-    except UNREADABLE as error:
-        raise InvalidRequest(f"{path} is not a readable .npy ({one_line(error)}); write it with numpy.save") from error
-
-
-def _save(path: Path, latents: NDArray[np.float32]) -> None:
-    content = BytesIO()
-    np.save(content, latents, allow_pickle=False)
-    try:
-        write_whole(path, content.getvalue())
-    except OSError as error:
-        raise _unwritable("--latents-out", path, error) from error
